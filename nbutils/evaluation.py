@@ -1,0 +1,151 @@
+"""Did the training help? Base and tuned model answer the same held-out prompts, and the same judge compares them.
+
+Used by 04. Intervals resample whole topics (the `category` of a prompt), since answers about one topic resemble each
+other. Beside the score stand length, variety and truncation: a score that rises while these fall is not a gain.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+
+from nbutils.engines import Engine, Request, Sample, Sampling
+from nbutils.errors import InputError
+from nbutils.judges import Judge
+from nbutils.judges.verifier import check
+from nbutils.records import Row
+from nbutils.stats import bootstrap_mean, distinct
+from nbutils.store import Store, answer
+from nbutils.verdicts import decide, mean_scores
+
+
+def sample(
+    engine: Engine, rows: Sequence[Row], sampling: Sampling, *, n: int, seed: int, store: Store, deadline: float
+) -> list[tuple[Sample, ...]]:
+    """Return n samples for every prompt, in the order of the rows.
+
+    Raises:
+        InputError: if the server left prompts unanswered.
+    """
+    requests = [Request(tuple(row["prompt"]), n=n, sampling=sampling) for row in rows]
+    replies = answer(store, engine, requests, seed=seed, deadline=deadline, title="sampling")
+    samples = [reply.samples for reply in replies if reply is not None]
+    if len(samples) < len(rows):
+        raise InputError(f"{len(rows) - len(samples)} of {len(rows)} prompts got no answer; run the same command again")
+    return samples
+
+
+def compare(
+    judge: Judge,
+    rows: Sequence[Row],
+    before: Sequence[Sequence[Sample]],
+    after: Sequence[Sequence[Sample]],
+    *,
+    store: Store,
+    deadline: float = float("inf"),
+) -> list[Row]:
+    """Judge the i-th answer before against the i-th after, for every prompt.
+
+    Returns:
+        One row per pair of answers with text, score (0..1, None if unparsed), tokens and finish reason of both, and
+        `verdict` as seen from the tuned model: win, tie, loss, flip or unparsed.
+    """
+    asked = [
+        row | {"responses": [{"text": s.text} for s in couple]}
+        for row, olds, news in zip(rows, before, after, strict=True)
+        for couple in zip(olds, news, strict=True)
+    ]
+    couples = [c for olds, news in zip(before, after, strict=True) for c in zip(olds, news, strict=True)]
+    result = []
+    for row, couple, said in zip(asked, couples, judge.score(asked, store, deadline=deadline), strict=True):
+        scores: Sequence[float | None] = mean_scores(said.scores) or [None, None]
+        record = {key: row[key] for key in ("prompt_id", "prompt", "category", "checks")}
+        for side, drawn, score in zip(("before", "after"), couple, scores, strict=True):
+            record |= {
+                f"{side}_text": drawn.text,
+                f"{side}_score": score,
+                f"{side}_tokens": drawn.n_tokens,
+                f"{side}_finish_reason": drawn.finish_reason,
+            }
+        verdict = decide([new - old for old, new in said.scores])
+        result.append(record | {"verdict": verdict, "judge": judge.name})
+    return result
+
+
+def summarise(rows: Sequence[Row], *, seed: int = 0) -> dict[str, Any]:
+    """Return the numbers of one held-out set; intervals are 95%, by bootstrap over topics.
+
+    `passed_all` is the share of answers with the judge's highest score (for the verifier: every check passed).
+    `tokens_ratio` and `distinct_2` are there to be distrusted: see the README.
+    """
+    frame = pd.DataFrame(rows)
+    scored = frame.dropna(subset=["before_score", "after_score"])
+    if scored.empty:
+        raise InputError("the judge gave no readable score for any held-out answer; look at its replies in the store")
+    result: dict[str, Any] = {
+        "prompts": int(frame.prompt_id.nunique()),
+        "answers": len(frame),
+        "topics": int(frame.category.nunique()),
+        "unparsed": len(frame) - len(scored),
+        "score": _change(scored.before_score, scored.after_score, scored.category, seed),
+        "passed_all": _change(scored.before_score >= 1 - 1e-9, scored.after_score >= 1 - 1e-9, scored.category, seed),
+        "verdicts": dict(Counter(frame.verdict)),
+        "checks": _per_check(rows, seed),
+        "truncated": _change(
+            frame.before_finish_reason == "length", frame.after_finish_reason == "length", frame.category, seed
+        ),
+        "characters": {side: float(frame[f"{side}_text"].str.len().mean()) for side in ("before", "after")},
+        "tokens": {side: float(frame[f"{side}_tokens"].mean()) for side in ("before", "after")},
+        "distinct_2": {side: distinct(frame[f"{side}_text"]) for side in ("before", "after")},
+    }
+    for unit in ("tokens", "characters"):
+        result[f"{unit}_ratio"] = result[unit]["after"] / max(result[unit]["before"], 1e-9)
+    return result
+
+
+def in_words(summary: dict[str, Any]) -> str:
+    """Return the verdict: better, worse or not shown, by the interval of the share that passed all."""
+    change = summary["passed_all"]
+    word = "better" if change["low"] > 0 else "worse" if change["high"] < 0 else "not shown to differ"
+    return (
+        f"{word}: {100 * change['before']:.1f}% to {100 * change['after']:.1f}%, "
+        f"{100 * change['change']:+.1f} points [{100 * change['low']:+.1f}, {100 * change['high']:+.1f}] "
+        f"on {summary['prompts']} prompts, {summary['topics']} topics"
+    )
+
+
+def examples(rows: Sequence[Row], count: int = 3) -> list[Row]:
+    """Choose pairs of answers by a fixed rule: first answers of the prompts with the smallest ids."""
+    first: dict[str, Row] = {}
+    for row in rows:
+        first.setdefault(row["prompt_id"], row)
+    return [first[i] for i in sorted(first)[:count]]
+
+
+def _change(before: Any, after: Any, topics: Any, seed: int) -> dict[str, float]:
+    before, after = before.astype(float), after.astype(float)
+    interval = bootstrap_mean(list(after - before), list(topics), seed=seed)
+    return {
+        "before": float(before.mean()),
+        "after": float(after.mean()),
+        "change": interval.value,
+        "low": interval.low,
+        "high": interval.high,
+    }
+
+
+def _per_check(rows: Sequence[Row], seed: int) -> dict[str, dict[str, float]]:
+    """Return the change of every single kind of check, where the prompts carry checks."""
+    table = []
+    for row in rows:
+        if row["checks"]:
+            sides = [check(row["checks"], row[f"{side}_text"]) for side in ("before", "after")]
+            table += [
+                {"name": name, "before": old, "after": new, "topic": row["category"]}
+                for (name, old), (_, new) in zip(*sides, strict=True)
+            ]
+    if not table:
+        return {}
+    groups = pd.DataFrame(table).groupby("name")
+    return {str(name): _change(g.before, g.after, g.topic, seed) for name, g in groups}

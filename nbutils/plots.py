@@ -1,0 +1,160 @@
+"""One function per figure of the notebooks, each drawn from the data a stage saves; they return their axes."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+
+from nbutils.stats import Interval, wilson
+from nbutils.verdicts import mean_scores
+
+FIRST, SECOND, GREY = "#2a6f97", "#e07a5f", "#8d99ae"
+
+
+def _axes(ax: Axes | None, title: str, x: str, y: str, *, size: tuple[float, float] = (6.4, 3.6)) -> Axes:
+    if ax is None:
+        ax = plt.subplots(figsize=size, layout="constrained")[1]
+    ax.set(title=title, xlabel=x, ylabel=y)
+    ax.spines[["top", "right"]].set_visible(False)
+    return ax
+
+
+def plot_verdicts(counts: Mapping[str, int], *, ax: Axes | None = None) -> Axes:
+    """Draw each verdict's share of the rows with its 95% Wilson interval."""
+    total = sum(counts.values())
+    shares = [wilson(count, total) for count in counts.values()]
+    ax = _axes(ax, f"What became of {total} rows?", "share of rows (%), 95% interval", "")
+    _forest(ax, list(counts), [Interval(*(100 * v for v in share)) for share in shares])
+    for i, count in enumerate(counts.values()):
+        ax.annotate(str(count), (100 * shares[i].high, i), (5, 0), textcoords="offset points", va="center", fontsize=8)
+    ax.set_xlim(left=0)
+    return ax
+
+
+def plot_scores(
+    rows: Sequence[Mapping[str, Any]], names: Sequence[str] | None = None, *, ax: Axes | None = None
+) -> Axes:
+    """Draw how often the judge gave which score; one colour per response place if `names` are given, else all alike."""
+    scored = [mean_scores(row["scores"]) for row in rows if row["scores"]]
+    places = len(names) if names else 1
+    groups = [
+        [s for row in scored for s in (row[i : i + 1] if names else row) if not math.isnan(s)] for i in range(places)
+    ]
+    ax = _axes(ax, "Which scores does the judge give?", "score, averaged over the orders (0 to 1)", "responses")
+    ax.hist(
+        groups, bins=list(np.linspace(0, 1, 11)), color=[FIRST, SECOND][:places], label=list(names) if names else None
+    )
+    if names:
+        ax.legend(frameon=False)
+    return ax
+
+
+def plot_lengths(lengths: Sequence[int], limit: int, *, ax: Axes | None = None) -> Axes:
+    """Draw the lengths of samples in tokens and the limit they may not pass."""
+    ax = _axes(ax, "How long are the answers?", "tokens in an answer", "answers")
+    ax.hist(lengths, bins=30, color=FIRST)
+    ax.axvline(limit, color=SECOND, linestyle="--", label=f"max_tokens = {limit}: cut off here")
+    ax.legend(frameon=False)
+    return ax
+
+
+def plot_next_token(
+    tokens: Sequence[str], probabilities: Mapping[str, Sequence[float]], *, ax: Axes | None = None
+) -> Axes:
+    """Draw the most probable next tokens under several temperatures."""
+    ax = _axes(ax, "What temperature does to the next token", "next token", "probability")
+    width = 0.8 / len(probabilities)
+    for i, (label, values) in enumerate(probabilities.items()):
+        places = np.arange(len(tokens)) + (i - (len(probabilities) - 1) / 2) * width
+        ax.bar(places, values, width, label=label, color=[GREY, FIRST, SECOND][i % 3])
+    ax.set_xticks(range(len(tokens)), [repr(t)[1:-1] for t in tokens], rotation=45, ha="right")
+    ax.legend(frameon=False)
+    return ax
+
+
+def plot_waterfall(counts: Mapping[str, int], *, ax: Axes | None = None) -> Axes:
+    """Draw how the prompts that gave no pair were lost, step by step, down to the pairs that remain."""
+    lost = {name: n for name, n in counts.items() if name != "on_policy"}
+    left = [sum(counts.values())]
+    for n in lost.values():
+        left.append(left[-1] - n)
+    ax = _axes(ax, "From prompts to pairs", "", "prompts")
+    ax.bar(0, left[0], color=GREY)
+    ax.bar(range(1, len(lost) + 1), list(lost.values()), bottom=left[1:], color=SECOND)
+    ax.bar(len(lost) + 1, left[-1], color=FIRST)
+    labels = ["prompts", *lost, "pairs"]
+    for i, (n, top) in enumerate(
+        zip([left[0], *lost.values(), left[-1]], [left[0], *left[:-1], left[-1]], strict=True)
+    ):
+        ax.annotate(str(n), (i, top), (0, 2), textcoords="offset points", ha="center", fontsize=8)
+    ax.set_xticks(range(len(labels)), labels, rotation=30, ha="right")
+    return ax
+
+
+def plot_margins(margins: Sequence[float], *, ax: Axes | None = None) -> Axes:
+    """Draw the score differences between chosen and rejected."""
+    ax = _axes(
+        ax, "How clear is the judge's preference?", "margin: chosen score minus rejected score (0 to 1)", "pairs"
+    )
+    ax.hist(margins, bins=list(np.linspace(0, 1, 21)), color=FIRST)
+    return ax
+
+
+def plot_length_gap(gaps: Sequence[float], *, ax: Axes | None = None) -> Axes:
+    """Draw the length differences between chosen and rejected; a shift to one side is something DPO will learn."""
+    ax = _axes(ax, "Is the chosen answer the longer one?", "chosen minus rejected length (characters)", "pairs")
+    ax.hist(gaps, bins=30, color=FIRST)
+    ax.axvline(0, color="black", linewidth=0.8)
+    if len(gaps):
+        ax.axvline(float(np.mean(gaps)), color=SECOND, linestyle="--", label=f"mean {np.mean(gaps):+.0f}")
+        ax.legend(frameon=False)
+    return ax
+
+
+def plot_training(log: pd.DataFrame) -> Axes:
+    """Draw the four curves that tell a good DPO run from a bad one, from the saved training log."""
+    _, grid = plt.subplots(2, 2, figsize=(9, 6), layout="constrained", sharex=True)
+    panels: list[tuple[str, str, dict[str, str]]] = [
+        ("Is the loss falling from log 2?", "loss", {"loss": "loss"}),
+        ("Does the margin grow?", "reward margin (nats times beta)", {"rewards/margins": "margin"}),
+        ("How many pairs are ordered rightly?", "share of pairs", {"rewards/accuracies": "accuracy"}),
+        (
+            "Do the chosen answers stay likely?",
+            "log-probability of the answer (nats)",
+            {"logps/chosen": "chosen", "logps/rejected": "rejected"},
+        ),
+    ]
+    for ax, (title, unit, columns) in zip(grid.flat, panels, strict=True):
+        _axes(ax, title, "", unit)
+        for color, (column, label) in zip((FIRST, SECOND), columns.items(), strict=False):
+            rows = log.dropna(subset=[column])
+            ax.plot(rows.step, rows[column], color=color, label=label)
+            if f"eval_{column}" in log:
+                held = log.dropna(subset=[f"eval_{column}"])
+                ax.plot(held.step, held[f"eval_{column}"], "o--", color=color, markersize=4, label=f"{label}, held-out")
+        ax.legend(frameon=False, fontsize=8)
+    grid[0, 0].axhline(np.log(2), color=GREY, linewidth=0.8)
+    for ax in grid[1]:
+        ax.set_xlabel("optimizer step")
+    first: Axes = grid[0, 0]
+    return first
+
+
+def plot_before_after(changes: Mapping[str, Interval], *, ax: Axes | None = None) -> Axes:
+    """Draw changes in percentage points with their 95% intervals; one that crosses zero is not shown to exist."""
+    ax = _axes(ax, "Did it help on held-out prompts?", "after minus before (percentage points), 95% interval", "")
+    _forest(ax, list(changes), [Interval(*(100 * v for v in change)) for change in changes.values()])
+    ax.axvline(0, color="black", linewidth=0.8)
+    return ax
+
+
+def _forest(ax: Axes, labels: Sequence[str], intervals: Sequence[Interval]) -> None:
+    for i, interval in enumerate(intervals):
+        ax.plot([interval.low, interval.high], [i, i], color=FIRST)
+        ax.plot(interval.value, i, "o", color=FIRST)
+    ax.set_yticks(range(len(labels)), labels)
+    ax.set_ylim(len(labels) - 0.5, -0.5)

@@ -1,0 +1,60 @@
+"""Which device and number format this machine really supports, found out by running a kernel, not by asking a flag.
+
+Used by 02 and 04. A GPU can report itself available and fail at its first operation: the P100 (compute capability 6.0)
+under a torch build without sm_60 code does. Half precision follows from the GPU and the model, see `Device.dtype`.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+# Their activations exceed float16's largest number (65,504): they need float32 where there is no bfloat16.
+FLOAT32_MODELS = ("gemma", "qwen3_moe", "qwen3_5")
+
+
+@dataclass(frozen=True)
+class Device:
+    """A device that has just run a kernel, its compute capability (0, 0 for the CPU) and why it was chosen."""
+
+    name: str
+    capability: tuple[int, int]
+    reason: str
+
+    def dtype(self, model_type: str) -> torch.dtype:
+        """Return the number format for the weights of a frozen or sampled model of this type.
+
+        bfloat16 needs compute capability 8.0 (a T4 claims it but emulates it); float16 elsewhere on a GPU, except for
+        models that overflow it; float32 on the CPU.
+        """
+        if self.name == "cpu" or (self.capability < (8, 0) and model_type.startswith(FLOAT32_MODELS)):
+            return torch.float32
+        return torch.bfloat16 if self.capability >= (8, 0) else torch.float16
+
+
+def pick_device() -> Device:
+    """Return the first GPU if it can run a matrix product, else the CPU, with the reason in one sentence."""
+    if not torch.cuda.is_available():
+        return Device("cpu", (0, 0), "no GPU is visible to torch")
+    name = torch.cuda.get_device_name(0)
+    capability = torch.cuda.get_device_capability(0)
+    try:
+        ones = torch.ones(16, 16, device="cuda", dtype=torch.float16)
+        total = float((ones @ ones).float().sum().item())
+        if total != 16**3:
+            raise RuntimeError(f"a product of ones gave {total}, expected {16**3}")
+    except RuntimeError as error:
+        return Device("cpu", (0, 0), unusable(name, capability, torch.cuda.get_arch_list(), str(error)))
+    return Device("cuda", capability, f"{name} (compute capability {capability[0]}.{capability[1]}) ran a kernel")
+
+
+def unusable(name: str, capability: tuple[int, int], architectures: list[str], error: str) -> str:
+    """Explain a GPU that is available but fails, naming the torch build's part in it."""
+    wanted = f"sm_{capability[0]}{capability[1]}"
+    first = error.strip().splitlines()[0] if error.strip() else "no message"
+    if wanted in architectures:
+        return f"{name} is visible but failed its first kernel ({first}); using the CPU"
+    return (
+        f"{name} is visible but this torch build has no code for it ({wanted}; it has {', '.join(architectures)}): "
+        + ("on Kaggle choose the accelerator T4 instead of P100; " if capability[0] == 6 else "")
+        + "using the CPU"
+    )

@@ -1,0 +1,114 @@
+"""Choosing the prompts to sample: readable, of a sensible length, each once, none that an evaluation set holds.
+
+Used by 02, and by 04 to keep its held-out prompts apart from the training pairs. Near-duplicates are found by MinHash
+over character 5-grams, which needs no word splitter and so works for any language (Broder 1997).
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from datasketch import MinHash, MinHashLSH
+
+from nbutils.errors import InputError
+from nbutils.pairs import messages_in
+from nbutils.records import Messages, Row, prompt_id
+
+# Jaccard similarity of 5-gram sets from which two prompts count as the same
+NEAR = 0.7
+
+
+def from_rows(rows: Iterable[Mapping[str, Any]], column: str) -> list[Row]:
+    """Turn source rows into rows of the `prompts` schema; an empty prompt is an error that names its row."""
+    result = []
+    for number, row in enumerate(rows):
+        prompt = messages_in(row, column, f"row {row.get('id', number)}")
+        result.append(
+            {
+                "prompt_id": prompt_id(prompt),
+                "prompt": prompt,
+                "checks": row.get("checks") or "",
+                "category": str(row.get("category") or ""),
+            }
+        )
+    return result
+
+
+def select(
+    rows: Sequence[Row],
+    *,
+    min_chars: int,
+    max_chars: int,
+    exclude: Sequence[Row] = (),
+    max_prompts: int = 0,
+) -> tuple[list[Row], dict[str, int]]:
+    """Return the prompts to sample, in their order, and how many were dropped for what.
+
+    Args:
+        min_chars, max_chars: window for the last turn, in characters.
+        exclude: prompts whose near-duplicates must not be sampled (held-out sets).
+        max_prompts: how many to return at most; 0 sets no limit.
+
+    Raises:
+        InputError: if nothing is left.
+    """
+    dropped: Counter[str] = Counter()
+    kept: list[Row] = []
+    held_out, seen = Near(exclude), Near()
+    for row in rows:
+        length = len(row["prompt"][-1]["content"])
+        if length < min_chars:
+            dropped["too short"] += 1
+        elif length > max_chars:
+            dropped["too long"] += 1
+        elif held_out.holds(row):
+            dropped["in exclude"] += 1
+        elif seen.holds(row):
+            dropped["duplicate"] += 1
+        elif max_prompts and len(kept) == max_prompts:
+            dropped["over max_prompts"] += 1
+        else:
+            seen.add(row)
+            kept.append(row)
+    if not kept:
+        raise InputError(f"no prompt is left of {len(rows)}: {dict(dropped)}; look at the window and at `exclude`")
+    return kept, dict(dropped)
+
+
+class Near:
+    """A growing set of prompts that can tell whether it holds a near-duplicate of another."""
+
+    def __init__(self, rows: Iterable[Row] = ()):
+        self._ids: set[str] = set()
+        self._index = MinHashLSH(threshold=NEAR, num_perm=64)
+        for row in rows:
+            self.add(row)
+
+    def add(self, row: Row) -> None:
+        if row["prompt_id"] not in self._ids:
+            self._ids.add(row["prompt_id"])
+            self._index.insert(row["prompt_id"], _minhash(row["prompt"]))
+
+    def holds(self, row: Row) -> bool:
+        return row["prompt_id"] in self._ids or bool(self._index.query(_minhash(row["prompt"])))
+
+
+def given(row: Row, *, system_prompt: str, suffix: str) -> Row:
+    """Return the row with its prompt exactly as the model is given it: system prompt before, suffix after.
+
+    `prompt_id` stays the source's, so that one prompt under two suffixes can be compared.
+    """
+    turns: Messages = [dict(turn) for turn in row["prompt"]]
+    if suffix:
+        turns[-1]["content"] += suffix
+    if system_prompt:
+        turns.insert(0, {"role": "system", "content": system_prompt})
+    return row | {"prompt": turns}
+
+
+def _minhash(prompt: Messages) -> MinHash:
+    text = " ".join(" ".join(turn["content"] for turn in prompt if turn["role"] != "system").lower().split())
+    grams = {text[i : i + 5] for i in range(max(len(text) - 4, 1))}
+    result = MinHash(num_perm=64, seed=1)
+    result.update_batch([gram.encode("utf-8", "surrogatepass") for gram in grams])
+    return result

@@ -1,0 +1,171 @@
+"""The four row schemas that the notebooks exchange, and the ids that join them.
+
+Used by every notebook. A row is a plain dict; `dataset` checks it against its schema before it reaches a file.
+An example of the `prompts` schema:
+
+    {"prompt_id": "6b1c5e0d9f0e3c1a", "prompt": [{"role": "user", "content": "Name three rivers of Italy."}],
+     "checks": "", "category": "geography"}
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from datasets import Dataset, Features, Json, List, Value
+
+from nbutils.errors import InputError
+
+Row = dict[str, Any]
+Messages = list[dict[str, str]]
+
+_text = Value("string")
+_messages = List({"role": _text, "content": _text})
+
+PROMPTS = Features({"prompt_id": _text, "prompt": _messages, "checks": _text, "category": _text})
+
+SAMPLES = Features(
+    {
+        **PROMPTS,
+        "responses": List({"text": _text, "n_tokens": Value("int32"), "finish_reason": _text}),
+        "model": _text,
+        "adapter": _text,
+        "sampling": _text,
+        "chat_template_kwargs": Json(),
+    }
+)
+
+JUDGED = Features(
+    {
+        **PROMPTS,
+        "responses": List({"text": _text, "n_tokens": Value("int32"), "finish_reason": _text, "model": _text}),
+        # one list per order the judge answered, each with one normalised score (0..1) per response
+        "scores": List(List(Value("float64"))),
+        # every reply as it came, unparsed ones included
+        "replies": List({"order": Value("int32"), "attempt": Value("int32"), "text": _text, "parsed": Value("bool")}),
+        "feedback": List(List(_text)),
+        "judge": _text,
+        "verdict": _text,
+        "chosen": Value("int32"),  # index into responses; -1 where there is no pair
+        "rejected": Value("int32"),
+        "chat_template_kwargs": Json(),
+    }
+)
+
+PAIRS = Features(
+    {
+        "id": _text,
+        "prompt_id": _text,
+        "prompt": _messages,
+        "chosen": _messages,
+        "rejected": _messages,
+        "chosen_score": Value("float64"),
+        "rejected_score": Value("float64"),
+        "margin": Value("float64"),
+        "verdict": _text,
+        "origin": _text,
+        "chosen_model": _text,
+        "rejected_model": _text,
+        "judge": _text,
+        "checks": _text,
+        "category": _text,
+        "chat_template_kwargs": Json(),
+    }
+)
+
+
+def digest(value: Any, length: int = 16) -> str:
+    """Return a short stable hash of any JSON-able value.
+
+    >>> digest({"a": 1, "b": 2}) == digest({"b": 2, "a": 1})
+    True
+    """
+    # ensure_ascii keeps lone surrogates, which real web text contains, encodable
+    text = json.dumps(value, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode("ascii")).hexdigest()[:length]
+
+
+def messages(prompt: Any) -> Messages:
+    """Turn a prompt, a string or a list of {role, content}, into a list of messages.
+
+    Raises:
+        InputError: if it is neither, or if it is empty.
+    """
+    if isinstance(prompt, str):
+        prompt = [{"role": "user", "content": prompt}]
+    if not isinstance(prompt, Sequence) or not prompt or not all(isinstance(m, Mapping) for m in prompt):
+        raise InputError(f"expected text or a list of messages, got {_show(prompt)}")
+    turns = [{"role": m.get("role"), "content": m.get("content")} for m in prompt]
+    for turn in turns:
+        if not all(isinstance(value, str) for value in turn.values()):
+            raise InputError(f"a message needs a text role and content, got {_show(turn)}")
+    if not turns[-1]["content"].strip():
+        raise InputError("the text is empty")
+    return turns
+
+
+def prompt_id(prompt: Messages) -> str:
+    """Return the id of a prompt: a hash of the source messages, before any system prompt or suffix."""
+    return digest([[m["role"], m["content"]] for m in prompt])
+
+
+def pair_id(prompt: Messages, chosen: str, rejected: str) -> str:
+    """Return the id of a pair: a hash of the prompt and both responses."""
+    return digest([prompt_id(prompt), chosen, rejected])
+
+
+def dataset(rows: Iterable[Row], features: Features) -> Dataset:
+    """Make a dataset with exactly these features; an empty one keeps its columns.
+
+    Raises:
+        InputError: naming the column and row id of the first value that does not fit.
+    """
+    rows = list(rows)
+    for row in rows:
+        check(row, features)
+    columns = {name: [row[name] for row in rows] for name in features}
+    return Dataset.from_dict(columns, features=features)
+
+
+def check(row: Row, features: Features) -> None:
+    """Raise InputError naming column and row id if a row lacks a column, has one too many or a wrong type."""
+    name = row.get("id") or row.get("prompt_id") or "without id"
+    odd = sorted(set(features) ^ set(row))
+    if odd:
+        raise InputError(f"row {name}: column {odd[0]!r} is {'missing' if odd[0] in features else 'not in the schema'}")
+    for column, feature in features.items():
+        if not _fits(row[column], feature):
+            raise InputError(f"row {name}: column {column!r} should be {_kind(feature)}, got {_show(row[column])}")
+
+
+def _fits(value: Any, feature: Any) -> bool:  # noqa: PLR0911 - one line per kind of feature
+    if isinstance(feature, Json):
+        return isinstance(value, Mapping)
+    if isinstance(feature, List):
+        return isinstance(value, list) and all(_fits(v, feature.feature) for v in value)
+    if isinstance(feature, dict):
+        return (
+            isinstance(value, Mapping)
+            and set(value) == set(feature)
+            and all(_fits(value[k], feature[k]) for k in feature)
+        )
+    if feature.dtype == "string":
+        return isinstance(value, str)
+    if feature.dtype == "bool":
+        return isinstance(value, bool)
+    if feature.dtype.startswith("int"):
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _kind(feature: Any) -> str:
+    if isinstance(feature, List):
+        return f"a list of {_kind(feature.feature)}"
+    if isinstance(feature, dict):
+        return "{" + ", ".join(feature) + "}"
+    return "a mapping" if isinstance(feature, Json) else {"string": "text"}.get(feature.dtype, feature.dtype)
+
+
+def _show(value: Any) -> str:
+    text = repr(value)
+    return f"{type(value).__name__} {text if len(text) <= 60 else text[:57] + '...'}"

@@ -1,0 +1,169 @@
+"""All four notebooks headless, in order: `python -m nbutils.run params/demo runs/demo`.
+
+A stage whose outputs are whole and whose parameters, inputs and code did not change is skipped. The executed notebook
+stands beside its stage folder, also when a cell failed.
+"""
+
+import argparse
+import hashlib
+import json
+import logging
+import os
+import sys
+import time
+import warnings
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from nbutils import __version__, params, sources
+from nbutils.errors import InputError
+
+NOTEBOOKS = sources.CHECKOUT / "notebooks"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the stages of a profile and return the exit status: 0, or 1 after printing the failing cell's error."""
+    parser = argparse.ArgumentParser(prog="python -m nbutils.run", description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument("profile", type=Path, help="folder with one YAML of parameters per notebook, e.g. params/demo")
+    parser.add_argument("run_dir", type=Path, help="folder this run writes to, e.g. runs/demo")
+    given = parser.parse_args(arguments)
+    try:
+        plan = read_profile(given.profile, given.run_dir.resolve())
+        for stem, values in plan.items():
+            started = time.time()
+            done = is_done(stem, values)
+            if not done:
+                execute(stem, values)
+            say(f"{stem}  {'unchanged, skipped' if done else f'{time.time() - started:.0f} s'}")
+    except InputError as error:
+        say(f"error: {error}", sys.stderr)
+        return 1
+    say(f"done: {given.run_dir}")
+    return 0
+
+
+def read_profile(profile: Path, run_dir: Path) -> dict[str, dict[str, Any]]:
+    """Return what to inject into each notebook, all of it checked before the first one starts.
+
+    Raises:
+        InputError: if the folder holds no parameters, or naming the wrong ones.
+    """
+    files = {stem: profile / f"{stem}.yaml" for stem in params.STEMS}
+    if not any(path.is_file() for path in files.values()):
+        raise InputError(f"{profile} holds no parameters, expected files like {profile / params.STEMS[0]}.yaml")
+    plan = {}
+    for stem, path in files.items():
+        values = params.read_overrides(path) if path.is_file() else {}
+        params.validate(stem, defaults(stem) | values | {"run_dir": str(run_dir)})
+        plan[stem] = values | {"run_dir": str(run_dir)}
+    return plan
+
+
+def defaults(stem: str) -> dict[str, Any]:
+    """Return the values in a notebook's parameters cell."""
+    import ast
+
+    cells = json.loads(notebook(stem).read_text(encoding="utf-8"))["cells"]
+    source = next("".join(c["source"]) for c in cells if "parameters" in c["metadata"].get("tags", ()))
+    assigned = [node for node in ast.parse(source).body if isinstance(node, ast.AnnAssign)]
+    return {
+        node.target.id: ast.literal_eval(node.value)
+        for node in assigned
+        if isinstance(node.target, ast.Name) and node.value
+    }
+
+
+def notebook(stem: str) -> Path:
+    """Return the path of a notebook.
+
+    Raises:
+        InputError: if the package is installed without the checkout it belongs to.
+    """
+    path = NOTEBOOKS / f"{stem}.ipynb"
+    if not path.is_file():
+        raise InputError(f"there is no notebook {path}; run from a checkout of the kit")
+    return path
+
+
+def execute(stem: str, values: dict[str, Any]) -> None:
+    """Run one notebook through papermill and mark its stage folder as done.
+
+    Raises:
+        InputError: with the failing cell's error.
+    """
+    import papermill
+    from papermill.exceptions import PapermillExecutionError
+
+    logging.getLogger("papermill").setLevel(logging.WARNING)
+    run_dir = Path(values["run_dir"])
+    run_dir.mkdir(parents=True, exist_ok=True)
+    inputs = fingerprint(stem, values)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter(
+                "ignore"
+            )  # papermill's own deprecations; the notebook's warnings stay in the notebook
+            papermill.execute_notebook(
+                notebook(stem),
+                run_dir / f"{stem}.ipynb",
+                values,
+                kernel_name="python3",
+                progress_bar=False,
+                cwd=str(Path.cwd()),
+            )
+    except PapermillExecutionError as error:
+        raise InputError(
+            f"{stem} stopped in cell {error.exec_count}: {error.ename}: {error.evalue} "
+            f"(the whole notebook: {run_dir / f'{stem}.ipynb'})"
+        ) from None
+    mark = run_dir / stem / "run.json"
+    draft = mark.with_suffix(".tmp")
+    draft.write_text(json.dumps(inputs))
+    os.replace(draft, mark)
+
+
+def is_done(stem: str, values: dict[str, Any]) -> bool:
+    """Return whether the stage's folder is whole and came from the same parameters, inputs and code."""
+    run_dir = Path(values["run_dir"])
+    try:
+        mark = json.loads((run_dir / stem / "run.json").read_text())
+    except (OSError, ValueError):
+        return False
+    return bool(mark == fingerprint(stem, values)) and (run_dir / f"{stem}.ipynb").is_file()
+
+
+def fingerprint(stem: str, values: dict[str, Any]) -> dict[str, Any]:
+    """Return everything that decides a stage's result: its parameters, the content of its inputs, and the code."""
+    model = params.MODELS[stem]
+    complete = defaults(stem) | values
+    inputs = [name for name, field in model.model_fields.items() if "input" in field.metadata]
+    run_dir = Path(values["run_dir"])
+    return {
+        "params": complete,
+        "inputs": {
+            name: [sources.fingerprint(part, run_dir=run_dir) for part in params.names(str(complete[name]))]
+            for name in inputs
+        },
+        "code": _code(stem),
+    }
+
+
+def _code(stem: str) -> str:
+    package = Path(str(resources.files("nbutils")))
+    files = [p for p in sorted(package.rglob("*")) if p.suffix in (".py", ".yaml", ".txt")]
+    result = hashlib.sha256(__version__.encode())
+    for path in [notebook(stem), *files]:
+        result.update(path.read_bytes())
+    return result.hexdigest()[:16]
+
+
+def say(text: str, stream: Any = None) -> None:
+    """Write one line at once, also into a pipe."""
+    (stream or sys.stdout).write(text + "\n")
+    (stream or sys.stdout).flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

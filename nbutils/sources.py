@@ -1,0 +1,143 @@
+"""Reading rows from wherever they are: a stage folder, a local file or a dataset on the Hub.
+
+Used by all four notebooks. A dataset is named by
+    a stage (`02_sample`): this run's folder, else one found among mounted inputs (Kaggle's /kaggle/input),
+    a folder written by a stage, a file (.jsonl, .json, .csv, .parquet),
+    or a Hub id, with an optional configuration after a colon: `org/name:config`.
+Local folders are read file by file: `load_dataset` caches them by folder name, which would mix up two runs.
+"""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import yaml
+from datasets import Dataset, Features, load_dataset
+
+from nbutils.errors import InputError
+from nbutils.records import Row, check
+
+FILE_TYPES = (".jsonl", ".json", ".csv", ".parquet")
+MOUNTS = Path("/kaggle/input")
+# the folder that holds notebooks/ and params/ when the package is used from a checkout
+CHECKOUT = Path(__file__).resolve().parent.parent
+
+
+def find(name: str, *, run_dir: Path | None = None) -> Path | None:
+    """Return the local file or folder a name stands for, or None if it can only be a Hub id.
+
+    A relative path is looked up in the working folder, then in the checkout; a bare stage name in the run folder first
+    and among mounted inputs last.
+    """
+    places = [Path(name), CHECKOUT / name]
+    if run_dir is not None and "/" not in name:
+        places.insert(0, run_dir / name)
+    found = next((place for place in places if place.exists()), None)
+    if found is None and "/" not in name and MOUNTS.is_dir():
+        found = next((p.parent for p in sorted(MOUNTS.rglob(f"{name}/params.json"))), None)
+    return found.resolve() if found else None
+
+
+def read(
+    name: str, config: str = "", *, run_dir: Path | None = None, split: str = "train", limit: int = 0
+) -> list[Row]:
+    """Return the rows of a dataset as plain dicts.
+
+    Args:
+        config: which dataset of a stage folder, e.g. "pairs".
+        split: for a Hub dataset.
+        limit: first rows to return; 0 means all.
+
+    Raises:
+        InputError: if nothing is found under the name, or there is not a single row.
+    """
+    path = find(name, run_dir=run_dir)
+    if path is None:
+        dataset = _from_hub(name, split)
+    elif path.is_dir():
+        dataset = _from_folder(path, config)
+    elif path.suffix in FILE_TYPES:
+        dataset = _from_file(path)
+    else:
+        raise InputError(
+            f"{name}: cannot read {path.suffix or 'a file without ending'}, expected {', '.join(FILE_TYPES)}"
+        )
+    rows = (
+        dataset if isinstance(dataset, list) else list(dataset.select(range(min(limit or len(dataset), len(dataset)))))
+    )
+    if not rows:
+        hint = "; see the drop report of the stage that wrote it" if path is not None and path.is_dir() else ""
+        raise InputError(f"{name} holds no rows{f' in {config!r}' if config else ''}{hint}")
+    return [dict(row) for row in rows[: limit or None]]
+
+
+def read_checked(name: str, config: str, features: Features, *, run_dir: Path) -> list[Row]:
+    """Read a stage's dataset and check every row against its schema.
+
+    Raises:
+        InputError: naming column and row id of the first fault.
+    """
+    rows = read(name, config, run_dir=run_dir)
+    for row in rows:
+        try:
+            check(row, features)
+        except InputError as error:
+            raise InputError(f"{name}/{config}: {error}") from None
+    return rows
+
+
+def fingerprint(name: str, *, run_dir: Path | None = None) -> str:
+    """Return a short text that changes when the input does; for a Hub id, only its name."""
+    path = find(name, run_dir=run_dir)
+    if path is None:
+        return name
+    if path.is_file():
+        return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+    # a stage's parquet files carry their content hash in the name; other folders are told by size
+    files = sorted(p for p in path.rglob("*") if p.suffix in (".parquet", ".safetensors", ".json", ".gguf"))
+    listing = [f"{p.relative_to(path)}:{p.stat().st_size}" for p in files if p.name != "run.json"]
+    return hashlib.sha256("\n".join(listing).encode()).hexdigest()[:16]
+
+
+def _from_folder(path: Path, config: str) -> Dataset:
+    card = path / "README.md"
+    configs = yaml.safe_load(card.read_text().split("---")[1]).get("configs", []) if card.exists() else []
+    files = [f["path"] for c in configs if c["config_name"] == config for f in c["data_files"]]
+    if not files:
+        has = ", ".join(c["config_name"] for c in configs) or "none"
+        raise InputError(f"{path} is no stage folder with a dataset {config!r} (it has: {has}); run that stage first")
+    return Dataset.from_parquet([str(path / f) for f in files])
+
+
+def _from_file(path: Path) -> Dataset | list[Row]:
+    try:
+        if path.suffix == ".parquet":
+            return Dataset.from_parquet(str(path))
+        if path.suffix == ".csv":
+            frame = pd.read_csv(path, dtype=str, keep_default_na=False)
+        else:
+            # pandas keeps mixed types as they are, where Arrow would refuse or convert them
+            frame = pd.read_json(path, lines=path.suffix == ".jsonl", dtype=False, convert_dates=False)
+    except (ValueError, OSError) as error:
+        if not path.stat().st_size:
+            return []
+        raise InputError(f"{path} cannot be read as {path.suffix[1:]}: {str(error).splitlines()[0]}") from None
+    return [{str(k): v for k, v in row.items()} for row in frame.to_dict("records")]
+
+
+def _from_hub(name: str, split: str) -> Dataset:
+    repository, _, config = name.partition(":")
+    if repository.count("/") > 1 or repository.startswith((".", "/", "~")) or repository.endswith(FILE_TYPES):
+        raise InputError(f"there is no file or folder {name}; check the path (relative to {Path.cwd()})")
+    if "/" not in repository:
+        raise InputError(f"there is no stage, file or folder {name!r}; run the stage before, or name a Hub dataset")
+    try:
+        dataset: Any = load_dataset(repository, config or None, split=split)
+    except Exception as error:  # the Hub client raises many kinds, all of them mean the dataset is not to be had
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        raise InputError(
+            f"dataset {name!r} (split {split!r}) cannot be loaded: {reason}; check name, split, network and, "
+            "for a private one, the token in HF_TOKEN"
+        ) from None
+    return dataset

@@ -1,0 +1,196 @@
+"""A stage folder: one notebook's output, written whole or not at all, ready to be a dataset repository on the Hub.
+
+    runs/<run>/01_rerank/README.md                   card: configurations with their files, provenance, counts, figures
+    runs/<run>/01_rerank/pairs/train-<hash>.parquet  one folder per configuration
+    runs/<run>/01_rerank/params.json metrics.json figures/*.png
+
+The hash of the content in the file name is needed: `load_dataset` caches a local folder by its name and card, and would
+return another run's rows for a second run with the same stage name.
+"""
+
+import fcntl
+import hashlib
+import io
+import json
+import math
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+from datasets import Dataset
+from huggingface_hub import DatasetCard, DatasetCardData, HfApi
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from nbutils import __version__
+from nbutils.errors import InputError
+
+# where each notebook's numbers and prose are explained to someone who only sees the dataset
+ABOUT = {
+    "01_rerank": "An off-policy preference dataset whose `chosen` side was only assumed, re-ranked by a judge.",
+    "02_sample": "Several responses per prompt, sampled from the model that is going to be trained.",
+    "03_judge": "On-policy preference pairs: a judge scored a model's own samples.",
+    "04_dpo": "A model's answers on held-out prompts before and after DPO, with the adapter and the evidence.",
+}
+
+
+class Stage:
+    """One stage of one run, locked against a second writer from its opening until `write` or `close`."""
+
+    def __init__(self, stem: str, run_dir: Path):
+        """Take the lock.
+
+        Raises:
+            InputError: if another process is writing this stage, or the folder is not writable.
+        """
+        self.stem, self.run_dir = stem, run_dir
+        self.folder = run_dir / stem
+        self._work = run_dir / ".work"
+        self._figures: dict[str, bytes] = {}
+        self._acquire()
+        for left in self._work.glob(f"{stem}.draft-*"):  # of a run that was killed
+            shutil.rmtree(left)
+
+    def _acquire(self) -> None:
+        try:
+            self._work.mkdir(parents=True, exist_ok=True)
+            self._lock = (self._work / f"{self.stem}.lock").open("w")
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(
+                f"another process is writing {self.folder}; wait for it or choose another run_dir"
+            ) from None
+        except OSError as error:
+            reason = error.strerror or error
+            raise InputError(f"run_dir: cannot write to {self.run_dir} ({reason}); choose a writable folder") from None
+
+    def close(self) -> None:
+        """Release the lock."""
+        self._lock.close()
+
+    @property
+    def store_path(self) -> Path:
+        """The reply store, shared by all runs beside this one."""
+        return self.run_dir.parent / "store.sqlite"
+
+    @property
+    def model_cache(self) -> Path:
+        """Where converted models are kept, shared likewise."""
+        return self.run_dir.parent / "models"
+
+    def scratch(self, name: str) -> Path:
+        """Return a folder for unfinished work (checkpoints) that survives a killed run."""
+        path = self._work / name
+        path.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def figure(self, name: str, axes: Axes) -> None:
+        """Keep a figure for the stage folder; Jupyter shows it as well, as the cell's own output."""
+        image = io.BytesIO()
+        cast(Figure, axes.get_figure(root=True)).savefig(image, format="png", dpi=110, bbox_inches="tight")
+        self._figures[name] = image.getvalue()
+
+    def write(
+        self,
+        datasets: Mapping[str, Dataset],
+        *,
+        params: Mapping[str, Any],
+        metrics: Mapping[str, Any],
+        summary: str,
+        folders: Mapping[str, Path] | None = None,
+    ) -> Path:
+        """Write the stage folder under a temporary name and rename it when whole: nobody sees half of one.
+
+        Args:
+            datasets: configuration name -> rows.
+            params, metrics: saved as JSON; numbers that are not finite become null.
+            summary: a few sentences for the card.
+            folders: name -> folder to copy in, e.g. the adapter.
+        """
+        if self._lock.closed:  # the cell is run a second time
+            self._acquire()
+        draft = Path(tempfile.mkdtemp(prefix=f"{self.stem}.draft-", dir=self._work))
+        (draft / "figures").mkdir()
+        for name, image in self._figures.items():
+            (draft / "figures" / f"{name}.png").write_bytes(image)
+        files = {name: _write_parquet(draft / name, dataset) for name, dataset in datasets.items()}
+        for name, folder in (folders or {}).items():
+            shutil.copytree(folder, draft / name)
+        for name, content in (("params", params), ("metrics", metrics)):
+            (draft / f"{name}.json").write_text(json.dumps(_finite(content), indent=1, ensure_ascii=False) + "\n")
+        counts = {name: len(dataset) for name, dataset in datasets.items()}
+        card = _card(self.stem, draft, files, counts, params, summary)
+        card.save(draft / "README.md")
+        draft.chmod(0o755)
+        if self.folder.exists():
+            old = Path(tempfile.mkdtemp(prefix=f"{self.stem}.draft-", dir=self._work))
+            os.rename(self.folder, old / self.stem)
+            os.rename(draft, self.folder)
+            shutil.rmtree(old)
+        else:
+            os.rename(draft, self.folder)
+        self.close()
+        return self.folder
+
+
+def push(folder: Path, repository: str, kind: str = "dataset") -> str:
+    """Upload a folder to a private repository on the Hub, of kind `dataset` or `model`, and return its address.
+
+    The token comes from HF_TOKEN. Repeating an interrupted upload sends what is missing.
+    """
+    api = HfApi()
+    address = api.create_repo(repository, repo_type=kind, private=True, exist_ok=True)
+    api.upload_folder(repo_id=address.repo_id, repo_type=kind, folder_path=folder, commit_message=folder.name)
+    return str(address)
+
+
+def check_push(repository: str) -> None:
+    """Raise InputError now, not after hours of work, if the upload at the end would fail for want of a token."""
+    if repository and "/" not in repository:
+        raise InputError(f"push_to_hub: expected 'user/name', got {repository!r}")
+    if repository and not os.environ.get("HF_TOKEN"):
+        raise InputError(
+            "push_to_hub: HF_TOKEN is not set; set it in the environment (on Kaggle: attach it as a secret)"
+        )
+
+
+def _write_parquet(folder: Path, dataset: Dataset) -> str:
+    folder.mkdir()
+    path = folder / "train.parquet"
+    dataset.to_parquet(str(path))
+    with path.open("rb") as stream:
+        content = hashlib.file_digest(stream, "sha256").hexdigest()[:12]
+    return str(path.rename(folder / f"train-{content}.parquet").relative_to(folder.parent))
+
+
+def _card(
+    stem: str, draft: Path, files: dict[str, str], counts: dict[str, int], params: Mapping[str, Any], summary: str
+) -> DatasetCard:
+    configs = [
+        {"config_name": name, "data_files": [{"split": "train", "path": path}], **({"default": True} if not i else {})}
+        for i, (name, path) in enumerate(files.items())
+    ]
+    data = DatasetCardData(configs=configs, tags=["preference-data", stem])
+    rows = "\n".join(f"| `{name}` | {count} |" for name, count in counts.items())
+    shown = "\n".join(f"| `{name}` | `{value}` |" for name, value in params.items())
+    figures = "\n".join(
+        f"![{p.stem.replace('_', ' ')}](figures/{p.name})" for p in sorted((draft / "figures").iterdir())
+    )
+    return DatasetCard(
+        f"---\n{data.to_yaml()}\n---\n\n# {stem}\n\n{ABOUT[stem]}\n\n{summary}\n\n"
+        f"| configuration | rows |\n|---|---|\n{rows}\n\n"
+        f"## How it was made\n\nBy the notebook `{stem}` of nbutils {__version__} with\n\n"
+        f"| parameter | value |\n|---|---|\n{shown}\n\n## Figures\n\n{figures}\n"
+    )
+
+
+def _finite(value: Any) -> Any:
+    """JSON knows no NaN or infinity; they become null."""
+    if isinstance(value, Mapping):
+        return {str(k): _finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,75 @@
+"""Small statistics for the notebooks: intervals, and how varied a set of answers is.
+
+Used by 01 (shares of verdicts), 02 (distinct share) and 04 (the proof).
+"""
+
+from collections.abc import Hashable, Iterable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from scipy import stats as scipy_stats
+
+
+class Interval(NamedTuple):
+    """A value with its 95% interval, in the value's own unit."""
+
+    value: float
+    low: float
+    high: float
+
+
+def wilson(hits: int, total: int) -> Interval:
+    """Return a share of `total` with its Wilson score interval (Wilson 1927); an empty total gives (nan, 0, 1).
+
+    >>> [round(v, 3) for v in wilson(7, 100)]
+    [0.07, 0.034, 0.137]
+    """
+    if total == 0:
+        return Interval(float("nan"), 0.0, 1.0)
+    interval = scipy_stats.binomtest(hits, total).proportion_ci(method="wilson")
+    return Interval(hits / total, float(interval.low), float(interval.high))
+
+
+def bootstrap_mean(
+    values: Sequence[float], clusters: Sequence[Hashable], *, seed: int = 0, resamples: int = 10_000
+) -> Interval:
+    """Return the mean of `values` with a percentile bootstrap interval that resamples whole clusters.
+
+    Answers about one topic resemble each other, so rows are not independent draws but topics nearly are. For a
+    paired comparison pass per-row differences. Method: Cameron, Gelbach, Miller 2008, the pairs cluster bootstrap.
+
+    Args:
+        values: one number per row, any unit.
+        clusters: the topic of each row; one cluster only gives an interval of -inf to inf, since nothing is known.
+        seed, resamples: of the bootstrap.
+    """
+    if not len(values):
+        raise ValueError("bootstrap_mean needs at least one value")
+    names = {name: i for i, name in enumerate(dict.fromkeys(clusters))}
+    index = np.array([names[c] for c in clusters])
+    sums = np.bincount(index, weights=np.asarray(values, dtype=float))
+    counts = np.bincount(index).astype(float)
+    mean = float(sums.sum() / counts.sum())
+    if len(names) == 1:
+        return Interval(mean, float("-inf"), float("inf"))
+    result = scipy_stats.bootstrap(
+        (sums, counts),
+        lambda s, n, axis: s.sum(axis=axis) / n.sum(axis=axis),
+        paired=True,
+        method="percentile",
+        n_resamples=resamples,
+        rng=np.random.default_rng(seed),
+    )
+    return Interval(mean, float(result.confidence_interval.low), float(result.confidence_interval.high))
+
+
+def distinct(texts: Iterable[str], n: int = 2) -> float:
+    """Return distinct-n, the share of word n-grams that differ (Li et al. 2016); nan if there are none.
+
+    It falls when a model repeats itself, within one answer or across answers. Compare only sets of similar size.
+
+    >>> distinct(["a b a b"])
+    0.6666666666666666
+    """
+    grams = [tuple(words[i : i + n]) for t in texts for words in [t.split()] for i in range(len(words) - n + 1)]
+    return len(set(grams)) / len(grams) if grams else float("nan")

@@ -1,0 +1,169 @@
+"""Every reply a model ever gave, in one SQLite file that all runs beside it share: nothing is asked twice.
+
+Used by 01, 02, 03 and 04 through `answer`. A reply is stored under a key of everything that determines it, so a second
+run, a killed run or an ablation asks only what is missing. Replies that make no sense to a parser are stored like any
+other: parsing happens later, on the stored text. Errors of a server are logged and never stored.
+"""
+
+import hashlib
+import json
+import logging
+import sqlite3
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+
+from tqdm import tqdm
+
+from nbutils.engines import Engine, Reply, Request, Sample
+from nbutils.errors import InputError, Interrupted
+from nbutils.records import digest
+
+log = logging.getLogger(__name__)
+
+VERSION = 1
+
+
+class Store:
+    """A SQLite file of replies (WAL: one writer at a time, readers never wait, a killed process loses no commit)."""
+
+    def __init__(self, path: str | Path):
+        """Open or create the file.
+
+        Raises:
+            InputError: if it is no store, was written by another version, or its folder is not writable.
+        """
+        self.path = Path(path)
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._db = sqlite3.connect(self.path, timeout=60, isolation_level=None)
+            self._db.execute("PRAGMA journal_mode=WAL")
+            version = self._db.execute("PRAGMA user_version").fetchone()[0]
+        except (sqlite3.DatabaseError, OSError) as error:
+            raise InputError(
+                f"cannot open the store {self.path}: {error}; name another run_dir or move the file"
+            ) from None
+        if version not in (0, VERSION):
+            raise InputError(
+                f"the store {self.path} was written by version {version} of its format, expected {VERSION}; "
+                "move it away to start a new one, or run the kit that wrote it"
+            )
+        self._db.execute(
+            "CREATE TABLE IF NOT EXISTS replies (key TEXT PRIMARY KEY, model TEXT, request TEXT, reply TEXT, at REAL)"
+        )
+        self._db.execute(f"PRAGMA user_version={VERSION}")
+
+    def get(self, key: str) -> Reply | None:
+        """Return the reply stored under this key, or None."""
+        row = self._db.execute("SELECT reply FROM replies WHERE key = ?", (key,)).fetchone()
+        if row is None:
+            return None
+        reply = json.loads(row[0])
+        return Reply(tuple(Sample(**sample) for sample in reply.pop("samples")), **reply)
+
+    def put(self, replies: Sequence[tuple[str, Engine, Request, Reply]]) -> None:
+        """Store replies in one transaction: all of them or, if the process dies or the disk is full, none.
+
+        Two writers may answer the same request; the first one's reply stays.
+        """
+        rows = [
+            (key, engine.identity["model"], json.dumps(asdict(request)), json.dumps(asdict(reply)), time.time())
+            for key, engine, request, reply in replies
+        ]
+        with self._transaction():
+            self._db.executemany("INSERT OR IGNORE INTO replies VALUES (?, ?, ?, ?, ?)", rows)
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        try:
+            self._db.execute("BEGIN IMMEDIATE")
+            yield
+            self._db.execute("COMMIT")
+        except BaseException as error:
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
+            if isinstance(error, sqlite3.OperationalError):
+                raise InputError(
+                    f"cannot write to the store {self.path}: {error}; free space there and run the same command again, "
+                    f"the {len(self)} replies already in it are safe"
+                ) from None
+            raise
+
+    def __len__(self) -> int:
+        return int(self._db.execute("SELECT count(*) FROM replies").fetchone()[0])
+
+    def close(self) -> None:
+        self._db.close()
+
+
+def answer(
+    store: Store,
+    engine: Engine,
+    requests: Sequence[Request],
+    *,
+    seed: int = 0,
+    deadline: float = float("inf"),
+    title: str = "asking",
+) -> list[Reply | None]:
+    """Answer every request from the store or, where it has no reply yet, from the engine.
+
+    Engines that batch draw random numbers for a whole chunk of requests at once, so a chunk is stored whole or not at
+    all and its seed is a hash of `seed` and the requests in it: the same list of requests gives the same samples
+    whether or not the run was interrupted.
+
+    Args:
+        seed: of the sampling; without meaning at temperature 0.
+        deadline: `time.time()` after which no further chunk is started.
+
+    Returns:
+        One reply per request in the same order; None where the server failed for good (asked again next time).
+
+    Raises:
+        Interrupted: at the deadline. Everything answered so far is stored.
+    """
+    size = engine.chunk_size or max(len(requests), 1)
+    replies: list[Reply | None] = [None] * len(requests)
+    with tqdm(total=len(requests), desc=title, mininterval=10, unit="request") as bar:
+        for start in range(0, len(requests), size):
+            chunk = requests[start : start + size]
+            chunk_seed = _chunk_seed(seed, chunk) if engine.chunk_size else seed
+            keys = [_key(engine, request, chunk_seed) for request in chunk]
+            for i, key in enumerate(keys):
+                replies[start + i] = store.get(key)
+            missing = [i for i in range(len(chunk)) if replies[start + i] is None]
+            if missing and engine.chunk_size:
+                if time.time() > deadline:
+                    raise Interrupted(f"time budget used up after {start} of {len(requests)} requests")
+                if any(request.sampling.temperature for request in chunk):
+                    missing = list(range(len(chunk)))
+            bar.update(len(chunk) - len(missing))
+            batch = []
+            asked = [chunk[i] for i in missing]
+            for i, reply in engine.generate(asked, seed=chunk_seed, deadline=deadline) if asked else ():
+                replies[start + missing[i]] = reply
+                batch.append((keys[missing[i]], engine, asked[i], reply))
+                bar.update(1)
+                if not engine.chunk_size:
+                    store.put(batch)
+                    batch = []
+            if batch:
+                store.put(batch)
+    unanswered = sum(reply is None for reply in replies)
+    if unanswered and time.time() > deadline:
+        raise Interrupted(f"time budget used up with {unanswered} of {len(requests)} requests to go")
+    if unanswered:
+        log.warning("%d of %d requests were not answered; the next run asks them again", unanswered, len(requests))
+    return replies
+
+
+def _key(engine: Engine, request: Request, seed: int) -> str:
+    # at temperature 0 nothing is drawn, so neither seed nor neighbours in the chunk matter
+    drawn = {} if request.sampling.temperature == 0 else {"seed": seed}
+    return digest({"engine": engine.identity, "request": asdict(request), **drawn}, 32)
+
+
+def _chunk_seed(seed: int, chunk: Sequence[Request]) -> int:
+    text = digest([seed, [asdict(request) for request in chunk]])
+    return int(hashlib.sha256(text.encode()).hexdigest()[:8], 16)

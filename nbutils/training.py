@@ -1,0 +1,264 @@
+"""Training with TRL's DPOTrainer: few parameters, checkpoints that survive a kill, a log in CSV.
+
+Used by 04. Everything beyond the notebook's parameters comes from one `training` file with TRL's own names.
+"""
+
+import dataclasses
+import json
+import logging
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from datasets import Dataset
+from peft import LoraConfig
+from transformers import PreTrainedTokenizerBase, TrainerCallback
+from transformers.trainer_callback import TrainerControl, TrainerState
+from trl import DPOConfig, DPOTrainer
+
+from nbutils import models, params
+from nbutils.errors import InputError, Interrupted
+from nbutils.preflight import Device
+from nbutils.records import PAIRS, Row, dataset, digest
+
+log = logging.getLogger(__name__)
+
+# What a T4 run starts from; a `training` file overrides any of it.
+DEFAULTS: dict[str, Any] = {
+    "max_length": 1024,
+    "per_device_train_batch_size": 2,
+    "gradient_accumulation_steps": 8,
+    "loss_type": ["sigmoid"],
+    "lr_scheduler_type": "cosine",
+    "warmup_steps": 0.1,  # below 1: a share of all steps
+    "logging_steps": 1,
+    "eval_strategy": "steps",
+    "eval_steps": 0.25,
+    "save_steps": 0.1,
+    "save_total_limit": 2,
+    "lora_r": 16,
+    "lora_alpha": 32,
+    "lora_dropout": 0.0,
+}
+# Named here, in the notebook or by the machine; a `training` file must not fight them.
+RESERVED = {
+    "output_dir", "learning_rate", "num_train_epochs", "beta", "seed", "fp16", "bf16", "use_cpu", "report_to",
+    "trust_remote_code", "model_init_kwargs", "push_to_hub", "resume_from_checkpoint",
+}  # fmt: skip
+LOSSES = ({"sigmoid"}, {"sigmoid_norm"}, {"sigmoid", "sft"})
+
+
+def read_options(path: Path | None) -> dict[str, Any]:
+    """Return DEFAULTS overridden by a `training` file.
+
+    Raises:
+        InputError: naming an unknown or reserved key, or a loss this kit does not offer.
+    """
+    given = params.read_overrides(path) if path else {}
+    known = {f.name for f in dataclasses.fields(DPOConfig)} | {"lora_r", "lora_alpha", "lora_dropout"}
+    for key in given:
+        if key in RESERVED:
+            raise InputError(f"training file: {key} is set by a parameter of the notebook or by the machine, not here")
+        if key not in known:
+            raise InputError(f"training file: unknown key {key!r}; it takes the fields of TRL's DPOConfig and lora_*")
+    options = DEFAULTS | given
+    losses = options["loss_type"] if isinstance(options["loss_type"], list) else [options["loss_type"]]
+    if set(losses) not in LOSSES:
+        raise InputError(f"training file: loss_type is {losses}, expected sigmoid, sigmoid_norm or [sigmoid, sft]")
+    if len(losses) > 1 and len(options.get("loss_weights") or []) != len(losses):
+        raise InputError(f"training file: loss_type {losses} needs loss_weights with {len(losses)} numbers")
+    return options | {"loss_type": losses}
+
+
+def precision(device: Device, model_type: str, tuning: str) -> tuple[torch.dtype, dict[str, bool]]:
+    """Return the dtype to load the weights in, and the trainer's autocast flags.
+
+    Adapters are trained in float32 over a frozen base in the device's own format. Weights that are trained themselves
+    are kept in float32, since float16 cannot hold small updates. Autocast never uses bfloat16 below compute capability
+    8.0, and models that overflow float16 run without autocast.
+    """
+    base = device.dtype(model_type)
+    flags = {"fp16": base == torch.float16, "bf16": base == torch.bfloat16}
+    return (base if tuning == "lora" else torch.float32), flags
+
+
+def prepare(pairs: Sequence[Row], template: Mapping[str, Any]) -> list[Row]:
+    """Give every pair the template arguments the policy is sampled and trained with.
+
+    Pairs from 01 carry none, since no model was involved; those from 03 carry the ones their samples were drawn with.
+
+    Raises:
+        InputError: if pairs were sampled with other arguments than the ones given.
+    """
+    for pair in pairs:
+        own = pair["chat_template_kwargs"]
+        if own and own != dict(template):
+            raise InputError(
+                f"chat_template_kwargs: pair {pair['id']} was sampled with {own}, this run is to train with "
+                f"{dict(template)}; set the parameter to the same value"
+            )
+    return [pair | {"chat_template_kwargs": dict(template)} for pair in pairs]
+
+
+def drop_long(pairs: Sequence[Row], tokenizer: PreTrainedTokenizerBase, max_length: int) -> tuple[list[Row], int]:
+    """Return the pairs that fit `max_length` tokens whole, and how many did not: TRL would cut their answers' ends."""
+
+    def length(pair: Row, side: str) -> int:
+        ids = tokenizer.apply_chat_template(
+            pair["prompt"] + pair[side], tokenize=True, return_dict=False, **pair["chat_template_kwargs"]
+        )
+        return len(ids)
+
+    kept = [p for p in pairs if max(length(p, side) for side in ("chosen", "rejected")) <= max_length]
+    return kept, len(pairs) - len(kept)
+
+
+def split(pairs: Sequence[Row], *, held_out: float, seed: int) -> tuple[list[Row], list[Row]]:
+    """Split pairs into training and held-out ones by prompt, so that no prompt stands on both sides.
+
+    Args:
+        held_out: share of the prompts to hold out, at least one prompt; prompts are chosen by a hash of their id.
+    """
+    prompts = sorted({p["prompt_id"] for p in pairs}, key=lambda i: digest([seed, i]))
+    held = set(prompts[: max(1, round(len(prompts) * held_out))]) if len(prompts) > 1 else set()
+    return [p for p in pairs if p["prompt_id"] not in held], [p for p in pairs if p["prompt_id"] in held]
+
+
+def build_trainer(
+    given: params.Dpo,
+    options: Mapping[str, Any],
+    pairs: Sequence[Row],
+    held_out: Sequence[Row],
+    *,
+    device: Device,
+    cache: Path,
+    scratch: Path,
+) -> DPOTrainer:
+    """Load the policy and return a trainer whose checkpoints stand under a name that changes with data and settings.
+
+    Args:
+        options: from `read_options`.
+        scratch: folder for unfinished work.
+
+    Raises:
+        InputError: if there are fewer pairs than one batch takes.
+    """
+    path = models.resolve(given.model, cache)
+    tokenizer = models.load_tokenizer(path)
+    dtype, flags = precision(device, models.model_type(path), given.tuning)
+    batch = options["per_device_train_batch_size"] * options["gradient_accumulation_steps"]
+    if len(pairs) < batch:
+        raise InputError(
+            f"{len(pairs)} training pairs are fewer than one batch of {batch}; lower "
+            "gradient_accumulation_steps in the training file, or see the drop reports of 01 and 03 for more pairs"
+        )
+    settings = {k: v for k, v in options.items() if not k.startswith("lora_")}
+    run = digest(
+        [
+            given.model_dump(exclude={"run_dir", "time_budget_hours", "push_to_hub"}),
+            dict(options),
+            [p["id"] for p in pairs],
+        ]
+    )
+    config = DPOConfig(
+        output_dir=str(scratch / run),
+        learning_rate=given.learning_rate,
+        num_train_epochs=given.epochs,
+        beta=given.beta,
+        seed=given.seed,
+        use_cpu=device.name == "cpu",
+        dataloader_pin_memory=device.name != "cpu",
+        report_to="none",
+        disable_tqdm=True,
+        **flags,
+        **settings,
+    )
+    lora = LoraConfig(
+        r=options["lora_r"],
+        lora_alpha=options["lora_alpha"],
+        lora_dropout=options["lora_dropout"],
+        target_modules="all-linear",
+        task_type="CAUSAL_LM",
+    )
+    columns = ("prompt", "chosen", "rejected", "chat_template_kwargs")
+    train, evaluation = (_dataset(rows, columns) for rows in (pairs, held_out))
+    return DPOTrainer(
+        model=models.load_model(path, device, dtype=dtype),
+        args=config,
+        train_dataset=train,
+        eval_dataset=evaluation,
+        processing_class=tokenizer,
+        peft_config=lora if given.tuning == "lora" else None,
+    )
+
+
+def train(trainer: DPOTrainer, *, csv: Path, deadline: float = float("inf")) -> pd.DataFrame:
+    """Train from the last complete checkpoint, or from the start, and return the log, one row per step.
+
+    Args:
+        csv: where the log is kept up to date.
+        deadline: `time.time()` at which to save a checkpoint and stop.
+
+    Raises:
+        Interrupted: at the deadline; the same call goes on from the checkpoint.
+    """
+    watch = _Watch(csv, deadline)
+    trainer.add_callback(watch)
+    checkpoint = last_complete(Path(str(trainer.args.output_dir)))
+    if checkpoint:
+        log.info("resuming from %s", checkpoint.name)
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    if watch.stopped:
+        raise Interrupted(f"time budget used up at step {trainer.state.global_step} of {trainer.state.max_steps}")
+    return table(trainer.state.log_history)
+
+
+def last_complete(folder: Path) -> Path | None:
+    """Return the newest checkpoint that was written whole, and remove torn ones.
+
+    The trainer writes trainer_state.json last: a checkpoint without a readable one was interrupted.
+    """
+    steps = {int(p.name.removeprefix("checkpoint-")): p for p in folder.glob("checkpoint-*")}
+    for step in sorted(steps, reverse=True):
+        try:
+            json.loads((steps[step] / "trainer_state.json").read_text())
+            return steps[step]
+        except (OSError, ValueError):
+            log.warning("removing %s, which was interrupted while being written", steps[step].name)
+            shutil.rmtree(steps[step])
+    return None
+
+
+def table(history: Sequence[Mapping[str, float]]) -> pd.DataFrame:
+    """Return the trainer's log as one row per step, training and held-out metrics side by side."""
+    frame = pd.DataFrame(history).groupby("step", as_index=False).first()
+    return frame.drop(columns=[c for c in frame if str(c).endswith(("runtime", "per_second"))])
+
+
+def save(trainer: DPOTrainer, folder: Path) -> Path:
+    """Save the adapter, or the whole model after full tuning, with its tokenizer as safetensors; return the folder."""
+    trainer.save_model(str(folder))
+    (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle of this machine's paths
+    return folder
+
+
+class _Watch(TrainerCallback):  # type: ignore[misc]
+    """Writes the log after every step and ends the training at the deadline."""
+
+    def __init__(self, csv: Path, deadline: float):
+        self.csv, self.deadline, self.stopped = csv, deadline, False
+
+    def on_log(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        table(state.log_history).to_csv(self.csv, index=False)
+
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if time.time() > self.deadline and state.global_step < state.max_steps:
+            self.stopped = control.should_save = control.should_training_stop = True
+
+
+def _dataset(rows: Sequence[Row], columns: Sequence[str]) -> Dataset:
+    return dataset(rows, PAIRS).select_columns(list(columns))
