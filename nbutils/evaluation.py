@@ -4,8 +4,9 @@ Used by 04. Intervals resample whole topics (the `category` of a prompt), since 
 other. Beside the score stand length, variety and truncation: a score that rises while these fall is not a gain.
 """
 
+import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -48,7 +49,7 @@ def compare(
     """Judge the i-th answer before against the i-th after, for every prompt.
 
     Returns:
-        One row per pair of answers with text, score (0..1, None if unparsed), tokens and finish reason of both, and
+        One row per pair of answers with text, score (0..1, NaN if unparsed), tokens and finish reason of both, and
         `verdict` as seen from the tuned model: win, tie, loss, flip or unparsed.
     """
     asked = [
@@ -59,7 +60,7 @@ def compare(
     couples = [c for olds, news in zip(before, after, strict=True) for c in zip(olds, news, strict=True)]
     result = []
     for row, couple, said in zip(asked, couples, judge.score(asked, store, deadline=deadline), strict=True):
-        scores: Sequence[float | None] = mean_scores(said.scores) or [None, None]
+        scores = mean_scores(said.scores) or [math.nan, math.nan]
         record = {key: row[key] for key in ("prompt_id", "prompt", "category", "checks")}
         for side, drawn, score in zip(("before", "after"), couple, scores, strict=True):
             record |= {
@@ -113,6 +114,22 @@ def in_words(summary: dict[str, Any]) -> str:
         f"{100 * change['change']:+.1f} points [{100 * change['low']:+.1f}, {100 * change['high']:+.1f}] "
         f"on {summary['prompts']} prompts, {summary['topics']} topics"
     )
+
+
+def side_effects(proof: Mapping[str, dict[str, Any]]) -> pd.DataFrame:
+    """Return what a collapse would move, one row per held-out set: length (tokens), variety, truncation (shares)."""
+    table = {
+        name: {
+            "tokens before": summary["tokens"]["before"],
+            "tokens after": summary["tokens"]["after"],
+            "distinct-2 before": summary["distinct_2"]["before"],
+            "distinct-2 after": summary["distinct_2"]["after"],
+            "cut off before": summary["truncated"]["before"],
+            "cut off after": summary["truncated"]["after"],
+        }
+        for name, summary in proof.items()
+    }
+    return pd.DataFrame(table).T.round(3)
 
 
 def examples(rows: Sequence[Row], count: int = 3) -> list[Row]:

@@ -72,14 +72,21 @@ def load_adapter(model: PreTrainedModel, adapter: str) -> PreTrainedModel:
     Raises:
         InputError: if the folder holds no adapter or it was trained on another base model.
     """
-    from peft import PeftModel
+    from peft import PeftModel, get_peft_model_state_dict
+    from peft.utils import load_peft_weights
 
     try:
-        return cast(PreTrainedModel, PeftModel.from_pretrained(cast(Any, model), adapter).eval())
+        loaded = PeftModel.from_pretrained(cast(Any, model), adapter)
+        # peft passes over weights that have no place here, and places that no weights were saved for
+        names = (get_peft_model_state_dict(loaded, save_embedding_layers=False), load_peft_weights(adapter, "cpu"))
+        odd = {n for n in names[0] if "lora_" in n} ^ {n for n in names[1] if "lora_" in n}
+        if odd:
+            raise KeyError(f"{len(odd)} weights have no counterpart")
     except (ValueError, OSError) as error:
         raise InputError(f"adapter: {adapter} holds no adapter ({_first_line(error)})") from None
     except (RuntimeError, KeyError) as error:
         raise InputError(f"adapter: {adapter} was trained on another base model ({_first_line(error)})") from None
+    return cast(PreTrainedModel, loaded.eval())
 
 
 def model_type(path: str) -> str:

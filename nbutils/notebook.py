@@ -44,8 +44,7 @@ def open_stage(stem: str) -> Session:
     _log_to_notebook()
     shell = get_ipython()
     cells = shell.user_ns["In"]
-    values = {name: shell.user_ns.get(name) for name in params.assigned(cells)}
-    values |= _kaggle_overrides(injected=any(c.lstrip().startswith("# Parameters") for c in cells))
+    values = params.given(cells) | _kaggle_overrides(injected=any(c.lstrip().startswith("# Parameters") for c in cells))
     checked = params.validate(stem, values)
     _fetch_secrets()
     stages.check_push(checked.push_to_hub)

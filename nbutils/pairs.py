@@ -29,37 +29,43 @@ def candidates(rows: Iterable[Mapping[str, Any]], *, prompt: str, chosen: str, r
     """Turn source rows of an off-policy dataset into rows ready to be judged, responses in the source's order.
 
     Responses may be text or lists of messages, whose last turn is the answer. Rows that no pair can come from are
-    kept with a `filtered:` verdict, so that the drop report names them. A prompt may occur with several pairs.
+    kept with a `filtered:` verdict, so that the drop report names them. Columns `chosen_model`, `chosen_finish_reason`
+    and their twins are used where the source has them.
 
     Raises:
         InputError: naming column and row, if a prompt is empty or a response is not text.
     """
-    result: list[Row] = []
+    result = []
     for number, row in enumerate(rows):
         where = f"row {row.get('id', number)}"
         source = messages_in(row, prompt, where)
         texts = [_response(row, column, where) for column in (chosen, rejected)]
-        verdict = ""
-        if not all(text.strip() for text in texts):
-            verdict = "filtered:empty"
-        elif texts[0].strip() == texts[1].strip():
-            verdict = "filtered:identical"
-        names = [str(row.get(f"{side}_model") or side) for side in ("chosen", "rejected")]
-        result.append(
+        responses = [
             {
-                "prompt_id": prompt_id(source),
-                "prompt": source,
-                "checks": row.get("checks") or "",
-                "category": str(row.get("category") or ""),
-                "responses": [
-                    {"text": text, "n_tokens": -1, "finish_reason": "unknown", "model": name}
-                    for text, name in zip(texts, names, strict=True)
-                ],
-                "verdict": verdict,
-                "chat_template_kwargs": {},
+                "text": text,
+                "n_tokens": -1,
+                "finish_reason": str(row.get(f"{side}_finish_reason") or "unknown"),
+                "model": str(row.get(f"{side}_model") or side),
             }
-        )
+            for side, text in zip(("chosen", "rejected"), texts, strict=True)
+        ]
+        candidate: Row = {
+            "prompt_id": prompt_id(source),
+            "prompt": source,
+            "checks": row.get("checks") or "",
+            "category": str(row.get("category") or ""),
+            "responses": responses,
+            "chat_template_kwargs": {},
+        }
+        result.append(screen(candidate))
     return result
+
+
+def from_samples(row: Row) -> Row:
+    """Turn a row of the `samples` schema into one ready to be judged; every response keeps the name of its policy."""
+    model = f"{row['model']} with {row['adapter']}" if row["adapter"] else row["model"]
+    kept = ("prompt_id", "prompt", "checks", "category", "chat_template_kwargs")
+    return screen({name: row[name] for name in kept} | {"responses": [r | {"model": model} for r in row["responses"]]})
 
 
 def messages_in(row: Mapping[str, Any], column: str, where: str) -> list[dict[str, str]]:

@@ -6,6 +6,7 @@ The help text of each parameter stands beside its default in the notebook.
 
 import ast
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -33,15 +34,16 @@ def _valid(check: Callable[[str], Any]) -> AfterValidator:
 
 
 def template_kwargs(text: str) -> dict[str, Any]:
-    """Read arguments of a chat template from text like 'enable_thinking=false'.
+    """Read arguments of a chat template from text like 'enable_thinking: false'.
 
-    >>> template_kwargs("enable_thinking=false")
+    >>> template_kwargs("enable_thinking: false")
     {'enable_thinking': False}
     """
-    parts = [part.partition("=") for part in text.split(",") if part.strip()]
-    if not all(name.strip() and sign for name, sign, _ in parts):
-        raise InputError(f"chat_template_kwargs: expected 'name=value,name=value', got {text!r}")
-    return {name.strip(): yaml.safe_load(value) for name, _, value in parts}
+    parts = [part.partition(":") for part in text.split(",") if part.strip()]
+    with suppress(yaml.YAMLError, ValueError):
+        if all(name.strip() and sign for name, sign, _ in parts):
+            return {name.strip(): yaml.safe_load(value) for name, _, value in parts}
+    raise InputError(f"chat_template_kwargs: expected 'name: value, name: value', got {text!r}")
 
 
 def names(text: str) -> list[str]:
@@ -62,7 +64,7 @@ Input = Annotated[str, "input"]
 class Common(BaseModel):
     """What every stage takes."""
 
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
     run_dir: Name
     seed: Count
     time_budget_hours: Annotated[float, Field(ge=0)]
@@ -130,6 +132,7 @@ class Dpo(Common):
     beta: Annotated[float, Field(gt=0)]
     training: Input
     eval_prompts: Annotated[Name, "input"]
+    prompt_column: Name
     sampling: SamplingText
     chat_template_kwargs: TemplateText
     judge: Annotated[Name, "input"]
@@ -146,30 +149,33 @@ MODELS: dict[str, type[Common]] = dict(zip(STEMS, (Rerank, Sample, Judge, Dpo), 
 def validate(stem: str, values: Mapping[str, Any]) -> Any:
     """Return the stage's parameters, or raise one InputError that names every fault at once."""
     try:
-        return MODELS[stem](**values)
+        return MODELS[stem].model_validate(dict(values))
     except ValidationError as error:
         faults = [_fault(e, MODELS[stem]) for e in error.errors()]
         raise InputError(f"{stem}, {len(faults)} wrong parameter(s): {'; '.join(faults)}") from None
 
 
-def assigned(sources: Sequence[str]) -> set[str]:
-    """Return the names that the parameters cell and papermill's injected cell assign, out of all cells run so far.
+def given(cells: Sequence[str]) -> dict[str, Any]:
+    """Return the values that the parameters cell and papermill's injected cell assign, out of all cells run so far.
 
-    Both stand in IPython's `In`; of each kind the last one counts, so a cell may be run twice.
+    Both stand in IPython's `In`, in the order they ran. Their text is read, not the variables they made: a later cell
+    may use a parameter's name for something else, and any cell may be run twice.
+
+    Raises:
+        InputError: naming a parameter whose value is no literal.
     """
-    declared: set[str] = set()
-    injected: set[str] = set()
-    for source in sources:
+    values: dict[str, Any] = {}
+    for cell in cells:
         try:
-            body = ast.parse(source).body
+            body = ast.parse(cell).body
         except SyntaxError:  # a cell with a magic
             continue
-        annotated = {n.target.id for n in body if isinstance(n, ast.AnnAssign) and isinstance(n.target, ast.Name)}
-        if "run_dir" in annotated:
-            declared = annotated | _plain(body)
-        elif source.lstrip().startswith("# Parameters"):
-            injected = _plain(body)
-    return declared | injected
+        targets = {ast.unparse(node.target) for node in body if isinstance(node, ast.AnnAssign)}
+        if "run_dir" in targets:
+            values = _literals(body)
+        elif cell.lstrip().startswith("# Parameters"):
+            values |= _literals(body)
+    return values
 
 
 def read_overrides(path: Path) -> dict[str, Any]:
@@ -180,15 +186,24 @@ def read_overrides(path: Path) -> dict[str, Any]:
     """
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is no YAML: {str(error).splitlines()[0]}") from None
     if not isinstance(content, dict):
         raise InputError(f"{path}: expected 'name: value' lines, got a {type(content).__name__}")
     return content
 
 
-def _plain(body: list[ast.stmt]) -> set[str]:
-    return {t.id for node in body if isinstance(node, ast.Assign) for t in node.targets if isinstance(t, ast.Name)}
+def _literals(body: Sequence[ast.stmt]) -> dict[str, Any]:
+    values = {}
+    for node in body:
+        if not isinstance(node, ast.Assign | ast.AnnAssign) or node.value is None:
+            continue
+        name = ast.unparse(node.target if isinstance(node, ast.AnnAssign) else node.targets[0])
+        try:
+            values[name] = ast.literal_eval(node.value)
+        except ValueError:
+            raise InputError(f"{name} is {ast.unparse(node.value)}, expected a plain number or text") from None
+    return values
 
 
 def _fault(error: Any, model: type[Common]) -> str:

@@ -62,20 +62,6 @@ def plot_lengths(lengths: Sequence[int], limit: int, *, ax: Axes | None = None) 
     return ax
 
 
-def plot_next_token(
-    tokens: Sequence[str], probabilities: Mapping[str, Sequence[float]], *, ax: Axes | None = None
-) -> Axes:
-    """Draw the most probable next tokens under several temperatures."""
-    ax = _axes(ax, "What temperature does to the next token", "next token", "probability")
-    width = 0.8 / len(probabilities)
-    for i, (label, values) in enumerate(probabilities.items()):
-        places = np.arange(len(tokens)) + (i - (len(probabilities) - 1) / 2) * width
-        ax.bar(places, values, width, label=label, color=[GREY, FIRST, SECOND][i % 3])
-    ax.set_xticks(range(len(tokens)), [repr(t)[1:-1] for t in tokens], rotation=45, ha="right")
-    ax.legend(frameon=False)
-    return ax
-
-
 def plot_waterfall(counts: Mapping[str, int], *, ax: Axes | None = None) -> Axes:
     """Draw how the prompts that gave no pair were lost, step by step, down to the pairs that remain."""
     lost = {name: n for name, n in counts.items() if name != "on_policy"}
@@ -144,10 +130,14 @@ def plot_training(log: pd.DataFrame) -> Axes:
     return first
 
 
-def plot_before_after(changes: Mapping[str, Interval], *, ax: Axes | None = None) -> Axes:
-    """Draw changes in percentage points with their 95% intervals; one that crosses zero is not shown to exist."""
+def plot_before_after(summary: Mapping[str, Any], *, ax: Axes | None = None) -> Axes:
+    """Draw the change in the share of answers that passed everything, and each kind of check, from a proof's summary.
+
+    In percentage points with 95% intervals; one that crosses zero is not shown to exist.
+    """
+    changes = {"all passed": summary["passed_all"]} | summary["checks"]
     ax = _axes(ax, "Did it help on held-out prompts?", "after minus before (percentage points), 95% interval", "")
-    _forest(ax, list(changes), [Interval(*(100 * v for v in change)) for change in changes.values()])
+    _forest(ax, list(changes), [Interval(*(100 * c[k] for k in ("change", "low", "high"))) for c in changes.values()])
     ax.axvline(0, color="black", linewidth=0.8)
     return ax
 

@@ -4,6 +4,7 @@ Used by 02, and by 04 to keep its held-out prompts apart from the training pairs
 over character 5-grams, which needs no word splitter and so works for any language (Broder 1997).
 """
 
+import random
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -28,7 +29,7 @@ def from_rows(rows: Iterable[Mapping[str, Any]], column: str) -> list[Row]:
                 "prompt_id": prompt_id(prompt),
                 "prompt": prompt,
                 "checks": row.get("checks") or "",
-                "category": str(row.get("category") or ""),
+                "category": str(row.get("category") or row.get("task_category") or ""),
             }
         )
     return result
@@ -41,13 +42,18 @@ def select(
     max_chars: int,
     exclude: Sequence[Row] = (),
     max_prompts: int = 0,
+    seed: int = 0,
 ) -> tuple[list[Row], dict[str, int]]:
-    """Return the prompts to sample, in their order, and how many were dropped for what.
+    """Return the prompts to sample and how many were dropped for what.
+
+    They keep their order unless `max_prompts` is set: then they are shuffled first, so that a larger `max_prompts`
+    adds prompts to the same ones.
 
     Args:
         min_chars, max_chars: window for the last turn, in characters.
         exclude: prompts whose near-duplicates must not be sampled (held-out sets).
         max_prompts: how many to return at most; 0 sets no limit.
+        seed: of the shuffle.
 
     Raises:
         InputError: if nothing is left.
@@ -55,7 +61,11 @@ def select(
     dropped: Counter[str] = Counter()
     kept: list[Row] = []
     held_out, seen = Near(exclude), Near()
-    for row in rows:
+    order = random.Random(seed).sample(rows, len(rows)) if max_prompts else rows
+    for number, row in enumerate(order):
+        if max_prompts and len(kept) == max_prompts:
+            dropped["over max_prompts"] = len(rows) - number
+            break
         length = len(row["prompt"][-1]["content"])
         if length < min_chars:
             dropped["too short"] += 1
@@ -65,8 +75,6 @@ def select(
             dropped["in exclude"] += 1
         elif seen.holds(row):
             dropped["duplicate"] += 1
-        elif max_prompts and len(kept) == max_prompts:
-            dropped["over max_prompts"] += 1
         else:
             seen.add(row)
             kept.append(row)

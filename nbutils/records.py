@@ -1,4 +1,4 @@
-"""The four row schemas that the notebooks exchange, and the ids that join them.
+"""The row schemas that the notebooks exchange and write, and the ids that join them.
 
 Used by every notebook. A row is a plain dict; `dataset` checks it against its schema before it reaches a file.
 An example of the `prompts` schema:
@@ -73,6 +73,22 @@ PAIRS = Features(
     }
 )
 
+EVALUATION = Features(
+    {
+        **PROMPTS,
+        "before_text": _text,
+        "before_score": Value("float64"),  # 0..1, NaN where the judge was not understood
+        "before_tokens": Value("int32"),
+        "before_finish_reason": _text,
+        "after_text": _text,
+        "after_score": Value("float64"),
+        "after_tokens": Value("int32"),
+        "after_finish_reason": _text,
+        "verdict": _text,  # as seen from the tuned model
+        "judge": _text,
+    }
+)
+
 
 def digest(value: Any, length: int = 16) -> str:
     """Return a short stable hash of any JSON-able value.
@@ -101,7 +117,16 @@ def messages(prompt: Any) -> Messages:
             raise InputError(f"a message needs a text role and content, got {_show(turn)}")
     if not turns[-1]["content"].strip():
         raise InputError("the text is empty")
-    return turns
+    return [{key: encodable(value) for key, value in turn.items()} for turn in turns]
+
+
+def encodable(text: str) -> str:
+    r"""Join or replace surrogates: JSON can hold single ones, which no file and no tokenizer takes.
+
+    >>> encodable("\ud83d\ude00"), encodable("\ud83d")
+    ('😀', '�')
+    """
+    return text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def prompt_id(prompt: Messages) -> str:
@@ -123,7 +148,7 @@ def dataset(rows: Iterable[Row], features: Features) -> Dataset:
     rows = list(rows)
     for row in rows:
         check(row, features)
-    columns = {name: [row[name] for row in rows] for name in features}
+    columns = {name: [_encodable(row[name]) for row in rows] for name in features}
     return Dataset.from_dict(columns, features=features)
 
 
@@ -136,6 +161,14 @@ def check(row: Row, features: Features) -> None:
     for column, feature in features.items():
         if not _fits(row[column], feature):
             raise InputError(f"row {name}: column {column!r} should be {_kind(feature)}, got {_show(row[column])}")
+
+
+def _encodable(value: Any) -> Any:
+    if isinstance(value, str):
+        return encodable(value)
+    if isinstance(value, list):
+        return [_encodable(v) for v in value]
+    return {k: _encodable(v) for k, v in value.items()} if isinstance(value, Mapping) else value
 
 
 def _fits(value: Any, feature: Any) -> bool:  # noqa: PLR0911 - one line per kind of feature

@@ -63,16 +63,8 @@ def read_profile(profile: Path, run_dir: Path) -> dict[str, dict[str, Any]]:
 
 def defaults(stem: str) -> dict[str, Any]:
     """Return the values in a notebook's parameters cell."""
-    import ast
-
     cells = json.loads(notebook(stem).read_text(encoding="utf-8"))["cells"]
-    source = next("".join(c["source"]) for c in cells if "parameters" in c["metadata"].get("tags", ()))
-    assigned = [node for node in ast.parse(source).body if isinstance(node, ast.AnnAssign)]
-    return {
-        node.target.id: ast.literal_eval(node.value)
-        for node in assigned
-        if isinstance(node.target, ast.Name) and node.value
-    }
+    return params.given(["".join(c["source"]) for c in cells if "parameters" in c["metadata"].get("tags", ())])
 
 
 def notebook(stem: str) -> Path:
@@ -111,6 +103,7 @@ def execute(stem: str, values: dict[str, Any]) -> None:
                 values,
                 kernel_name="python3",
                 progress_bar=False,
+                extra_arguments=["--IPKernelApp.log_level=CRITICAL"],  # not its messages between our lines
                 cwd=str(Path.cwd()),
             )
     except PapermillExecutionError as error:

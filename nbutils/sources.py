@@ -3,17 +3,19 @@
 Used by all four notebooks. A dataset is named by
     a stage (`02_sample`): this run's folder, else one found among mounted inputs (Kaggle's /kaggle/input),
     a folder written by a stage, a file (.jsonl, .json, .csv, .parquet),
-    or a Hub id, with an optional configuration after a colon: `org/name:config`.
+    or a Hub id, optionally with a configuration and a split: `org/name:config@train[-300:]`.
 Local folders are read file by file: `load_dataset` caches them by folder name, which would mix up two runs.
 """
 
 import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import yaml
 from datasets import Dataset, Features, load_dataset
+from pyarrow import parquet
 
 from nbutils.errors import InputError
 from nbutils.records import Row, check
@@ -46,7 +48,7 @@ def read(
 
     Args:
         config: which dataset of a stage folder, e.g. "pairs".
-        split: for a Hub dataset.
+        split: of a Hub dataset that names none itself.
         limit: first rows to return; 0 means all.
 
     Raises:
@@ -100,34 +102,48 @@ def fingerprint(name: str, *, run_dir: Path | None = None) -> str:
     return hashlib.sha256("\n".join(listing).encode()).hexdigest()[:16]
 
 
-def _from_folder(path: Path, config: str) -> Dataset:
-    card = path / "README.md"
-    configs = yaml.safe_load(card.read_text().split("---")[1]).get("configs", []) if card.exists() else []
-    files = [f["path"] for c in configs if c["config_name"] == config for f in c["data_files"]]
-    if not files:
-        has = ", ".join(c["config_name"] for c in configs) or "none"
+def _from_folder(path: Path, config: str) -> list[Row]:
+    files = _card_files(path / "README.md")
+    if config not in files:
+        has = ", ".join(files) or "none"
         raise InputError(f"{path} is no stage folder with a dataset {config!r} (it has: {has}); run that stage first")
-    return Dataset.from_parquet([str(path / f) for f in files])
+    return [row for name in files[config] for row in _from_file(path / name)]
+
+
+def _card_files(card: Path) -> dict[str, list[str]]:
+    """Return each configuration's files by the card of a stage; none for a card that no stage wrote."""
+    try:
+        configs = yaml.safe_load(card.read_text(encoding="utf-8").split("---")[1])["configs"]
+        return {c["config_name"]: [f["path"] for f in c["data_files"]] for c in configs}
+    except (OSError, ValueError, IndexError, KeyError, TypeError, yaml.YAMLError):
+        return {}
 
 
 def _from_file(path: Path) -> Dataset | list[Row]:
+    kind = path.suffix[1:]
     try:
-        if path.suffix == ".parquet":
-            return Dataset.from_parquet(str(path))
-        if path.suffix == ".csv":
-            frame = pd.read_csv(path, dtype=str, keep_default_na=False)
-        else:
-            # pandas keeps mixed types as they are, where Arrow would refuse or convert them
-            frame = pd.read_json(path, lines=path.suffix == ".jsonl", dtype=False, convert_dates=False)
+        if kind == "parquet":
+            # from_parquet refuses a file without rows
+            return Dataset.from_parquet(str(path)) if parquet.read_metadata(path).num_rows else []
+        if kind == "csv":
+            return pd.read_csv(path, dtype=str, keep_default_na=False).to_dict("records")
+        # json keeps mixed types as they are and absent values absent, where Arrow and pandas would not
+        text = path.read_text(encoding="utf-8-sig").strip()
+        lines = [line for line in text.split("\n") if line.strip()]
+        rows = [json.loads(line) for line in lines] if kind == "jsonl" else json.loads(text or "[]")
+    except pd.errors.EmptyDataError:
+        return []
     except (ValueError, OSError) as error:
-        if not path.stat().st_size:
-            return []
-        raise InputError(f"{path} cannot be read as {path.suffix[1:]}: {str(error).splitlines()[0]}") from None
-    return [{str(k): v for k, v in row.items()} for row in frame.to_dict("records")]
+        raise InputError(f"{path} cannot be read as {kind}: {str(error).splitlines()[0]}") from None
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise InputError(f"{path} cannot be read as {kind}: expected objects, one per row")
+    return rows
 
 
 def _from_hub(name: str, split: str) -> Dataset:
+    name, _, own_split = name.partition("@")
     repository, _, config = name.partition(":")
+    split = own_split or split
     if repository.count("/") > 1 or repository.startswith((".", "/", "~")) or repository.endswith(FILE_TYPES):
         raise InputError(f"there is no file or folder {name}; check the path (relative to {Path.cwd()})")
     if "/" not in repository:

@@ -113,17 +113,16 @@ class Stage:
         if self._lock.closed:  # the cell is run a second time
             self._acquire()
         draft = Path(tempfile.mkdtemp(prefix=f"{self.stem}.draft-", dir=self._work))
-        (draft / "figures").mkdir()
-        for name, image in self._figures.items():
-            (draft / "figures" / f"{name}.png").write_bytes(image)
-        files = {name: _write_parquet(draft / name, dataset) for name, dataset in datasets.items()}
-        for name, folder in (folders or {}).items():
-            shutil.copytree(folder, draft / name)
-        for name, content in (("params", params), ("metrics", metrics)):
-            (draft / f"{name}.json").write_text(json.dumps(_finite(content), indent=1, ensure_ascii=False) + "\n")
-        counts = {name: len(dataset) for name, dataset in datasets.items()}
-        card = _card(self.stem, draft, files, counts, params, summary)
-        card.save(draft / "README.md")
+        try:
+            self._fill(draft, datasets, params=params, metrics=metrics, summary=summary, folders=folders or {})
+        except BaseException as error:
+            shutil.rmtree(draft, ignore_errors=True)
+            if isinstance(error, OSError):
+                reason = error.strerror or error
+                raise InputError(
+                    f"cannot write {self.folder} ({reason}); make room there and run the cell again"
+                ) from None
+            raise
         draft.chmod(0o755)
         if self.folder.exists():
             old = Path(tempfile.mkdtemp(prefix=f"{self.stem}.draft-", dir=self._work))
@@ -134,6 +133,28 @@ class Stage:
             os.rename(draft, self.folder)
         self.close()
         return self.folder
+
+    def _fill(
+        self,
+        draft: Path,
+        datasets: Mapping[str, Dataset],
+        *,
+        params: Mapping[str, Any],
+        metrics: Mapping[str, Any],
+        summary: str,
+        folders: Mapping[str, Path],
+    ) -> None:
+        (draft / "figures").mkdir()
+        for name, image in self._figures.items():
+            (draft / "figures" / f"{name}.png").write_bytes(image)
+        files = {name: _write_parquet(draft / name, dataset) for name, dataset in datasets.items()}
+        for name, folder in folders.items():
+            shutil.copytree(folder, draft / name)
+        for name, content in (("params", params), ("metrics", metrics)):
+            (draft / f"{name}.json").write_text(json.dumps(_finite(content), indent=1, ensure_ascii=False) + "\n")
+        counts = {name: len(dataset) for name, dataset in datasets.items()}
+        card = _card(self.stem, draft, files, counts, params, summary)
+        card.save(draft / "README.md")
 
 
 def push(folder: Path, repository: str, kind: str = "dataset") -> str:
@@ -175,7 +196,7 @@ def _card(
     ]
     data = DatasetCardData(configs=configs, tags=["preference-data", stem])
     rows = "\n".join(f"| `{name}` | {count} |" for name, count in counts.items())
-    shown = "\n".join(f"| `{name}` | `{value}` |" for name, value in params.items())
+    shown = "\n".join(f"| `{name}` | `{_cell(value)}` |" for name, value in params.items() if name != "run_dir")
     figures = "\n".join(
         f"![{p.stem.replace('_', ' ')}](figures/{p.name})" for p in sorted((draft / "figures").iterdir())
     )
@@ -185,6 +206,11 @@ def _card(
         f"## How it was made\n\nBy the notebook `{stem}` of nbutils {__version__} with\n\n"
         f"| parameter | value |\n|---|---|\n{shown}\n\n## Figures\n\n{figures}\n"
     )
+
+
+def _cell(value: Any) -> str:
+    """Keep a value on one line and inside its cell of a table."""
+    return str(value).replace("\n", "\\n").replace("|", "\\|")
 
 
 def _finite(value: Any) -> Any:

@@ -24,6 +24,7 @@ from nbutils.records import digest
 log = logging.getLogger(__name__)
 
 VERSION = 1
+GO_ON = "everything answered is stored: run the same command or cell again to go on"
 
 
 class Store:
@@ -39,8 +40,12 @@ class Store:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._db = sqlite3.connect(self.path, timeout=60, isolation_level=None)
-            self._db.execute("PRAGMA journal_mode=WAL")
-            version = self._db.execute("PRAGMA user_version").fetchone()[0]
+            # one statement: a file that another process is creating is seen before or after, never half made
+            version, tables = self._db.execute(
+                "SELECT user_version, (SELECT count(*) FROM sqlite_master) FROM pragma_user_version"
+            ).fetchone()
+            if version == 0 and not tables:
+                self._create()
         except (sqlite3.DatabaseError, OSError) as error:
             raise InputError(
                 f"cannot open the store {self.path}: {error}; name another run_dir or move the file"
@@ -50,10 +55,17 @@ class Store:
                 f"the store {self.path} was written by version {version} of its format, expected {VERSION}; "
                 "move it away to start a new one, or run the kit that wrote it"
             )
-        self._db.execute(
-            "CREATE TABLE IF NOT EXISTS replies (key TEXT PRIMARY KEY, model TEXT, request TEXT, reply TEXT, at REAL)"
+        if version == 0 and tables:
+            raise InputError(f"{self.path} is a database of another program; name another run_dir or move the file")
+
+    def _create(self) -> None:
+        self._db.execute("PRAGMA journal_mode=WAL")
+        self._db.executescript(
+            "BEGIN IMMEDIATE;"
+            "CREATE TABLE IF NOT EXISTS replies (key TEXT PRIMARY KEY, model TEXT, request TEXT, reply TEXT, at REAL);"
+            f"PRAGMA user_version={VERSION};"
+            "COMMIT"
         )
-        self._db.execute(f"PRAGMA user_version={VERSION}")
 
     def get(self, key: str) -> Reply | None:
         """Return the reply stored under this key, or None."""
@@ -124,35 +136,36 @@ def answer(
         Interrupted: at the deadline. Everything answered so far is stored.
     """
     size = engine.chunk_size or max(len(requests), 1)
-    replies: list[Reply | None] = [None] * len(requests)
+    replies: list[Reply | None] = []
     with tqdm(total=len(requests), desc=title, mininterval=10, unit="request") as bar:
         for start in range(0, len(requests), size):
             chunk = requests[start : start + size]
             chunk_seed = _chunk_seed(seed, chunk) if engine.chunk_size else seed
             keys = [_key(engine, request, chunk_seed) for request in chunk]
-            for i, key in enumerate(keys):
-                replies[start + i] = store.get(key)
-            missing = [i for i in range(len(chunk)) if replies[start + i] is None]
+            wanted = dict(zip(keys, chunk, strict=True))  # a request that occurs twice is asked once
+            known = {key: store.get(key) for key in wanted}
+            missing = [key for key, reply in known.items() if reply is None]
             if missing and engine.chunk_size:
                 if time.time() > deadline:
-                    raise Interrupted(f"time budget used up after {start} of {len(requests)} requests")
+                    raise Interrupted(f"time budget used up after {start} of {len(requests)} requests; {GO_ON}")
                 if any(request.sampling.temperature for request in chunk):
-                    missing = list(range(len(chunk)))
+                    missing = list(wanted)
             bar.update(len(chunk) - len(missing))
             batch = []
-            asked = [chunk[i] for i in missing]
+            asked = [wanted[key] for key in missing]
             for i, reply in engine.generate(asked, seed=chunk_seed, deadline=deadline) if asked else ():
-                replies[start + missing[i]] = reply
-                batch.append((keys[missing[i]], engine, asked[i], reply))
+                known[missing[i]] = reply
+                batch.append((missing[i], engine, asked[i], reply))
                 bar.update(1)
                 if not engine.chunk_size:
                     store.put(batch)
                     batch = []
             if batch:
                 store.put(batch)
+            replies += [known[key] for key in keys]
     unanswered = sum(reply is None for reply in replies)
     if unanswered and time.time() > deadline:
-        raise Interrupted(f"time budget used up with {unanswered} of {len(requests)} requests to go")
+        raise Interrupted(f"time budget used up with {unanswered} of {len(requests)} requests to go; {GO_ON}")
     if unanswered:
         log.warning("%d of %d requests were not answered; the next run asks them again", unanswered, len(requests))
     return replies

@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerBase, TrainerCallback
 from transformers.trainer_callback import TrainerControl, TrainerState
 from trl import DPOConfig, DPOTrainer
 
-from nbutils import models, params
+from nbutils import models, params, sources
 from nbutils.errors import InputError, Interrupted
 from nbutils.preflight import Device
 from nbutils.records import PAIRS, Row, dataset, digest
@@ -52,12 +52,15 @@ RESERVED = {
 LOSSES = ({"sigmoid"}, {"sigmoid_norm"}, {"sigmoid", "sft"})
 
 
-def read_options(path: Path | None) -> dict[str, Any]:
-    """Return DEFAULTS overridden by a `training` file.
+def read_options(name: str) -> dict[str, Any]:
+    """Return DEFAULTS overridden by a `training` file; an empty name overrides nothing.
 
     Raises:
-        InputError: naming an unknown or reserved key, or a loss this kit does not offer.
+        InputError: if there is no such file, naming an unknown or reserved key, or a loss this kit does not offer.
     """
+    path = sources.find(name) if name else None
+    if name and path is None:
+        raise InputError(f"training: there is no file {name}; check the path (relative to {Path.cwd()})")
     given = params.read_overrides(path) if path else {}
     known = {f.name for f in dataclasses.fields(DPOConfig)} | {"lora_r", "lora_alpha", "lora_dropout"}
     for key in given:
@@ -81,7 +84,7 @@ def precision(device: Device, model_type: str, tuning: str) -> tuple[torch.dtype
     are kept in float32, since float16 cannot hold small updates. Autocast never uses bfloat16 below compute capability
     8.0, and models that overflow float16 run without autocast.
     """
-    base = device.dtype(model_type)
+    base = torch.float32 if device.name == "cpu" else device.dtype(model_type)
     flags = {"fp16": base == torch.float16, "bf16": base == torch.bfloat16}
     return (base if tuning == "lora" else torch.float32), flags
 
@@ -157,6 +160,8 @@ def build_trainer(
             "gradient_accumulation_steps in the training file, or see the drop reports of 01 and 03 for more pairs"
         )
     settings = {k: v for k, v in options.items() if not k.startswith("lora_")}
+    if not held_out:
+        settings["eval_strategy"] = "no"
     run = digest(
         [
             given.model_dump(exclude={"run_dir", "time_budget_hours", "push_to_hub"}),
@@ -185,7 +190,7 @@ def build_trainer(
         task_type="CAUSAL_LM",
     )
     columns = ("prompt", "chosen", "rejected", "chat_template_kwargs")
-    train, evaluation = (_dataset(rows, columns) for rows in (pairs, held_out))
+    train, evaluation = (_dataset(rows, columns) if rows else None for rows in (pairs, held_out))
     return DPOTrainer(
         model=models.load_model(path, device, dtype=dtype),
         args=config,
@@ -211,9 +216,13 @@ def train(trainer: DPOTrainer, *, csv: Path, deadline: float = float("inf")) -> 
     checkpoint = last_complete(Path(str(trainer.args.output_dir)))
     if checkpoint:
         log.info("resuming from %s", checkpoint.name)
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    try:
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    finally:
+        trainer.remove_callback(watch)  # or its deadline would stop the next call in the same kernel
     if watch.stopped:
-        raise Interrupted(f"time budget used up at step {trainer.state.global_step} of {trainer.state.max_steps}")
+        step, steps = trainer.state.global_step, trainer.state.max_steps
+        raise Interrupted(f"time budget used up at step {step} of {steps}; run the same command or cell again to go on")
     return table(trainer.state.log_history)
 
 

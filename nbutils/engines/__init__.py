@@ -6,6 +6,7 @@ GPU or CPU; `api.ApiEngine` asks an OpenAI-compatible server. Both are used thro
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any, Protocol
 
 from nbutils.errors import InputError
@@ -32,18 +33,20 @@ class Sampling:
 
 
 def parse_sampling(text: str) -> Sampling:
-    """Read sampling options from text like 'temperature=0.8,top_p=0.95,max_tokens=512'.
+    """Read sampling options from text like 'temperature: 0.8, top_p: 0.95, max_tokens: 512'.
+
+    The colon is there because papermill hides a parameter whose line holds a second equals sign.
 
     Raises:
         InputError: naming an unknown option or a value that is no number.
 
-    >>> parse_sampling("temperature=0,max_tokens=20").max_tokens
+    >>> parse_sampling("temperature: 0, max_tokens: 20").max_tokens
     20
     """
     kinds = {f.name: f.type for f in fields(Sampling)}
     values: dict[str, Any] = {}
     for part in filter(None, (p.strip() for p in text.split(","))):
-        name, _, value = (piece.strip() for piece in part.partition("="))
+        name, _, value = (piece.strip() for piece in part.partition(":"))
         if name not in kinds:
             raise InputError(f"sampling: unknown option {name!r}; known are {', '.join(kinds)}")
         try:
@@ -93,3 +96,40 @@ class Engine(Protocol):
     def generate(self, requests: Sequence[Request], *, seed: int, deadline: float) -> Iterator[tuple[int, Reply]]:
         """Yield (index into requests, reply) in any order; a request that fails for good is left out."""
         ...
+
+
+def load(
+    name: str,
+    model: str,
+    *,
+    cache: Path,
+    adapter: str = "",
+    chat_template_kwargs: Mapping[str, Any] | None = None,
+    **server: Any,
+) -> Engine:
+    """Return the engine a parameter names: `transformers`, or the URL of an OpenAI-compatible server.
+
+    Args:
+        cache: folder for converted models.
+        server: what only `api.ApiEngine` takes, e.g. concurrency.
+
+    Raises:
+        InputError: if the name is neither, or an adapter is asked of a server (it serves what it was started with).
+    """
+    template = dict(chat_template_kwargs or {})
+    if name == "transformers":
+        from nbutils.engines.local import TransformersEngine
+        from nbutils.preflight import pick_device
+
+        return TransformersEngine(
+            model, device=pick_device(), cache=cache, adapter=adapter, chat_template_kwargs=template
+        )
+    if not name.startswith(("http://", "https://")):
+        raise InputError(
+            f"engine: expected 'transformers' or a server's URL like http://127.0.0.1:8000/v1, got {name!r}"
+        )
+    if adapter:
+        raise InputError("adapter: a server samples the model it was started with; start it with the adapter instead")
+    from nbutils.engines.api import ApiEngine
+
+    return ApiEngine(name, model, chat_template_kwargs=template, **server)

@@ -16,8 +16,8 @@ from dataclasses import replace
 from typing import Any, cast
 
 import openai
-from tenacity import AsyncRetrying, RetryError, retry_if_exception, stop_after_attempt
-from tenacity.wait import wait_exponential_jitter
+from tenacity import AsyncRetrying, Future, RetryError, retry_if_exception, stop_after_attempt
+from tenacity.wait import wait_exponential, wait_random
 
 from nbutils.engines import Reply, Request, Sample
 from nbutils.errors import InputError
@@ -132,7 +132,7 @@ class ApiEngine:
                     try:
                         results.put((i, await self._ask(client, request, seed)))
                     except RetryError as error:
-                        log.warning("request %d failed %d times: %s", i, TRIES, _brief(error.last_attempt.exception()))
+                        log.warning("request %d failed %d times: %s", i, TRIES, self._brief(error.last_attempt))
 
             async with asyncio.TaskGroup() as group:
                 workers = [group.create_task(worker()) for _ in range(min(self._concurrency, len(requests)))]
@@ -156,11 +156,9 @@ class ApiEngine:
         extra = self._extra | ({"top_k": sampling.top_k} if sampling.top_k else {})
         async for attempt in AsyncRetrying(
             stop=stop_after_attempt(TRIES),
-            wait=wait_exponential_jitter(initial=self._wait, max=60, jitter=self._wait),
+            wait=wait_exponential(multiplier=self._wait, max=60) + wait_random(0, self._wait),
             retry=retry_if_exception(_worth_retrying),
-            before_sleep=lambda state: log.info(
-                "retrying after: %s", _brief(state.outcome.exception() if state.outcome else None)
-            ),
+            before_sleep=lambda state: log.info("retrying after: %s", self._brief(state.outcome)),
         ):
             with attempt:
                 try:
@@ -169,11 +167,18 @@ class ApiEngine:
                     )
                     return _reply(completion)
                 except openai.APIStatusError as error:
-                    if error.status_code in _REASONS:
-                        reason = _REASONS[error.status_code].format(key=self._key_variable or "its token")
+                    if not _worth_retrying(error):
+                        reason = _REASONS.get(error.status_code, _REASONS[400])
+                        reason = reason.format(key=self._key_variable or "its token")
                         raise InputError(f"{self._server} answered {error.status_code}: {reason}") from None
                     raise
         raise AssertionError("unreachable: the loop returns or raises")
+
+    def _brief(self, outcome: Future | None) -> str:
+        """Name a failure in one line, without the token: some servers repeat it in their answer."""
+        error = outcome.exception() if outcome else None
+        first = next(iter(str(error).splitlines()), "")
+        return f"{type(error).__name__}: {first.replace(self._key, '***') if self._key_variable else first}"[:160]
 
 
 async def _cancel_when(stop: threading.Event, workers: list[asyncio.Task]) -> None:
@@ -202,7 +207,3 @@ def _reply(completion: Any) -> Reply:
     tokens = usage.completion_tokens if usage else -1
     finish = "length" if choice.finish_reason == "length" else "stop"
     return Reply((Sample(text, tokens, finish),), usage.prompt_tokens if usage else -1, tokens)
-
-
-def _brief(error: BaseException | None) -> str:
-    return f"{type(error).__name__}: {str(error).splitlines()[0][:120] if str(error) else ''}"

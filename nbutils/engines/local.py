@@ -8,12 +8,42 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import GenerationConfig
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from nbutils import models
-from nbutils.engines import Reply, Request, Sample
+from nbutils.engines import Reply, Request, Sample, Sampling
 from nbutils.errors import InputError
 from nbutils.preflight import Device
+
+
+class Nucleus(LogitsProcessor):  # type: ignore[misc]
+    """Temperature, top-k and top-p (Holtzman et al. 2020) like transformers' own, without sorting the whole vocabulary.
+
+    The nucleus nearly always lies within the first thousand tokens; sorting those alone takes a tenth of the time that
+    sorting all takes, which on a CPU is as long as the small model itself. Where it does not lie there, all are sorted.
+    """
+
+    PREFIX = 1024
+
+    def __init__(self, sampling: Sampling):
+        self.temperature, self.top_p, self.top_k = sampling.temperature, sampling.top_p, sampling.top_k
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Return scores, shape (batch, vocabulary), with every token outside the nucleus at minus infinity."""
+        scores = scores.float() / self.temperature
+        size = scores.shape[-1]
+        limit = min(self.top_k or size, size)
+        if self.top_p == 1 and limit == size:
+            return scores
+        for prefix in (limit,) if self.top_k else (min(self.PREFIX, size), size):
+            values, tokens = scores.topk(prefix)
+            # top-k comes first: then only those k tokens share the probability
+            total = (values if self.top_k else scores).logsumexp(-1, keepdim=True)
+            before = (values - total).exp().cumsum(-1) - (values - total).exp()
+            if prefix == limit or bool((before[:, -1] >= self.top_p).all()):
+                break
+        values = values.masked_fill(before >= self.top_p, float("-inf"))
+        return torch.full_like(scores, float("-inf")).scatter(-1, tokens, values)
 
 
 class TransformersEngine:
@@ -94,26 +124,23 @@ class TransformersEngine:
             yield i, Reply(tuple(drawn), prompt_tokens=len(prompts[i]), completion_tokens=tokens)
 
     @torch.inference_mode()
-    def next_token_probabilities(self, prompt: list[dict[str, str]], temperature: float = 1.0) -> torch.Tensor:
-        """Return the distribution over the vocabulary, shape (vocabulary,), for the first token of an answer."""
-        ids = torch.tensor([models.render(self.tokenizer, prompt, self.chat_template_kwargs)], device=self.model.device)
-        return torch.softmax(self.model(input_ids=ids).logits[0, -1].float() / temperature, dim=-1).cpu()
-
-    @torch.inference_mode()
-    def _complete(self, prompts: list[list[int]], sampling: Any) -> list[Sample]:
+    def _complete(self, prompts: list[list[int]], sampling: Sampling) -> list[Sample]:
         width = max(map(len, prompts))
         pad = self.tokenizer.pad_token_id
         ids = torch.tensor([[pad] * (width - len(p)) + p for p in prompts], device=self.model.device)
         mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=self.model.device)
-        drawn = {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": sampling.top_k}
+        drawing = sampling.temperature > 0
         config = GenerationConfig(
             max_new_tokens=sampling.max_tokens,
-            do_sample=sampling.temperature > 0,
-            **(drawn if sampling.temperature > 0 else {}),
+            do_sample=drawing,
+            **({"temperature": 1.0, "top_p": 1.0, "top_k": 0} if drawing else {}),  # `Nucleus` applies them
             pad_token_id=pad,
             eos_token_id=sorted(self.stop_ids),
         )
-        output = self.model.generate(inputs=ids, attention_mask=mask, generation_config=config)
+        processors = LogitsProcessorList([Nucleus(sampling)] if drawing else [])
+        output = self.model.generate(
+            inputs=ids, attention_mask=mask, generation_config=config, logits_processor=processors
+        )
         return [self._sample(row[width:].tolist()) for row in output]
 
     def _sample(self, ids: list[int]) -> Sample:

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, Protocol
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
+from nbutils import sources
 from nbutils.errors import InputError
 from nbutils.pairs import usable
 from nbutils.records import Row
@@ -73,12 +74,11 @@ class Judge(Protocol):
         ...
 
 
-def read_file(name: str, base: Path | None = None) -> tuple[str, VerifierFile | LlmFile]:
+def read_file(name: str) -> tuple[str, VerifierFile | LlmFile]:
     """Read and validate a judge file; return its short name and content.
 
     Args:
-        name: of a file in this folder, or a path.
-        base: folder a relative path is looked up in, besides the working folder.
+        name: of a file in this folder, or a path (relative to the working folder or the checkout).
 
     Raises:
         InputError: if there is no such file, or naming every key that is unknown, missing or of the wrong type.
@@ -88,8 +88,8 @@ def read_file(name: str, base: Path | None = None) -> tuple[str, VerifierFile | 
     if name in known:
         text = (packaged / f"{name}.yaml").read_text(encoding="utf-8")
     else:
-        path = next((p for p in (Path(name), (base or Path()) / name) if p.is_file()), None)
-        if path is None:
+        path = sources.find(name)
+        if path is None or not path.is_file():
             raise InputError(f"judge: {name!r} is neither a file nor one of {', '.join(known)}")
         text, name = path.read_text(encoding="utf-8"), path.stem
     try:
@@ -103,13 +103,13 @@ def read_file(name: str, base: Path | None = None) -> tuple[str, VerifierFile | 
         raise InputError(f"judge file {name} is no YAML: {str(error).splitlines()[0]}") from None
 
 
-def load(name: str, *, cache: Path, base: Path | None = None) -> Judge:
+def load(name: str, *, cache: Path) -> Judge:
     """Return the judge a parameter names, with its engine ready.
 
     Args:
         cache: folder for converted models, should the judge run one here.
     """
-    short, file = read_file(name, base)
+    short, file = read_file(name)
     if isinstance(file, VerifierFile):
         from nbutils.judges.verifier import Verifier
 

@@ -15,7 +15,8 @@ from typing import Any
 
 import json_repair
 
-from nbutils.engines import Engine, Request, Sampling
+from nbutils import sources
+from nbutils.engines import Engine, Request, Sampling, load
 from nbutils.errors import InputError
 from nbutils.judges import Judgement, LlmFile
 from nbutils.records import Row, digest
@@ -122,10 +123,11 @@ def read_template(name: str) -> str:
         InputError: if there is none, or naming a slot that is missing or unknown.
     """
     packaged = resources.files("nbutils") / "templates" / f"{name}.txt"
+    path = sources.find(name)
     if packaged.is_file():
         text = packaged.read_text(encoding="utf-8")
-    elif Path(name).is_file():
-        text = Path(name).read_text(encoding="utf-8")
+    elif path is not None and path.is_file():
+        text = path.read_text(encoding="utf-8")
     else:
         raise InputError(f"template: {name!r} is neither a file nor a template of the kit")
     slots = set(_SLOT.findall(text))
@@ -170,22 +172,15 @@ def parse(text: str, count: int, scale: tuple[int, int]) -> tuple[list[float], l
 
 
 def _engine(file: LlmFile, cache: Path) -> Engine:
-    if file.engine == "api":
-        from nbutils.engines.api import ApiEngine
-
-        if not file.server:
-            raise InputError("judge file: engine api needs a server, e.g. http://127.0.0.1:8000/v1")
-        return ApiEngine(
-            file.server,
-            file.model,
-            key_variable=file.key_variable,
-            concurrency=file.concurrency,
-            timeout=file.timeout,
-            chat_template_kwargs=file.chat_template_kwargs,
-        )
-    from nbutils.engines.local import TransformersEngine
-    from nbutils.preflight import pick_device
-
-    return TransformersEngine(
-        file.model, device=pick_device(), cache=cache, chat_template_kwargs=file.chat_template_kwargs
+    template = file.chat_template_kwargs
+    if file.engine == "transformers":
+        return load("transformers", file.model, cache=cache, chat_template_kwargs=template)
+    return load(
+        file.server,
+        file.model,
+        cache=cache,
+        chat_template_kwargs=template,
+        key_variable=file.key_variable,
+        concurrency=file.concurrency,
+        timeout=file.timeout,
     )

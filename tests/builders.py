@@ -1,0 +1,81 @@
+"""Rows, engines and processes that the tests build their cases from."""
+
+import gzip
+import json
+import multiprocessing
+import random
+from pathlib import Path
+
+import pytest
+
+from nbutils.engines import Reply, Request, Sample
+from nbutils.records import messages, prompt_id
+
+DATA = Path(__file__).resolve().parents[2] / "shared/data"
+
+
+def real(name):
+    """Return the rows of a file of real data, or skip the test where the folder is absent."""
+    path = DATA / name
+    if not path.exists():
+        pytest.skip(f"needs the real data in {DATA}, which is not part of the project")
+    with gzip.open(path, "rt") if path.suffix == ".gz" else path.open() as stream:
+        return [json.loads(line) for line in stream] if ".jsonl" in name else json.load(stream)
+
+
+def prompt_row(text="Name a river.", **columns):
+    """A row of the `prompts` schema."""
+    prompt = messages(text)
+    return {"prompt_id": prompt_id(prompt), "prompt": prompt, "checks": "", "category": ""} | columns
+
+
+def response(text, finish_reason="stop", model="m"):
+    return {"text": text, "n_tokens": len(text.split()), "finish_reason": finish_reason, "model": model}
+
+
+def scored(texts, scores=(), text="Name a river.", **columns):
+    """A row with responses and the scores a judge gave them, not yet decided on."""
+    return prompt_row(text) | {
+        "responses": [response(t) if isinstance(t, str) else t for t in texts],
+        "scores": [list(order) for order in scores],
+        "replies": [],
+        "feedback": [],
+        "judge": "scripted",
+        "verdict": "",
+        "chat_template_kwargs": {},
+        **columns,
+    }
+
+
+def request(text="hi", **fields):
+    return Request(messages=({"role": "user", "content": text},), **fields)
+
+
+class ScriptedEngine:
+    """Answers with `script(request, rng)` and remembers what it was asked; None is a request that fails for good.
+
+    With a `chunk_size` it is like an engine that batches: `rng` is seeded once for all requests drawn together.
+    """
+
+    def __init__(self, script, *, chunk_size=0, model="scripted"):
+        self.script, self.chunk_size = script, chunk_size
+        self.identity = {"engine": "scripted", "model": model}
+        self.asked = []
+
+    def generate(self, requests, *, seed, deadline):
+        rng = random.Random(seed)
+        for i, asked in enumerate(requests):
+            self.asked.append(asked)
+            text = self.script(asked, rng)
+            if text is not None:
+                yield i, Reply((Sample(text),))
+
+
+def child(function, *arguments):
+    """Start `function` in a forked process and return the process; it can be joined or killed.
+
+    Not for anything that uses Arrow: its threads do not survive a fork.
+    """
+    process = multiprocessing.get_context("fork").Process(target=function, args=arguments, daemon=True)
+    process.start()
+    return process

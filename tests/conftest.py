@@ -1,0 +1,55 @@
+"""What every test runs under: no network, no GPU, no display, caches in a folder of their own."""
+
+import atexit
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+_caches = tempfile.mkdtemp(prefix="nbutils-tests-")
+atexit.register(shutil.rmtree, _caches, ignore_errors=True)
+# before datasets, huggingface_hub or matplotlib are imported: they read these once
+os.environ |= {
+    "HF_HOME": _caches,
+    "HF_DATASETS_CACHE": f"{_caches}/datasets",
+    "HF_HUB_OFFLINE": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "MPLBACKEND": "Agg",
+    "CUDA_VISIBLE_DEVICES": "",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+for name in ("HF_TOKEN", "KAGGLE_KERNEL_RUN_TYPE"):
+    os.environ.pop(name, None)
+
+import pytest  # noqa: E402
+from hypothesis import settings  # noqa: E402
+
+from nbutils.store import Store  # noqa: E402
+
+# a timed test on a shared machine lies
+settings.register_profile("shared", deadline=None, max_examples=60)
+settings.load_profile("shared")
+
+
+@pytest.fixture
+def store(tmp_path):
+    """An empty reply store."""
+    opened = Store(tmp_path / "store.sqlite")
+    yield opened
+    opened.close()
+
+
+@pytest.fixture(scope="session")
+def tiny_llama(tmp_path_factory) -> Path:
+    """Folder of a tiny random Llama with SmolLM2's chat template."""
+    import tiny  # loads torch
+
+    return tiny.make(tmp_path_factory.mktemp("tiny") / "llama", "llama")
+
+
+@pytest.fixture(scope="session")
+def tiny_qwen(tmp_path_factory) -> Path:
+    """Folder of a tiny random Qwen3 with Qwen3's chat template."""
+    import tiny
+
+    return tiny.make(tmp_path_factory.mktemp("tiny") / "qwen3", "qwen3")

@@ -1,0 +1,85 @@
+"""Every name the kit passes to another library still exists in the one that is installed."""
+
+import dataclasses
+import inspect
+
+import openai
+import pytest
+from dpo import CPU, small_trainer, some_pairs
+from servers import ChatServer
+from trl import DPOConfig
+
+from nbutils import training
+from nbutils.engines import Request, Sampling
+from nbutils.engines.api import ApiEngine
+from nbutils.engines.local import TransformersEngine
+
+DPO_FIELDS = {f.name for f in dataclasses.fields(DPOConfig)}
+
+
+class Recorded(Exception):
+    pass
+
+
+def recorder(calls):
+    """Stands for a class or function: notes the keywords of the call, then gives up."""
+
+    def record(*_, **keywords):
+        calls.append(keywords)
+        raise Recorded
+
+    return record
+
+
+def test_every_default_is_a_field_of_dpo_config():
+    lora = {name for name in training.DEFAULTS if name.startswith("lora_")}
+    assert lora == {"lora_r", "lora_alpha", "lora_dropout"}
+    assert set(training.DEFAULTS) - lora <= DPO_FIELDS
+
+
+def test_every_reserved_name_is_one_that_would_otherwise_be_taken():
+    assert training.RESERVED <= DPO_FIELDS
+    assert not training.RESERVED & set(training.DEFAULTS)
+
+
+def test_what_build_trainer_passes_is_known_and_arrives(tiny_llama, tmp_path):
+    trainer = small_trainer(tiny_llama, tmp_path, some_pairs(2), learning_rate=3e-3, beta=0.2, epochs=2.0, seed=5)
+    args = trainer.args
+    assert (args.learning_rate, args.beta, args.num_train_epochs, args.seed) == (3e-3, 0.2, 2.0, 5)
+    assert (args.fp16, args.bf16, args.use_cpu, args.report_to) == (False, False, True, [])
+    assert (args.loss_type, args.warmup_steps, args.lr_scheduler_type) == (["sigmoid"], 0.1, "cosine")
+    lora = trainer.model.peft_config["default"]
+    assert (lora.r, lora.lora_alpha, lora.lora_dropout) == (16, 32, 0.0)
+    trained = {name for name, weight in trainer.model.named_parameters() if weight.requires_grad}
+    assert len(trained) == 2 * 2 * 7  # A and B of seven projections in two layers; neither embeddings nor head
+
+
+def test_what_the_client_is_asked_for_is_known(monkeypatch):
+    calls = []
+    signature = inspect.signature(openai.resources.chat.AsyncCompletions.create)
+    monkeypatch.setattr(openai.resources.chat.AsyncCompletions, "create", recorder(calls))
+    request = Request(
+        ({"role": "user", "content": "hi"},), 1, Sampling(0.8, top_k=5), {"type": "json_schema", "json_schema": {}}
+    )
+    with ChatServer() as server, pytest.raises(Recorded):
+        list(ApiEngine(server.url, "m", chat_template_kwargs={"a": 1}).generate([request], seed=0))
+    assert set(calls[0]) <= set(signature.parameters)
+    assert {"temperature", "top_p", "max_tokens", "seed", "response_format"} <= set(calls[0])
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_the_generation_options_are_known_and_used(temperature, tiny_llama, tmp_path, monkeypatch):
+    engine = TransformersEngine(str(tiny_llama), device=CPU, cache=tmp_path)
+    configs = []
+    monkeypatch.setattr(engine.model, "generate", lambda **given: configs.append(given) or recorder([])())
+    request = Request(({"role": "user", "content": "hi"},), 1, Sampling(temperature, top_p=0.9, max_tokens=3, top_k=4))
+    with pytest.raises(Recorded):
+        list(engine.generate([request], seed=0))
+    config = configs[0]["generation_config"]
+    config.validate(strict=True)
+    assert config.max_new_tokens == 3
+    assert config.eos_token_id == [2]
+    if temperature:
+        assert (config.do_sample, config.temperature, config.top_p, config.top_k) == (True, 0.8, 0.9, 4)
+    else:
+        assert config.do_sample is False

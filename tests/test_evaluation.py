@@ -1,0 +1,170 @@
+"""evaluation.py on rows small enough to work out by hand."""
+
+import json
+import math
+
+import pytest
+from builders import ScriptedEngine, prompt_row
+
+from nbutils.engines import Sample, Sampling
+from nbutils.errors import InputError
+from nbutils.evaluation import compare, examples, in_words, sample, summarise
+from nbutils.judges import Judgement, VerifierFile
+from nbutils.judges.verifier import Verifier
+from nbutils.records import EVALUATION, dataset
+
+RIVER = json.dumps({"instruction_id_list": ["keywords:existence"], "kwargs": [{"keywords": ["river"]}]})
+
+
+class ScriptedJudge:
+    """Gives each row the scores it is told, and remembers what it was shown."""
+
+    name = "scripted"
+
+    def __init__(self, *scores):
+        self.scores, self.shown = scores, []
+
+    def score(self, rows, store, *, deadline):
+        self.shown = rows
+        return [Judgement(list(scores)) for scores in self.scores]
+
+
+def row(before, after, topic="A", verdict="win", prompt_id="p", **columns):
+    """One judged pair of answers; a side is (text, score) or (text, score, tokens, finish reason)."""
+    record = {"prompt_id": prompt_id, "prompt": [], "category": topic, "checks": "", "verdict": verdict, "judge": "j"}
+    for side, (text, score, *rest) in {"before": before, "after": after}.items():
+        tokens, finish = rest or (4, "stop")
+        record |= {
+            f"{side}_text": text,
+            f"{side}_score": score,
+            f"{side}_tokens": tokens,
+            f"{side}_finish_reason": finish,
+        }
+    return record | columns
+
+
+ROWS = [
+    row(("a b a b", 0.5, 10, "stop"), ("a b c", 1.0, 4, "stop"), "A", "win", "p1"),
+    row(("the river", 1.0, 10, "stop"), ("the sea", 1.0, 4, "stop"), "A", "tie", "p2"),
+    row(("no", 0.0, 10, "length"), ("yes it is", 1.0, 4, "stop"), "B", "win", "p3"),
+    row(("one", math.nan, 10, "stop"), ("two", math.nan, 8, "stop"), "B", "unparsed", "p3"),
+]
+
+
+def test_the_summary_is_what_one_works_out_by_hand():
+    summary = summarise(ROWS)
+    assert [summary[name] for name in ("prompts", "answers", "topics", "unparsed")] == [3, 4, 2, 1]
+    assert summary["verdicts"] == {"win": 2, "tie": 1, "unparsed": 1}
+    # topics drawn with replacement give AA 0.5/2, AB 1.5/3 or BB 1/1
+    assert summary["score"] == pytest.approx({"before": 0.5, "after": 1.0, "change": 0.5, "low": 0.25, "high": 1.0})
+    # AA 1/2, AB 2/3, BB 1/1
+    assert summary["passed_all"] == pytest.approx(
+        {"before": 1 / 3, "after": 1.0, "change": 2 / 3, "low": 0.5, "high": 1.0}
+    )
+    assert summary["truncated"]["before"] == 0.25  # of all answers, scored or not
+    assert summary["truncated"]["after"] == 0.0
+    assert summary["tokens"] == {"before": 10.0, "after": 5.0}
+    assert summary["tokens_ratio"] == 0.5
+    assert summary["characters"] == {"before": (7 + 9 + 2 + 3) / 4, "after": (5 + 7 + 9 + 3) / 4}
+    assert summary["characters_ratio"] == pytest.approx(24 / 21)
+    assert summary["distinct_2"]["before"] == 3 / 4  # ab ba ab, the river
+    assert summary["distinct_2"]["after"] == 1.0
+    assert summary["checks"] == {}
+
+
+def test_the_summary_can_be_saved_as_json_and_does_not_change_from_run_to_run():
+    assert json.dumps(summarise(ROWS), allow_nan=False) == json.dumps(summarise(ROWS), allow_nan=False)
+
+
+def test_each_kind_of_check_is_counted_for_itself():
+    both = json.dumps(
+        {
+            "instruction_id_list": ["keywords:existence", "punctuation:no_comma"],
+            "kwargs": [{"keywords": ["river"]}, {}],
+        }
+    )
+    rows = [
+        row(("a, b", 0.0), ("the river", 1.0), "A", checks=both),
+        row(("the river, wide", 0.5), ("river, sea", 0.5), "B", checks=both),
+        row(("x", 0.0), ("y", 0.0), "B", checks=RIVER),
+    ]
+    checks = summarise(rows)["checks"]
+    assert set(checks) == {"keywords:existence", "punctuation:no_comma"}
+    assert [checks["keywords:existence"][side] for side in ("before", "after")] == pytest.approx([1 / 3, 2 / 3])
+    assert [checks["punctuation:no_comma"][side] for side in ("before", "after")] == [0.0, 0.5]
+
+
+def test_a_judge_that_was_never_understood_is_an_error_and_not_a_result():
+    with pytest.raises(InputError, match="no readable score for any held-out answer"):
+        summarise([ROWS[3]])
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "word"),
+    [
+        (0.02, 0.3, "better: "),
+        (-0.3, -0.02, "worse: "),
+        (-0.1, 0.3, "not shown to differ: "),
+        (0.0, 0.3, "not shown to differ: "),  # an interval that touches zero shows nothing
+        (-0.3, 0.0, "not shown to differ: "),
+    ],
+)
+def test_the_verdict_in_words_follows_the_interval(low, high, word):
+    change = {"before": 0.326, "after": 0.4, "change": 0.074, "low": low, "high": high}
+    text = in_words({"passed_all": change, "prompts": 72, "topics": 12})
+    assert text.startswith(f"{word}32.6% to 40.0%, +7.4 points [{100 * low:+.1f}, {100 * high:+.1f}]")
+    assert text.endswith("on 72 prompts, 12 topics")
+
+
+def test_one_topic_alone_shows_nothing():
+    rows = [row(("a", 0.0), ("b", 1.0), "A", prompt_id=str(i)) for i in range(20)]
+    assert in_words(summarise(rows)).startswith("not shown to differ: 0.0% to 100.0%")
+
+
+def test_examples_are_the_first_answers_of_the_smallest_ids_whatever_the_order():
+    rows = [row(("a", 0.0), (f"{i}{k}", 1.0), prompt_id=i) for i in "dbac" for k in range(2)]
+    assert [r["after_text"] for r in examples(rows)] == ["a0", "b0", "c0"]
+    assert [r["after_text"] for r in examples(rows, 2)] == ["a0", "b0"]
+    assert len(examples(rows, 10)) == 4
+
+
+def test_answers_are_compared_one_by_one_as_seen_from_the_tuned_model(store):
+    rows = [prompt_row("P", category="A"), prompt_row("Q", category="B")]
+    before = [(Sample("p0", 1), Sample("p1", 2)), (Sample("q0", 3, "length"), Sample("q1", 4))]
+    after = [(Sample("P0", 5), Sample("P1", 6)), (Sample("Q0", 7), Sample("Q1", 8))]
+    # per pair of answers: one list of (before, after) per order
+    judge = ScriptedJudge([[0.0, 1.0], [0.5, 1.0]], [[1.0, 0.5]], [[1.0, 0.0], [0.0, 1.0]], [])
+    result = compare(judge, rows, before, after, store=store)
+    assert [[r["text"] for r in shown["responses"]] for shown in judge.shown] == [
+        ["p0", "P0"], ["p1", "P1"], ["q0", "Q0"], ["q1", "Q1"],
+    ]  # fmt: skip
+    assert [r["verdict"] for r in result] == ["win", "loss", "flip", "unparsed"]
+    assert [(r["before_score"], r["after_score"]) for r in result[:3]] == [(0.25, 1.0), (1.0, 0.5), (0.5, 0.5)]
+    assert math.isnan(result[3]["before_score"])
+    assert math.isnan(result[3]["after_score"])
+    assert [(r["before_tokens"], r["after_tokens"]) for r in result] == [(1, 5), (2, 6), (3, 7), (4, 8)]
+    assert (result[2]["before_finish_reason"], result[2]["after_finish_reason"]) == ("length", "stop")
+    assert [r["category"] for r in result] == ["A", "A", "B", "B"]
+    assert len(dataset(result, EVALUATION)) == 4
+
+
+def test_the_verifier_judges_held_out_answers(store):
+    judge = Verifier("verifier", VerifierFile(kind="verifier"))
+    rows = [prompt_row(checks=RIVER, category="A")]
+    [result] = compare(judge, rows, [(Sample("A sea.", 3),)], [(Sample("The river.", 3),)], store=store)
+    assert (result["verdict"], result["before_score"], result["after_score"]) == ("win", 0.0, 1.0)
+
+
+def test_held_out_prompts_are_sampled_in_their_order_with_the_options_given(store):
+    engine = ScriptedEngine(lambda asked, rng: asked.messages[0]["content"].upper())
+    sampling = Sampling(temperature=0.7, max_tokens=9)
+    rows = [prompt_row(text) for text in ("b", "a", "c")]
+    drawn = sample(engine, rows, sampling, n=2, seed=0, store=store, deadline=math.inf)
+    assert [samples[0].text for samples in drawn] == ["B", "A", "C"]
+    assert {(r.n, r.sampling) for r in engine.asked} == {(2, sampling)}
+
+
+def test_an_unanswered_held_out_prompt_stops_the_comparison(store):
+    engine = ScriptedEngine(lambda asked, rng: None if asked.messages[0]["content"] == "b" else "x")
+    with pytest.raises(InputError, match="1 of 2 prompts got no answer; run the same command again"):
+        sample(engine, [prompt_row("a"), prompt_row("b")], Sampling(), n=1, seed=0, store=store, deadline=math.inf)

@@ -1,0 +1,240 @@
+import subprocess
+import sys
+
+import pytest
+from builders import prompt_row, real, response, scored
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nbutils.errors import InputError
+from nbutils.pairs import build, candidates, drop_report, length_effect, mix, rerank, screen, select, usable
+from nbutils.records import PAIRS, dataset
+
+COLUMNS = {"prompt": "q", "chosen": "good", "rejected": "bad"}
+grade = st.sampled_from([0.0, 0.25, 0.5, 0.75, 1.0])
+unit = st.floats(0, 1)
+cut = response("cut off here", "length")
+
+
+def decided(row, decide=rerank, **options):
+    row = decide(row, **options)
+    return row["verdict"], row["chosen"], row["rejected"]
+
+
+def test_the_module_does_not_load_torch():
+    code = "import nbutils.pairs, sys; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_source_row_becomes_a_row_to_judge_in_the_sources_order():
+    (row,) = candidates([{"q": "Ciao?", "good": "A", "bad": "B", "chosen_model": "big"}], **COLUMNS)
+    assert row["prompt_id"] == prompt_row("Ciao?")["prompt_id"]
+    assert [(r["text"], r["model"]) for r in row["responses"]] == [("A", "big"), ("B", "rejected")]
+    assert row["verdict"] == ""
+
+
+def test_of_a_response_that_is_a_conversation_the_last_turn_counts():
+    turns = [{"role": "user", "content": "Ciao?"}, {"role": "assistant", "content": "A"}]
+    (row,) = candidates([{"q": "Ciao?", "good": turns, "bad": "B"}], **COLUMNS)
+    assert row["responses"][0]["text"] == "A"
+
+
+@pytest.mark.parametrize(
+    ("change", "verdict"),
+    [
+        ({"good": ""}, "filtered:empty"),
+        ({"bad": " \n"}, "filtered:empty"),
+        ({"bad": "A"}, "filtered:identical"),
+        ({"bad": " A\n"}, "filtered:identical"),
+        ({"rejected_finish_reason": "length"}, "filtered:truncated"),
+    ],
+)
+def test_a_row_that_can_give_no_pair_stays_and_says_why(change, verdict):
+    (row,) = candidates([{"q": "Ciao?", "good": "A", "bad": "B"} | change], **COLUMNS)
+    assert row["verdict"] == verdict
+    assert decided(row) == (verdict, -1, -1)
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        ({"good": True}, "row r1, column 'good': a response must be text, got bool 'True'"),
+        ({"bad": None}, "row r1, column 'bad': a response must be text, got NoneType"),
+        ({"bad": float("nan")}, "row r1, column 'bad': a response must be text, got float"),
+        ({"bad": []}, "row r1, column 'bad': a response must be text, got list"),
+        ({"q": ""}, "row r1, column 'q': the text is empty"),
+    ],
+)
+def test_a_faulty_value_is_named_by_row_and_column(change, fault):
+    with pytest.raises(InputError, match=fault):
+        candidates([{"id": "r1", "q": "Ciao?", "good": "A", "bad": "B"} | change], **COLUMNS)
+
+
+@pytest.mark.parametrize("column", ["q", "good", "bad"])
+def test_a_missing_column_is_named_with_those_there_are(column):
+    row = {"q": "Ciao?", "good": "A", "bad": "B"}
+    del row[column]
+    with pytest.raises(InputError, match=f"row 0 has no column '{column}'; it has "):
+        candidates([row], **COLUMNS)
+
+
+def test_the_booleans_among_real_responses_are_refused_by_row():
+    rows = real("preferences/pandalm_999.json")
+    columns = {"prompt": "instruction", "chosen": "response1", "rejected": "response2"}
+    with pytest.raises(InputError, match="row 157, column 'response1': a response must be text, got bool 'True'"):
+        candidates(rows, **columns)
+    texts = [row for row in rows if isinstance(row["response1"], str) and isinstance(row["response2"], str)]
+    assert len(texts) == 993
+    with pytest.raises(InputError, match="row 460, column 'instruction': the text is empty"):
+        candidates(texts, **columns)
+
+
+def test_real_italian_pairs_are_read_without_loss():
+    rows = real("preferences/shroom_it_pairs_267.jsonl.gz")
+    result = candidates(rows, prompt="question", chosen="chosen", rejected="rejected")
+    assert [[r["text"] for r in row["responses"]] for row in result] == [[r["chosen"], r["rejected"]] for r in rows]
+
+
+def test_empty_truncated_and_repeated_responses_are_not_shown_to_a_judge():
+    assert usable([response("a"), response(" "), cut, response("a "), response("b")]) == [0, 4]
+
+
+@pytest.mark.parametrize(
+    ("responses", "verdict"),
+    [
+        (["a", "b"], ""),
+        (["a", "a", "a"], "filtered:identical"),
+        (["", "a"], "filtered:empty"),
+        ([cut, cut, "", "a"], "filtered:truncated"),
+    ],
+)
+def test_samples_of_which_fewer_than_two_are_usable_are_screened_out(responses, verdict):
+    assert screen(scored(responses))["verdict"] == verdict
+
+
+@pytest.mark.parametrize(
+    ("scores", "options", "expected"),
+    [
+        ([[1.0, 0.5], [1.0, 0.5]], {}, ("kept", 0, 1)),
+        ([[0.5, 1.0], [0.5, 1.0]], {}, ("swapped", 1, 0)),
+        ([[1.0, 0.5], [0.5, 1.0]], {}, ("flip", -1, -1)),
+        ([[0.5, 0.5], [0.5, 0.5]], {}, ("tie", -1, -1)),
+        ([], {}, ("unparsed", -1, -1)),
+        ([[0.75, 0.5], [0.5, 0.5]], {"min_margin": 0.2}, ("tie", -1, -1)),
+        ([[0.5, 0.5], [0.5, 0.5]], {"ties": "keep"}, ("tie", 0, 1)),
+        ([[0.5, 0.5], [0.5, 0.5]], {"ties": "shorter"}, ("tie", 1, 0)),
+        ([[1.0, 0.5], [0.5, 1.0]], {"ties": "shorter"}, ("flip", -1, -1)),
+        ([[0.5, 0.0], [0.5, 0.0]], {"min_chosen": 0.6}, ("filtered:min_chosen", -1, -1)),
+        ([[0.6, 0.0], [0.6, 0.0]], {"min_chosen": 0.6}, ("kept", 0, 1)),
+        ([[0.5, 0.5], [0.5, 0.5]], {"ties": "keep", "min_chosen": 0.6}, ("filtered:min_chosen", -1, -1)),
+    ],
+)
+def test_an_assumed_pair_is_kept_swapped_or_dropped(scores, options, expected):
+    assert decided(scored(["long text", "short"], scores), **options) == expected
+
+
+@given(unit, unit, unit, unit, st.sampled_from([0.0, 0.25]), st.sampled_from(["drop", "shorter"]))
+def test_swapping_the_two_responses_mirrors_the_verdict(a, b, c, d, min_margin, ties):
+    options = {"min_margin": min_margin, "ties": ties}
+    verdict, chosen, rejected = decided(scored(["one", "three"], [[a, b], [c, d]]), **options)
+    mirrored = decided(scored(["three", "one"], [[b, a], [d, c]]), **options)
+    names = {"kept": "swapped", "swapped": "kept"}
+    places = {0: 1, 1: 0, -1: -1}
+    assert mirrored == (names.get(verdict, verdict), places[chosen], places[rejected])
+
+
+@pytest.mark.parametrize(
+    ("texts", "scores", "options", "expected"),
+    [
+        (["a", "b", "c"], [0.5, 1.0, 0.0], {}, ("on_policy", 1, 2)),
+        # equal scores: the pair closest in length, "cccc" against "dddd"
+        (["a", "bbbbbbb", "cccc", "dddd"], [0.0, 1.0, 1.0, 0.0], {}, ("on_policy", 2, 3)),
+        (["a", "b", "c"], [0.5, 0.5, 0.5], {}, ("tie", -1, -1)),
+        (["a", "b"], [0.6, 0.5], {"min_margin": 0.2}, ("tie", -1, -1)),
+        (["a", "b"], [0.5, 0.0], {"min_chosen": 0.6}, ("filtered:min_chosen", -1, -1)),
+        (["aaaa", "b"], [1.0, 0.0], {"max_length_gap": 2}, ("filtered:max_length_gap", -1, -1)),
+        (["aaa", "b"], [1.0, 0.0], {"max_length_gap": 2}, ("on_policy", 0, 1)),
+        # the best is cut off, the worst empty: neither can be in a pair
+        ([cut, "a", "b", ""], [float("nan"), 0.75, 0.5, float("nan")], {}, ("on_policy", 1, 2)),
+    ],
+)
+def test_of_k_samples_the_best_and_the_worst_make_the_pair(texts, scores, options, expected):
+    assert decided(scored(texts, [scores, scores]), select, **options) == expected
+
+
+def test_only_the_selected_pair_has_to_agree_in_both_orders():
+    row = scored(["a", "b", "c"], [[1.0, 0.5, 0.0], [0.75, 1.0, 0.0]])
+    assert decided(row, select) == ("on_policy", 0, 2)
+    assert decided(scored(["a", "b"], [[1.0, 0.0], [0.0, 0.75]]), select) == ("flip", -1, -1)
+
+
+def test_a_row_without_scores_is_unparsed():
+    assert decided(scored(["a", "b"]), select) == ("unparsed", -1, -1)
+
+
+@given(st.lists(grade, min_size=2, max_size=6), st.integers(0, 9))
+def test_best_random_draws_a_worse_one_and_draws_it_again(scores, seed):
+    row = scored([str(i) for i in range(len(scores))], [scores, scores])
+    options = {"strategy": "best_random", "seed": seed}
+    verdict, chosen, rejected = decided(row, select, **options)
+    assert (verdict, chosen, rejected) == decided(row, select, **options)
+    if len(set(scores)) == 1:
+        assert verdict == "tie"
+    else:
+        assert scores[rejected] < scores[chosen] == max(scores)
+
+
+@given(st.lists(st.lists(grade, min_size=3, max_size=3), min_size=1, max_size=2))
+def test_the_chosen_side_never_scores_below_the_rejected_one(scores):
+    (*pairs,) = build([select(scored(["a", "bb", "ccc"], scores))])
+    assert all(pair["margin"] > 0 for pair in pairs)
+
+
+def test_pairs_are_what_the_trainer_takes_each_once():
+    judged = rerank(scored(["A", "B"], [[0.5, 1.0], [0.25, 1.0]], checks="{}", category="chat"))
+    (pair,) = build([judged, judged, rerank(scored(["A", "B"]))])
+    assert pair["chosen"] == [{"role": "assistant", "content": "B"}]
+    assert pair["rejected"] == [{"role": "assistant", "content": "A"}]
+    assert pair["prompt"] == [{"role": "user", "content": "Name a river."}]
+    assert (pair["chosen_score"], pair["rejected_score"], pair["margin"]) == (1.0, 0.375, 0.625)
+    assert (pair["verdict"], pair["origin"], pair["category"]) == ("swapped", "off_policy", "chat")
+    assert len(dataset([pair], PAIRS)) == 1
+
+
+def test_the_drop_report_counts_pairs_first_then_losses_by_size():
+    verdicts = ["tie", "swapped", "flip", "flip", "kept", "kept", "filtered:empty"]
+    assert list(drop_report({"verdict": v} for v in verdicts).items()) == [
+        ("kept", 2),
+        ("swapped", 1),
+        ("flip", 2),
+        ("filtered:empty", 1),
+        ("tie", 1),
+    ]
+
+
+def test_the_length_effect_tells_which_side_is_longer():
+    pairs = [
+        {"chosen": [{"content": a}], "rejected": [{"content": b}]} for a, b in [("aaa", "b"), ("a", "bb"), ("a", "b")]
+    ]
+    frame = length_effect(pairs)
+    assert list(frame.gap) == [2, -1, 0]
+    assert frame.longer_chosen.mean() == 0.5
+    assert len(length_effect([])) == 0
+
+
+@given(st.integers(0, 40), st.integers(0, 40), st.sampled_from([0.1, 0.25, 0.5, 0.8, 1.0]), st.sampled_from([0, 3, 20]))
+def test_mixing_keeps_the_share_and_takes_all_it_can(n_off, n_on, share, max_pairs):
+    off, on = [("off", i) for i in range(n_off)], [("on", i) for i in range(n_on)]
+    mixed = mix(off, on, on_policy_share=share, max_pairs=max_pairs, seed=1)
+    assert mixed == mix(off, on, on_policy_share=share, max_pairs=max_pairs, seed=1)
+    assert len(set(mixed)) == len(mixed)
+    assert set(mixed) <= {*off, *on}
+    assert abs(sum(side == "on" for side, _ in mixed) - share * len(mixed)) <= 0.5
+    bounds = [n_on / share, n_off / (1 - share) if share < 1 else n_on, max_pairs or 1000]
+    assert len(mixed) == int(min(bounds) + 1e-9)
+
+
+def test_without_a_wanted_share_every_pair_is_taken():
+    mixed = mix([1, 2], [3], on_policy_share=0.0, max_pairs=0, seed=0)
+    assert sorted(mixed) == [1, 2, 3]
+    assert len(mix([1, 2], [3], on_policy_share=0.0, max_pairs=2, seed=0)) == 2

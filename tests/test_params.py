@@ -1,0 +1,144 @@
+import math
+from contextlib import suppress
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nbutils import params
+from nbutils.errors import InputError
+from nbutils.params import MODELS, names, read_overrides, template_kwargs, validate
+
+EXAMPLES = {str: "x", int: 2, float: 0.5}
+SPECIAL = {
+    "ties": "drop",
+    "pair_strategy": "best_worst",
+    "tuning": "lora",
+    "sampling": "temperature: 0.8, max_tokens: 64",
+    "chat_template_kwargs": "",
+}
+
+
+def valid(stem):
+    """Values that a stage accepts, by the type of each field."""
+    return {
+        name: SPECIAL.get(name, EXAMPLES.get(field.annotation, "x"))
+        for name, field in MODELS[stem].model_fields.items()
+    }
+
+
+@pytest.mark.parametrize("stem", MODELS)
+def test_good_values_are_taken_as_they_are(stem):
+    values = valid(stem)
+    assert validate(stem, values).model_dump() == values
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "fault"),
+    [
+        ("learning_rate", "5e-7", "learning_rate is '5e-7': Input should be a valid number; write 5.0e-7, not 5e-7"),
+        ("learning_rate", "0.1", "leave out the quotes"),
+        ("learning_rate", 0.0, "learning_rate is 0.0: Input should be greater than 0"),
+        ("learning_rate", True, "learning_rate is True"),
+        ("learning_rate", None, "learning_rate is None"),
+        ("epochs", math.inf, "epochs is inf"),
+        ("epochs", math.nan, "epochs is nan"),
+        ("on_policy_share", 1.5, "on_policy_share is 1.5"),
+        ("seed", "1", "seed is '1'.*leave out the quotes"),
+        ("seed", 1.0, "seed is 1.0"),
+        ("seed", -1, "seed is -1"),
+        ("max_pairs", 2.5, "max_pairs is 2.5"),
+        ("run_dir", "", "run_dir is ''"),
+        ("model", 7, "model is 7: Input should be a valid string"),
+        ("tuning", "LoRA", "tuning is 'LoRA'.*'lora'"),
+        ("sampling", "temprature: 1", "sampling is 'temprature: 1'.*unknown option 'temprature'"),
+        ("sampling", "temperature: hot", "temperature is 'hot', expected a number"),
+        ("sampling", "temperature: nan", "temperature is nan, expected 0 to 5"),
+        ("sampling", "max_tokens: 0", "max_tokens is 0"),
+        ("chat_template_kwargs", "enable_thinking", "chat_template_kwargs is 'enable_thinking'"),
+        ("chat_template_kwargs", "a: [", r"chat_template_kwargs is 'a: \['"),
+        ("learning_rat", 1e-5, "learning_rat is unknown .known: .*learning_rate"),
+        (True, 1, "True"),
+    ],
+)
+def test_a_wrong_parameter_is_named_with_its_value(name, value, fault):
+    with pytest.raises(InputError, match=fault) as caught:
+        validate("04_dpo", valid("04_dpo") | {name: value})
+    assert "04_dpo, 1 wrong parameter(s): " in str(caught.value)
+
+
+def test_every_fault_is_named_at_once():
+    values = valid("02_sample") | {"n_samples": 1, "sead": 3, "seed": "3", "engine": ""}
+    del values["model"]
+    with pytest.raises(InputError) as caught:
+        validate("02_sample", values)
+    assert "5 wrong parameter(s)" in str(caught.value)
+    for fault in ("n_samples is 1", "sead is unknown", "seed is '3'", "engine is ''", "model is missing"):
+        assert fault in str(caught.value)
+
+
+def test_a_checked_parameter_cannot_be_changed_afterwards():
+    checked = validate("01_rerank", valid("01_rerank"))
+    with pytest.raises(ValueError, match="frozen"):
+        checked.seed = 3
+
+
+@pytest.mark.parametrize(
+    ("cells", "found"),
+    [
+        (['run_dir: str = "a"  # where\nseed: int = 1'], {"run_dir": "a", "seed": 1}),
+        (['run_dir: str = "a"\nseed = 1'], {"run_dir": "a", "seed": 1}),
+        (['run_dir: str = "a"', "# Parameters\nsead = 2\n"], {"run_dir": "a", "sead": 2}),
+        (['run_dir: str = "a"', '# Parameters\nrun_dir = "b"\n', 'run_dir = "c"'], {"run_dir": "b"}),
+        (["%matplotlib inline", "", 'run_dir: str = "a"', "other: int = 3\nx = 4"], {"run_dir": "a"}),
+        (['run_dir: str = "a"\nold: int = 1', 'run_dir: str = "a"\nnew: int = 1'], {"run_dir": "a", "new": 1}),
+        (['run_dir: str = "a"', '# Parameters\nrun_dir = "b"', 'run_dir: str = "a"'], {"run_dir": "a"}),
+        ([], {}),
+    ],
+)
+def test_the_values_are_those_of_the_parameter_cells_in_the_order_they_ran(cells, found):
+    assert params.given(cells) == found
+
+
+def test_a_parameter_that_is_no_literal_is_named():
+    with pytest.raises(InputError, match=r"seed is 1 \* x, expected a plain number or text"):
+        params.given(['run_dir: str = "a"\nseed: int = 1 * x'])
+
+
+@pytest.mark.parametrize(
+    ("content", "fault"),
+    [(b"a: [", "is no YAML"), (b"- a\n- b\n", "expected 'name: value' lines, got a list"), (b"a: \xe9", "is no YAML")],
+)
+def test_overrides_that_are_no_parameters_are_refused(tmp_path, content, fault):
+    path = tmp_path / "params.yaml"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=fault):
+        read_overrides(path)
+
+
+def test_overrides_are_read_and_an_empty_file_overrides_nothing(tmp_path):
+    path = tmp_path / "params.yaml"
+    path.write_text("learning_rate: 5.0e-7\nmodel: org/è\n")
+    assert read_overrides(path) == {"learning_rate": 5e-7, "model": "org/è"}
+    path.write_text("# nothing\n")
+    assert read_overrides(path) == {}
+
+
+def test_template_arguments_have_their_yaml_types():
+    assert template_kwargs("enable_thinking: false, effort: low, budget: 3") == {
+        "enable_thinking": False,
+        "effort": "low",
+        "budget": 3,
+    }
+    assert template_kwargs("") == {}
+
+
+@given(st.text())
+def test_template_arguments_are_read_or_refused(text):
+    with suppress(InputError):
+        assert isinstance(template_kwargs(text), dict)
+
+
+def test_names_are_split_at_commas():
+    assert names(" a/b, c ,,") == ["a/b", "c"]
+    assert names("") == []

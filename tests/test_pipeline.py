@@ -1,0 +1,352 @@
+"""The notebooks themselves, headless: from a source dataset to an adapter, with a tiny model and scripted judges."""
+
+import gzip
+import json
+import os
+import re
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+
+import pytest
+import servers
+import tiny
+import yaml
+from datasets import load_dataset
+
+from nbutils import params, records, run, sources
+from nbutils.sources import CHECKOUT
+
+DATA = CHECKOUT.parent / "shared" / "data"
+needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="the folder with third-party data is not beside the checkout")
+
+WORDS = ("fiume", "pane", "treno", "inverno", "giardino", "montagna", "mare", "oro", "libro", "scuola", "gatto", "luna")
+QUESTIONS = [f"Scrivi due frasi sul tema numero {i}: {word}." for i, word in enumerate(WORDS)]
+
+
+def write_jsonl(path, rows):
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    return str(path)
+
+
+def write_profile(folder, stages):
+    folder.mkdir()
+    for stem, values in stages.items():
+        (folder / f"{stem}.yaml").write_text(yaml.safe_dump(values))
+    return folder
+
+
+def judge_file(path, url, **more):
+    values = {"kind": "llm", "server": url, "model": "scripted", "template": "rating_it", "concurrency": 4} | more
+    path.write_text(yaml.safe_dump(values))
+    return str(path)
+
+
+def run_process(*arguments, **options):
+    """Run a module in a process of its own; returns it finished, however it ended."""
+    command = [sys.executable, "-m", *map(str, arguments)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=280, check=False, **options)
+
+
+def run_profile(profile, run_dir):
+    return run_process("nbutils.run", profile, run_dir)
+
+
+def read_jsonl(path):
+    content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    return [json.loads(line) for line in content.decode().splitlines()]
+
+
+def shown(body):
+    """Return the two answers a judge was shown, in the order shown."""
+    return re.findall(r"\[\d\]\n<<\w+>>\n(.*?)\n<</\w+>>", body["messages"][0]["content"], re.DOTALL)
+
+
+def grades(*values):
+    return json.dumps({k: v for i, g in enumerate(values, 1) for k, v in ((f"feedback_{i}", "ok"), (f"grade_{i}", g))})
+
+
+def by_human_marks(body):
+    """Grade as the people did who marked the Italian pairs; other answers by the words they have."""
+    marks = human_marks()
+    texts = shown(body)
+    pair = marks.get(frozenset(texts))
+    if pair is None:
+        return grades(*(1 + len(text.split()) % 5 for text in texts))
+    return grades(
+        *({"keep": (4, 2), "swap": (2, 4)}.get(pair["verdict"], (3, 3))[text != pair["chosen"]] for text in texts)
+    )
+
+
+def human_marks():
+    gold = {row["id"]: row for row in read_jsonl(DATA / "preferences/shroom_it_gold_267.jsonl")}
+    pairs = read_jsonl(DATA / "preferences/shroom_it_pairs_267.jsonl.gz")
+    return {
+        frozenset((p["chosen"], p["rejected"])): {"chosen": p["chosen"], "verdict": gold[p["id"]]["factuality_verdict"]}
+        for p in pairs
+    }
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return str(tiny.make(tmp_path_factory.mktemp("models") / "tiny", "qwen3"))
+
+
+@pytest.fixture(scope="module")
+def italian(tmp_path_factory, model):
+    """The Italian road: 267 real pairs through 01, Italian prompts through 02 and 03, a few steps of 04."""
+    if not DATA.is_dir():
+        pytest.skip("the folder with third-party data is not beside the checkout")
+    home = tmp_path_factory.mktemp("italian")
+    rows = read_jsonl(DATA / "preferences/shroom_it_pairs_267.jsonl.gz")
+    sampling = "temperature: 0.9, top_p: 1.0, max_tokens: 40"
+    with servers.ChatServer(by_human_marks) as server:
+        judge = judge_file(home / "people.yaml", server.url)
+        (home / "training.yaml").write_text(
+            yaml.safe_dump({"max_length": 2048, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 1,
+                            "max_steps": 4, "lora_r": 2})
+        )  # fmt: skip
+        profile = write_profile(
+            home / "profile",
+            {
+                "01_rerank": {"dataset": write_jsonl(home / "pairs.jsonl", rows), "judge": judge, "min_chosen": 0.0,
+                              "max_rows": 0},
+                "02_sample": {"prompts": str(DATA / "prompts/vicuna_it_80.jsonl"), "prompt_column": "text",
+                              "max_prompts": 24, "exclude": "", "model": model, "sampling": sampling},
+                "03_judge": {"judge": judge, "min_chosen": 0.0},
+                "04_dpo": {"model": model, "max_pairs": 20, "training": str(home / "training.yaml"), "judge": judge,
+                           "eval_prompts": write_jsonl(home / "held.jsonl", [{"prompt": q} for q in QUESTIONS]),
+                           "prompt_column": "prompt", "sampling": sampling},
+            },
+        )  # fmt: skip
+        first = run_profile(profile, home / "runs" / "it")
+        assert first.returncode == 0, first.stderr
+        calls = len(server.calls)
+        second = run_profile(profile, home / "runs" / "it")
+        assert len(server.calls) == calls
+    return home / "runs" / "it", first.stdout, second.stdout
+
+
+def metrics(run_dir, stem):
+    return json.loads((run_dir / stem / "metrics.json").read_text())
+
+
+def test_italian_pairs_come_out_as_the_people_marked_them(italian):
+    run_dir, _, _ = italian
+    assert metrics(run_dir, "01_rerank")["verdicts"] == {"kept": 96, "swapped": 8, "tie": 163}
+
+
+def test_every_stage_says_its_time_and_an_unchanged_one_is_skipped(italian):
+    _, first, second = italian
+    assert re.findall(r"^(\w+)  \d+ s$", first, re.MULTILINE) == list(params.STEMS)
+    assert re.findall(r"^(\w+)  unchanged, skipped$", second, re.MULTILINE) == list(params.STEMS)
+
+
+def test_every_configuration_loads_as_plain_dataset(italian):
+    run_dir, _, _ = italian
+    expected = {"01_rerank": ["pairs", "judged"], "02_sample": ["samples"], "03_judge": ["pairs", "judged"],
+                "04_dpo": ["evaluation_held"]}  # fmt: skip
+    for stem, configs in expected.items():
+        for config in configs:
+            loaded = load_dataset(str(run_dir / stem), config, split="train")
+            rows = sources.read(stem, config, run_dir=run_dir)
+            assert repr(loaded.to_list()) == repr(rows), "repr, since NaN equals nothing"
+
+
+def test_on_policy_pairs_come_from_the_policy_and_its_prompts(italian):
+    run_dir, _, _ = italian
+    pairs = sources.read_checked("03_judge", "pairs", records.PAIRS, run_dir=run_dir)
+    assert len(pairs) > 5
+    assert {pair["origin"] for pair in pairs} == {"on_policy"}
+    assert {tuple(pair["chat_template_kwargs"].items()) for pair in pairs} == {(("enable_thinking", False),)}
+
+
+def test_training_leaves_an_adapter_a_log_and_a_proof(italian):
+    run_dir, _, _ = italian
+    folder = run_dir / "04_dpo"
+    assert (folder / "adapter" / "adapter_model.safetensors").is_file()
+    assert (folder / "training.csv").read_text().count("\n") >= 4
+    proof = metrics(run_dir, "04_dpo")["proof"]["held"]
+    assert proof["prompts"] == len(QUESTIONS)
+    assert sum(proof["verdicts"].values()) == proof["answers"] == 2 * len(QUESTIONS)
+    assert {p.name for p in (folder / "figures").iterdir()} == {"training.png", "before_after.png"}
+
+
+@pytest.mark.parametrize("stem", params.STEMS)
+def test_notebook_runs_alone_with_papermill_from_any_folder(stem, italian, model, tmp_path):
+    run_dir, _, _ = italian
+    judged = {"judge": "verifier"}
+    demo = CHECKOUT / "params" / "demo"
+    checks = str(write_jsonl(tmp_path / "few.jsonl", read_jsonl(demo / "heldout.jsonl")[:6]))
+    given = {
+        "01_rerank": judged | {"dataset": str(demo / "off_policy.jsonl"), "prompt_column": "prompt"},
+        "02_sample": {"prompts": checks, "prompt_column": "prompt", "exclude": "", "model": model,
+                      "sampling": "max_tokens: 8", "chat_template_kwargs": ""},
+        "03_judge": judged | {"samples": str(run_dir / "02_sample")},
+        "04_dpo": judged | {"off_policy": "", "on_policy": str(run_dir / "03_judge"), "model": model,
+                            "eval_prompts": checks, "prompt_column": "prompt", "sampling": "max_tokens: 8",
+                            "training": str(run_dir.parent.parent / "training.yaml")},
+    }[stem]  # fmt: skip
+    options = [word for name, value in given.items() for word in ("-r", name, value)]
+    out = [tmp_path / "out.ipynb", "-k", "python3", "-r", "run_dir", tmp_path / "run"]
+    done = run_process("papermill", run.notebook(stem), *out, *options, cwd=tmp_path)
+    if stem == "03_judge":  # the Italian prompts carry no checks: the rules say so instead of guessing
+        assert "judge verifier cannot check: no checks (24 rows)" in done.stderr
+        assert not (tmp_path / "run" / stem).exists(), "no half-written folder"
+    else:
+        assert done.returncode == 0, done.stderr[-2000:]
+        assert (tmp_path / "run" / stem / "metrics.json").is_file()
+
+
+def test_papermill_help_explains_every_parameter():
+    for stem in params.STEMS:
+        text = run_process("papermill", "--help-notebook", run.notebook(stem)).stdout
+        assert all(
+            re.search(rf"^  {name}: \w+ \(default", text, re.MULTILINE) for name in params.MODELS[stem].model_fields
+        )
+
+
+def kill_midway(profile, run_dir, ready):
+    """Start the command and kill -9 it and its kernel as soon as `ready` holds."""
+    command = [sys.executable, "-m", "nbutils.run", str(profile), str(run_dir)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    while not ready():
+        assert process.poll() is None, "ended before it could be killed"
+        time.sleep(0.02)
+    kernels = subprocess.run(
+        ["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True
+    ).stdout.split()
+    for pid in (process.pid, *map(int, kernels)):
+        os.kill(pid, signal.SIGKILL)
+    process.wait()
+
+
+def stored(run_dir):
+    """Return the keys of the replies in the store, as another process sees them."""
+    path = run_dir.parent / "store.sqlite"
+    if not path.exists():
+        return []
+    with sqlite3.connect(f"file:{path}?mode=ro", uri=True) as db:
+        try:
+            return [key for (key,) in db.execute("SELECT key FROM replies")]
+        except sqlite3.OperationalError:  # created, its table not yet
+            return []
+
+
+def test_judging_killed_in_the_middle_asks_only_what_is_missing(tmp_path):
+    log = tmp_path / "calls.jsonl"
+    rows = [
+        {"question": q, "chosen": f"Risposta buona {q}", "rejected": f"Risposta cattiva {q}"} for q in QUESTIONS * 4
+    ]
+    rows = [row | {"question": f"{row['question']} ({i})"} for i, row in enumerate(rows)]
+    with servers.serving("test_pipeline:slow_grades", log=log) as url:
+        stage = {
+            "dataset": write_jsonl(tmp_path / "pairs.jsonl", rows),
+            "judge": judge_file(tmp_path / "judge.yaml", url),
+        }
+        profile = write_profile(tmp_path / "profile", {"01_rerank": stage})
+        run_dir = tmp_path / "runs" / "killed"
+        kill_midway(profile, run_dir, lambda: len(stored(run_dir)) >= 30)
+        safe = len(stored(run_dir))
+        assert safe < 2 * len(rows), "killed too late to test anything"
+        asked = len(servers.logged(log))
+        done = run_profile(profile, run_dir)
+    assert "02_sample stopped" in done.stderr or done.returncode, "the profile has no prompts for 02"
+    assert len(stored(run_dir)) == 2 * len(rows)
+    assert len(servers.logged(log)) - asked == 2 * len(rows) - safe
+    judged = sources.read_checked("01_rerank", "judged", records.JUDGED, run_dir=run_dir)
+    assert len({row["prompt_id"] for row in judged}) == len(judged) == len(rows)
+
+
+def slow_grades(body):
+    first = "buona" in shown(body)[0]
+    return servers.Answer(grades(*((4, 2) if first else (2, 4))), delay=0.05)
+
+
+def test_sampling_killed_in_the_middle_ends_with_the_samples_of_an_unbroken_run(tmp_path, model):
+    prompts = [{"prompt": f"{q} Variante {i}."} for i, q in enumerate(QUESTIONS * 10)]
+    stage = {"prompts": write_jsonl(tmp_path / "prompts.jsonl", prompts), "prompt_column": "prompt", "exclude": "",
+             "model": model, "sampling": "max_tokens: 60"}  # fmt: skip
+    source = {"dataset": str(CHECKOUT / "params/demo/off_policy.jsonl"), "prompt_column": "prompt", "judge": "verifier"}
+    profile = write_profile(tmp_path / "profile", {"01_rerank": source, "02_sample": stage})
+    killed, whole = tmp_path / "a" / "run", tmp_path / "b" / "run"
+    kill_midway(profile, killed, lambda: len(stored(killed)) > 0)
+    safe = set(stored(killed))
+    assert not (killed / "02_sample").exists()
+    for run_dir in (killed, whole):
+        run_profile(profile, run_dir)
+    assert safe < set(stored(killed)) == set(stored(whole))
+    rows = [sources.read("02_sample", "samples", run_dir=run_dir) for run_dir in (killed, whole)]
+    assert rows[0] == rows[1]
+    assert len({row["prompt_id"] for row in rows[0]}) == len(rows[0])
+
+
+def fails(tmp_path, stages):
+    """Run a profile that must fail at once; return its one sentence."""
+    base = {"01_rerank": {"dataset": str(CHECKOUT / "params/demo/off_policy.jsonl"), "prompt_column": "prompt",
+                          "judge": "verifier"}}  # fmt: skip
+    merged = {stem: base.get(stem, {}) | stages.get(stem, {}) for stem in base | stages}
+    done = run_profile(write_profile(tmp_path / "profile", merged), tmp_path / "run")
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+    return done.stderr
+
+
+@pytest.mark.parametrize(
+    ("stages", "sentence"),
+    [
+        ({"02_sample": {"temprature": 1}}, "temprature is unknown"),
+        ({"04_dpo": {"learning_rate": "5e-7", "beta": "x"}}, "2 wrong parameter(s): learning_rate is '5e-7'"),
+        ({"02_sample": {"n_samples": 1}}, "n_samples is 1"),
+    ],
+)
+def test_wrong_parameter_stops_the_command_before_the_first_stage(stages, sentence, tmp_path):
+    assert sentence in fails(tmp_path, stages)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        ({"chosen_column": "better"}, "row 0 has no column 'better'"),
+        ({"dataset": "nowhere.jsonl"}, "there is no file or folder nowhere.jsonl"),
+        ({"dataset": "nobody/nothing"}, "dataset 'nobody/nothing' (split 'train') cannot be loaded"),
+        ({"judge": "rating_it"}, "HF_TOKEN is not set"),
+    ],
+)
+def test_wrong_input_stops_the_stage_in_one_sentence_and_leaves_no_folder(values, sentence, tmp_path):
+    assert sentence in fails(tmp_path, {"01_rerank": values})
+    assert not (tmp_path / "run" / "01_rerank").exists()
+
+
+def test_misspelt_parameter_given_to_papermill_stops_the_notebook(tmp_path):
+    out = [tmp_path / "out.ipynb", "-k", "python3", "-r", "run_dir", tmp_path / "run"]
+    done = run_process("papermill", run.notebook("01_rerank"), *out, "-p", "min_margn", "0.5")
+    assert done.returncode != 0
+    assert "min_margn is unknown" in done.stderr
+
+
+def test_training_without_a_pair_points_at_the_drop_report(tmp_path, model):
+    prompts = read_jsonl(CHECKOUT / "params/demo/prompts.jsonl")[:4]
+    done = run_profile(
+        write_profile(
+            tmp_path / "profile",
+            {
+                "01_rerank": {"dataset": str(CHECKOUT / "params/demo/off_policy.jsonl"), "prompt_column": "prompt",
+                              "judge": "verifier"},
+                "02_sample": {"prompts": write_jsonl(tmp_path / "few.jsonl", prompts), "prompt_column": "prompt",
+                              "exclude": "", "model": model, "sampling": "max_tokens: 30"},
+                "03_judge": {"judge": "verifier", "min_chosen": 1.0},
+                "04_dpo": {"model": model, "off_policy": "", "judge": "verifier",
+                           "eval_prompts": str(tmp_path / "few.jsonl"), "prompt_column": "prompt"},
+            },
+        ),
+        tmp_path / "run",
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "03_judge holds no rows in 'pairs'; see the drop report" in done.stderr
+    assert load_dataset(str(tmp_path / "run" / "03_judge"), "pairs", split="train").num_rows == 0

@@ -1,0 +1,91 @@
+"""preflight.py: what a GPU says about itself is not believed until it has run a kernel."""
+
+import pytest
+import torch
+
+from nbutils.preflight import Device, pick_device
+
+P100_ERROR = "CUDA error: no kernel image is available for execution on the device\nCompile with TORCH_USE_CUDA_DSA"
+
+
+class FakeGpu:
+    """A torch.cuda that reports a GPU; `torch.ones` on it raises or computes on the CPU."""
+
+    def __init__(self, monkeypatch, name, capability, architectures, error=None):
+        for attribute, value in {
+            "is_available": True,
+            "get_device_name": name,
+            "get_device_capability": capability,
+            "get_arch_list": architectures,
+        }.items():
+            monkeypatch.setattr(torch.cuda, attribute, lambda *_, value=value: value)
+        ones = torch.ones
+
+        def on_gpu(*shape, device, dtype):
+            if error:
+                raise error
+            return ones(*shape, dtype=dtype)
+
+        monkeypatch.setattr(torch, "ones", on_gpu)
+
+
+def test_without_a_gpu_the_cpu_is_used_in_float32(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    device = pick_device()
+    assert (device.name, device.dtype("llama")) == ("cpu", torch.float32)
+    assert "no GPU is visible" in device.reason
+
+
+def test_a_gpu_that_ran_a_kernel_is_used(monkeypatch):
+    FakeGpu(monkeypatch, "Tesla T4", (7, 5), ["sm_75"])
+    device = pick_device()
+    assert (device.name, device.capability) == ("cuda", (7, 5))
+    assert device.reason == "Tesla T4 (compute capability 7.5) ran a kernel"
+
+
+def test_a_p100_the_torch_build_has_no_code_for_falls_to_the_cpu_and_says_what_to_choose(monkeypatch):
+    FakeGpu(monkeypatch, "Tesla P100-PCIE-16GB", (6, 0), ["sm_70", "sm_75"], RuntimeError(P100_ERROR))
+    device = pick_device()
+    assert device.name == "cpu"
+    assert device.dtype("llama") == torch.float32
+    assert "Tesla P100-PCIE-16GB is visible but this torch build has no code for it" in device.reason
+    assert "sm_60; it has sm_70, sm_75" in device.reason
+    assert "choose the accelerator T4 instead of P100" in device.reason
+    assert "\n" not in device.reason
+
+
+def test_a_broken_gpu_the_build_has_code_for_falls_to_the_cpu_with_its_own_error(monkeypatch):
+    FakeGpu(monkeypatch, "Tesla T4", (7, 5), ["sm_75"], RuntimeError("CUDA error: out of memory\nmore"))
+    device = pick_device()
+    assert device.name == "cpu"
+    assert device.reason == (
+        "Tesla T4 is visible but failed its first kernel (CUDA error: out of memory); using the CPU"
+    )
+
+
+def test_a_gpu_that_computes_nonsense_is_not_used(monkeypatch):
+    FakeGpu(monkeypatch, "Tesla T4", (7, 5), ["sm_75"])
+    monkeypatch.setattr(torch, "ones", lambda *shape, **_: torch.zeros(*shape))
+    assert pick_device().name == "cpu"
+    assert "gave 0.0, expected 4096" in pick_device().reason
+
+
+@pytest.mark.parametrize(
+    ("name", "capability", "model_type", "dtype"),
+    [
+        ("cpu", (0, 0), "llama", torch.float32),
+        ("cpu", (0, 0), "gemma3_text", torch.float32),
+        ("cuda", (6, 0), "llama", torch.float16),
+        ("cuda", (7, 5), "qwen3", torch.float16),
+        ("cuda", (7, 5), "gemma3_text", torch.float32),
+        ("cuda", (7, 5), "gemma2", torch.float32),
+        ("cuda", (7, 5), "qwen3_moe", torch.float32),
+        ("cuda", (7, 5), "qwen3_5_text", torch.float32),
+        ("cuda", (8, 0), "gemma3_text", torch.bfloat16),
+        ("cuda", (8, 9), "llama", torch.bfloat16),
+        ("cuda", (9, 0), "qwen3", torch.bfloat16),
+        ("cuda", (12, 0), "qwen3", torch.bfloat16),
+    ],
+)
+def test_the_number_format_follows_from_gpu_and_model(name, capability, model_type, dtype):
+    assert Device(name, capability, "a test").dtype(model_type) == dtype

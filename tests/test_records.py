@@ -1,0 +1,93 @@
+import pytest
+from builders import prompt_row
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from nbutils.errors import InputError
+from nbutils.records import PAIRS, PROMPTS, check, dataset, messages, pair_id, prompt_id
+
+any_text = st.text(st.characters())  # lone surrogates included
+
+
+def test_a_text_becomes_one_user_message():
+    assert messages("Ciao") == [{"role": "user", "content": "Ciao"}]
+
+
+def test_messages_keep_only_role_and_content():
+    assert messages([{"role": "user", "content": "Ciao", "id": 3}]) == [{"role": "user", "content": "Ciao"}]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "fault"),
+    [
+        ("", "the text is empty"),
+        (" \n", "the text is empty"),
+        ([], "expected text or a list of messages, got list"),
+        (None, "expected text or a list of messages, got NoneType"),
+        (False, "expected text or a list of messages, got bool False"),
+        (["Ciao"], "expected text or a list of messages"),
+        ([{"role": "user"}], "a message needs a text role and content"),
+        ([{"role": "user", "content": False}], "a message needs a text role and content"),
+        ([{"role": "user", "content": "Ciao"}, {"role": "assistant", "content": " "}], "the text is empty"),
+    ],
+)
+def test_what_is_no_prompt_is_refused_in_one_sentence(prompt, fault):
+    with pytest.raises(InputError, match=fault):
+        messages(prompt)
+
+
+def test_ids_do_not_change_between_versions():
+    prompt = messages("Name three rivers of Italy.")
+    assert prompt_id(prompt) == "49a272847b12c436"
+    assert pair_id(prompt, "Po", "Rhine") == "7a3a17d37ecfeb23"
+
+
+@given(any_text.filter(str.strip), any_text, any_text)
+@example("a \ud83d b", "\udc00", "😀")
+def test_a_pairs_id_is_stable_and_tells_the_sides_apart(text, chosen, rejected):
+    prompt = messages(text)
+    assert pair_id(prompt, chosen, rejected) == pair_id(messages(prompt), chosen, rejected)
+    assert (pair_id(prompt, chosen, rejected) == pair_id(prompt, rejected, chosen)) == (chosen == rejected)
+
+
+def test_an_empty_dataset_keeps_its_columns():
+    assert dataset([], PAIRS).column_names == list(PAIRS)
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        ({"checks": None}, r"row abc: column 'checks' should be text, got NoneType None"),
+        ({"checks": {"kwargs": []}}, r"row abc: column 'checks' should be text, got dict"),
+        ({"prompt": "Ciao"}, r"row abc: column 'prompt' should be a list of \{role, content\}, got str 'Ciao'"),
+        ({"prompt": [{"role": "user"}]}, r"row abc: column 'prompt'"),
+        ({"surplus": 1}, r"row abc: column 'surplus' is not in the schema"),
+    ],
+)
+def test_a_schema_fault_names_row_and_column(change, fault):
+    with pytest.raises(InputError, match=fault):
+        dataset([prompt_row(), prompt_row(prompt_id="abc") | change], PROMPTS)
+
+
+def test_a_missing_column_is_named():
+    row = prompt_row(prompt_id="abc")
+    del row["category"]
+    with pytest.raises(InputError, match="row abc: column 'category' is missing"):
+        check(row, PROMPTS)
+
+
+def test_a_pair_is_named_by_its_own_id():
+    with pytest.raises(InputError, match="row p1: "):
+        check({"id": "p1", "prompt_id": "x"}, PAIRS)
+
+
+@given(any_text)
+@example("perché 😀 \U0001f600")
+@example("half an emoji \ud83d")
+@example("two halves \ud83d\ude00")
+def test_text_of_every_kind_reaches_the_file(tmp_path_factory, text):
+    path = tmp_path_factory.mktemp("text") / "rows.parquet"
+    dataset([prompt_row(category=text)], PROMPTS).to_parquet(path)
+    read = type(dataset([], PROMPTS)).from_parquet(str(path), cache_dir=str(path.parent))[0]["category"]
+    # what UTF-8 cannot hold is replaced, all the rest is untouched
+    assert read == text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

@@ -1,0 +1,174 @@
+import json
+
+import pandas as pd
+import pytest
+from builders import DATA, prompt_row, real
+
+from nbutils import sources
+from nbutils.errors import InputError
+from nbutils.records import PAIRS, PROMPTS, dataset
+from nbutils.sources import find, fingerprint, read, read_checked
+from nbutils.stages import Stage
+
+ROWS = [{"id": "1", "text": "perché 😀", "n": "01"}, {"id": "2", "text": "a,b\nc", "n": ""}]
+
+
+def written(run_dir, rows, config="prompts", features=PROMPTS, stem="02_sample"):
+    return Stage(stem, run_dir).write({config: dataset(rows, features)}, params={}, metrics={}, summary="")
+
+
+WRITERS = {
+    "jsonl": lambda path: path.write_text("\n".join(map(json.dumps, ROWS)) + "\n"),
+    "json": lambda path: path.write_text(json.dumps(ROWS)),
+    "csv": lambda path: pd.DataFrame(ROWS).to_csv(path, index=False),
+    "parquet": lambda path: pd.DataFrame(ROWS).to_parquet(path),
+}
+
+
+@pytest.mark.parametrize("ending", WRITERS)
+def test_a_file_of_every_kind_gives_its_rows(tmp_path, ending):
+    path = tmp_path / f"rows.{ending}"
+    WRITERS[ending](path)
+    assert read(str(path)) == ROWS
+    assert read(str(path), limit=1) == ROWS[:1]
+    assert read(str(path), limit=9) == ROWS
+
+
+def test_json_values_keep_their_types_and_absent_ones_stay_absent(tmp_path):
+    rows = [
+        {"a": True, "id": 1, "date": "2020-01-01"},
+        {"a": "x", "m": [{"role": "user"}]},
+        {"a": None, "s": "x\u2028y"},
+    ]
+    (tmp_path / "rows.jsonl").write_text("\n\n".join(json.dumps(row, ensure_ascii=False) for row in rows))
+    assert read(str(tmp_path / "rows.jsonl")) == rows
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "fault"),
+    [
+        ("a.jsonl", b"", "holds no rows"),
+        ("a.jsonl", b"\n", "holds no rows"),
+        ("a.json", b"[]", "holds no rows"),
+        ("a.csv", b"", "holds no rows"),
+        ("a.csv", b"id,text\n", "holds no rows"),
+        ("a.jsonl", b'{"a": 1}\n{"a": ', "a.jsonl cannot be read as jsonl: "),
+        ("a.jsonl", b'"text"', "a.jsonl cannot be read as jsonl: expected objects, one per row"),
+        ("a.json", b'{"rows": [1]}', "a.json cannot be read as json: expected objects, one per row"),
+        ("a.json", b"3", "a.json cannot be read as json"),
+        ("a.csv", "perché".encode("latin-1"), "a.csv cannot be read as csv"),
+        ("a.parquet", b"no parquet", "a.parquet cannot be read as parquet"),
+        ("a.txt", b"text", "cannot read .txt, expected .jsonl, .json, .csv, .parquet"),
+        ("a", b"text", "cannot read a file without ending"),
+    ],
+)
+def test_a_file_that_gives_no_rows_is_refused_in_one_sentence(tmp_path, name, content, fault):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match=fault):
+        read(str(tmp_path / name))
+
+
+@pytest.mark.parametrize(
+    ("name", "fault"),
+    [
+        ("no/such/rows.jsonl", "there is no file or folder no/such/rows.jsonl"),
+        ("/no/such", "there is no file or folder /no/such"),
+        ("03_judge", "there is no stage, file or folder '03_judge'; run the stage before"),
+        ("org/name:config@train", r"dataset 'org/name\S*' .*cannot be loaded: .*check name, split, network"),
+    ],
+)
+def test_what_is_not_there_is_named_at_once_without_a_network(tmp_path, name, fault):
+    with pytest.raises(InputError, match=fault):
+        read(name, run_dir=tmp_path)
+
+
+def test_a_stage_folder_is_read_by_its_card(tmp_path):
+    rows = [prompt_row("Ciao?"), prompt_row("Chi?")]
+    folder = written(tmp_path, rows)
+    assert read(str(folder), "prompts") == rows
+    assert read("02_sample", "prompts", run_dir=tmp_path) == rows
+    assert read_checked("02_sample", "prompts", PROMPTS, run_dir=tmp_path) == rows
+
+
+def test_a_stage_folder_that_lacks_the_dataset_says_what_it_has(tmp_path):
+    written(tmp_path, [prompt_row()])
+    with pytest.raises(InputError, match=r"no stage folder with a dataset 'pairs' \(it has: prompts\)"):
+        read("02_sample", "pairs", run_dir=tmp_path)
+
+
+def test_an_empty_stage_points_at_the_drop_report(tmp_path):
+    written(tmp_path, [], "pairs", PAIRS)
+    with pytest.raises(InputError, match="02_sample holds no rows in 'pairs'; see the drop report"):
+        read("02_sample", "pairs", run_dir=tmp_path)
+
+
+@pytest.mark.parametrize(
+    "card",
+    [
+        None,
+        "# a dataset",
+        "---\nlicense: mit\n---\n# a dataset",
+        "---\nconfigs: [\n---\n# broken",
+        "---\nconfigs:\n- config_name: pairs\n  data_files: data/*.parquet\n---\n",
+        "---\njust text\n---\n",
+    ],
+)
+def test_a_folder_no_stage_wrote_is_refused(tmp_path, card):
+    if card is not None:
+        (tmp_path / "README.md").write_text(card)
+    with pytest.raises(InputError, match="is no stage folder with a dataset 'pairs'"):
+        read(str(tmp_path), "pairs")
+
+
+@pytest.mark.parametrize("harm", [lambda p: p.unlink(), lambda p: p.write_bytes(p.read_bytes()[:200])])
+def test_a_half_copied_stage_folder_is_refused(tmp_path, harm):
+    harm(next(written(tmp_path, [prompt_row()]).glob("prompts/*.parquet")))
+    with pytest.raises(InputError, match=r"prompts/train-\S+ cannot be read as parquet"):
+        read("02_sample", "prompts", run_dir=tmp_path)
+
+
+def test_a_schema_fault_names_dataset_column_and_row(tmp_path):
+    written(tmp_path, [prompt_row(prompt_id="abc")])
+    with pytest.raises(InputError, match="02_sample/prompts: row abc: column 'chat_template_kwargs' is missing"):
+        read_checked("02_sample", "prompts", PAIRS, run_dir=tmp_path)
+
+
+def test_two_runs_with_equal_stage_names_each_give_their_own_rows(tmp_path):
+    for run in ("one", "two"):
+        written(tmp_path / run, [prompt_row(run)])
+    texts = [read("02_sample", "prompts", run_dir=tmp_path / run)[0]["prompt"][0]["content"] for run in ("one", "two")]
+    assert texts == ["one", "two"]
+
+
+def test_a_stage_is_looked_for_in_its_run_then_among_mounted_inputs(tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "MOUNTS", tmp_path / "input")
+    monkeypatch.chdir(tmp_path)
+    assert find("02_sample", run_dir=tmp_path / "run") is None
+    mounted = written(tmp_path / "input" / "my-notebook" / "runs", [prompt_row()])
+    assert find("02_sample", run_dir=tmp_path / "run") == mounted
+    own = written(tmp_path / "run", [prompt_row()])
+    assert find("02_sample", run_dir=tmp_path / "run") == own
+
+
+def test_a_relative_path_is_found_from_any_working_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert find("params") == sources.CHECKOUT / "params"
+
+
+def test_a_fingerprint_changes_with_the_content(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"a": 1}')
+    before = fingerprint(str(path))
+    assert fingerprint(str(path)) == before
+    path.write_text('{"a": 2}')
+    assert fingerprint(str(path)) != before
+    stages = [
+        fingerprint("02_sample", run_dir=written(tmp_path, [prompt_row(t)]).parent) for t in ("aaa", "bbb", "aaa")
+    ]
+    assert stages[0] == stages[2] != stages[1]
+    assert fingerprint("org/name") == "org/name"
+
+
+def test_real_rows_with_booleans_among_texts_are_read_as_they_are():
+    rows = real("preferences/pandalm_999.json")
+    assert read(str(DATA / "preferences/pandalm_999.json")) == rows

@@ -1,0 +1,180 @@
+import errno
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import pytest
+from builders import child, prompt_row, scored
+from datasets import Dataset, load_dataset
+from huggingface_hub import DatasetCard
+
+from nbutils.errors import InputError
+from nbutils.pairs import build, rerank
+from nbutils.records import PAIRS, PROMPTS, dataset
+from nbutils.stages import Stage, check_push
+
+PAIR = build([rerank(scored(["A", "B"], [[1.0, 0.5]], chat_template_kwargs={"enable_thinking": False}))])[0]
+PRINT_PROMPTS = """
+import sys
+from datasets import Dataset, load_dataset
+for folder in sys.argv[1:]:
+    print(load_dataset(folder, "prompts", split="train")["prompt"][0][0]["content"])
+"""
+
+
+def write(stage, text="Ciao?", pairs=(PAIR,), **given):
+    datasets = {"prompts": dataset([prompt_row(text)], PROMPTS), "pairs": dataset(pairs, PAIRS)}
+    return stage.write(datasets, **{"params": {}, "metrics": {}, "summary": "A summary."} | given)
+
+
+def leftovers(run_dir):
+    return sorted(path.name for path in (run_dir / ".work").iterdir() if path.suffix != ".lock")
+
+
+def test_a_filled_and_an_empty_configuration_load_with_plain_load_dataset(tmp_path):
+    full, empty = write(Stage("01_rerank", tmp_path / "a")), write(Stage("01_rerank", tmp_path / "b"), pairs=[])
+    loaded = load_dataset(str(full), "pairs", split="train")
+    assert loaded.features == PAIRS
+    assert loaded[0] == PAIR
+    nothing = load_dataset(str(empty), "pairs")["train"]
+    assert nothing.num_rows == 0
+    assert nothing.column_names == list(PAIRS)
+
+
+def test_two_runs_with_equal_stage_names_give_their_own_rows_in_one_process_and_in_a_new_one(tmp_path):
+    folders = [write(Stage("01_rerank", tmp_path / run), run) for run in ("one", "two")]
+    here = [load_dataset(str(f), "prompts", split="train")["prompt"][0][0]["content"] for f in folders]
+    assert here == ["one", "two"]
+    # a later version of the same folder is not mistaken for the earlier one either
+    write(Stage("01_rerank", tmp_path / "one"), "three")
+    command = [sys.executable, "-c", PRINT_PROMPTS, *map(str, folders)]
+    assert subprocess.run(command, check=True, capture_output=True, text=True).stdout.split() == ["three", "two"]
+
+
+def test_the_card_parses_and_every_path_in_it_exists(tmp_path):
+    stage = Stage("01_rerank", tmp_path)
+    stage.figure("score_histogram", plt.subplots()[1])
+    params = {"judge": "verifier", "prompt_suffix": "\n\nBe | brief.", "run_dir": "/home/me"}
+    folder = write(stage, params=params, metrics={"share": float("nan"), "kept": [1, float("inf")]})
+    card = DatasetCard.load(folder / "README.md")
+    paths = {c["config_name"]: c["data_files"][0]["path"] for c in card.data.to_dict()["configs"]}
+    assert set(paths) == {"prompts", "pairs"}
+    assert all((folder / path).is_file() for path in paths.values())
+    assert "![score histogram](figures/score_histogram.png)" in card.text
+    assert (folder / "figures" / "score_histogram.png").read_bytes().startswith(b"\x89PNG")
+    for line in ("A summary.", "| `pairs` | 1 |", "| `judge` | `verifier` |"):
+        assert line in card.text
+    (suffix,) = [line for line in card.text.splitlines() if "prompt_suffix" in line]
+    assert suffix.endswith(r"Be \| brief.` |"), "a value stays in its cell of the table"
+    assert "/home/me" not in card.text
+    assert json.loads((folder / "metrics.json").read_text()) == {"share": None, "kept": [1, None]}
+    assert json.loads((folder / "params.json").read_text()) == params
+
+
+def test_folders_are_copied_in(tmp_path):
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "weights").write_text("w")
+    folder = write(Stage("04_dpo", tmp_path / "run"), folders={"adapter": tmp_path / "adapter"})
+    assert (folder / "adapter" / "weights").read_text() == "w"
+
+
+def test_a_second_writer_of_the_same_stage_is_refused_until_the_first_is_done(tmp_path):
+    first = Stage("01_rerank", tmp_path)
+    with pytest.raises(InputError, match=r"another process is writing .*01_rerank"):
+        Stage("01_rerank", tmp_path)
+    Stage("02_sample", tmp_path).close()
+    Stage("01_rerank", tmp_path / "other").close()
+    write(first)
+    Stage("01_rerank", tmp_path).close()
+
+
+def test_another_process_is_refused_as_well_and_a_killed_one_holds_no_lock(tmp_path):
+    stage = Stage("01_rerank", tmp_path)
+
+    def open_it():
+        with pytest.raises(InputError, match="another process"):
+            Stage("01_rerank", tmp_path)
+
+    process = child(open_it)
+    process.join(20)
+    assert process.exitcode == 0
+    stage.close()
+    process = child(lambda: Stage("01_rerank", tmp_path) and os.kill(os.getpid(), 9))
+    process.join(20)
+    assert process.exitcode == -9
+    Stage("01_rerank", tmp_path).close()
+
+
+def test_a_stage_can_be_written_twice_and_the_later_rows_stay(tmp_path):
+    stage = Stage("01_rerank", tmp_path)
+    write(stage, "one")
+    folder = write(stage, "two")
+    assert len(list(folder.glob("prompts/*.parquet"))) == 1
+    assert load_dataset(str(folder), "prompts", split="train")["prompt"][0][0]["content"] == "two"
+    assert leftovers(tmp_path) == []
+
+
+@pytest.mark.parametrize(("where", "what"), [(Dataset, "to_parquet"), (Path, "write_text"), (DatasetCard, "save")])
+def test_a_full_disk_leaves_the_old_folder_whole_and_no_draft(tmp_path, monkeypatch, where, what):
+    folder = write(Stage("01_rerank", tmp_path), "old")
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+    def refuse(*arguments, **options):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    stage = Stage("01_rerank", tmp_path)
+    with monkeypatch.context() as full:
+        full.setattr(where, what, refuse)
+        with pytest.raises(InputError, match=r"cannot write .*01_rerank.*No space left on device"):
+            write(stage, "new")
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+    assert leftovers(tmp_path) == []
+    write(stage, "new")  # the same cell again, once there is space
+
+
+def test_what_a_killed_run_left_is_removed_and_its_checkpoints_stay(tmp_path):
+    stage = Stage("04_dpo", tmp_path)
+    (stage.scratch("checkpoints") / "step").write_text("1")
+    (tmp_path / ".work" / "04_dpo.draft-abc").mkdir()
+    (tmp_path / ".work" / "02_sample.draft-abc").mkdir()
+    stage.close()
+    again = Stage("04_dpo", tmp_path)
+    assert leftovers(tmp_path) == ["02_sample.draft-abc", "checkpoints"]
+    assert (again.scratch("checkpoints") / "step").read_text() == "1"
+
+
+def test_a_run_dir_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"run_dir: cannot write to .*file/run \(Not a directory\)"):
+        Stage("01_rerank", tmp_path / "file" / "run")
+
+
+def test_the_store_and_the_models_are_shared_by_runs_side_by_side(tmp_path):
+    one, two = (Stage("01_rerank", tmp_path / run) for run in ("one", "two"))
+    assert one.store_path == two.store_path == tmp_path / "store.sqlite"
+    assert one.model_cache == two.model_cache == tmp_path / "models"
+
+
+def test_a_folder_can_be_moved_and_still_loads(tmp_path):
+    moved = Path(shutil.move(write(Stage("01_rerank", tmp_path / "run"), "moved"), tmp_path / "elsewhere"))
+    assert load_dataset(str(moved), "prompts", split="train")["prompt"][0][0]["content"] == "moved"
+
+
+@pytest.mark.parametrize(
+    ("repository", "token", "fault"),
+    [("dataset", "t", "expected 'user/name', got 'dataset'"), ("me/dataset", "", "HF_TOKEN is not set")],
+)
+def test_an_upload_that_would_fail_is_refused_beforehand(monkeypatch, repository, token, fault):
+    monkeypatch.setenv("HF_TOKEN", token)
+    with pytest.raises(InputError, match=fault):
+        check_push(repository)
+
+
+def test_no_upload_needs_no_token_and_one_with_a_token_passes(monkeypatch):
+    check_push("")
+    monkeypatch.setenv("HF_TOKEN", "t")
+    check_push("me/dataset")

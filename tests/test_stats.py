@@ -1,0 +1,70 @@
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nbutils.stats import bootstrap_mean, distinct, wilson
+
+
+@pytest.mark.parametrize(
+    ("hits", "total", "low", "high"),
+    # by hand: (p + z^2/2n -+ z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n), z = 1.96
+    [(5, 10, 0.2366, 0.7634), (0, 10, 0.0, 0.2775), (10, 10, 0.7225, 1.0), (7, 100, 0.0343, 0.1375)],
+)
+def test_wilson_gives_the_textbook_interval(hits, total, low, high):
+    interval = wilson(hits, total)
+    assert interval.value == hits / total
+    assert interval[1:] == pytest.approx((low, high), abs=1e-4)
+
+
+def test_of_nothing_wilson_knows_nothing():
+    value, low, high = wilson(0, 0)
+    assert math.isnan(value)
+    assert (low, high) == (0, 1)
+
+
+def test_the_bootstrap_mean_weighs_rows_not_clusters():
+    assert bootstrap_mean([1, 1, 1, 0], ["a", "a", "a", "b"], resamples=100).value == 0.75
+
+
+def test_rows_of_one_topic_count_as_little_more_than_one_draw():
+    values = [i % 2 for i in range(12) for _ in range(20)]
+    by_topic = bootstrap_mean(values, [i // 20 for i in range(240)], resamples=2000)
+    by_row = bootstrap_mean(values, list(range(240)), resamples=2000)
+    assert by_topic.high - by_topic.low > 3 * (by_row.high - by_row.low)
+    # 12 topics of which half are 1: half width about 1.96 * 0.5 / sqrt(12)
+    assert by_topic.high - by_topic.low == pytest.approx(2 * 1.96 * 0.5 / math.sqrt(12), rel=0.15)
+
+
+def test_one_topic_gives_no_interval():
+    assert bootstrap_mean([0.2, 0.4], ["a", "a"])[1:] == (-math.inf, math.inf)
+
+
+def test_equal_values_in_every_topic_give_a_point():
+    assert bootstrap_mean([0.5] * 6, [0, 0, 1, 1, 2, 2], resamples=100) == pytest.approx((0.5, 0.5, 0.5))
+
+
+def test_no_values_are_refused():
+    with pytest.raises(ValueError, match="at least one value"):
+        bootstrap_mean([], [])
+
+
+@given(st.lists(st.tuples(st.floats(-1, 1), st.integers(0, 5)), min_size=2))
+def test_the_interval_is_repeatable_and_holds_the_extremes_of_the_topics(rows):
+    values, topics = zip(*rows, strict=True)
+    interval = bootstrap_mean(values, topics, seed=1, resamples=50)
+    assert interval == bootstrap_mean(values, topics, seed=1, resamples=50)
+    if len(set(topics)) > 1:
+        assert min(values) - 1e-9 <= interval.low <= interval.high <= max(values) + 1e-9
+
+
+def test_distinct_falls_with_repetition():
+    assert distinct(["the cat sat", "a dog ran"]) == 1
+    assert distinct(["the cat sat", "the cat sat"]) == 0.5
+    assert distinct(["so so so so so"]) == 0.25
+    assert distinct(["a b c"], n=3) == 1
+
+
+def test_distinct_of_texts_too_short_is_nan():
+    assert math.isnan(distinct(["one", ""]))

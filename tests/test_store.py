@@ -1,0 +1,282 @@
+import json
+import os
+import resource
+import signal
+import sqlite3
+import time
+
+import pytest
+from builders import ScriptedEngine, child, request
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from nbutils.engines import Reply, Sample, Sampling
+from nbutils.errors import InputError, Interrupted
+from nbutils.store import Store, answer
+
+ECHO = ScriptedEngine(lambda r, rng: f"re {r.messages[0]['content']}")
+HOT, COLD = Sampling(temperature=1.0), Sampling(temperature=0.0)
+
+
+def hello(r, rng):
+    return "hello"
+
+
+def drawn(r, rng):
+    return str(rng.random())
+
+
+def put(store, *keys):
+    store.put([(key, ECHO, request(key), Reply((Sample(f"re {key}" + "x" * 500),))) for key in keys])
+
+
+def texts(replies):
+    return [reply and reply.samples[0].text for reply in replies]
+
+
+@given(st.text(st.characters()))
+@example("😀 half \ud83d")
+def test_a_reply_comes_back_as_it_was_stored(tmp_path_factory, text):
+    store = Store(tmp_path_factory.mktemp("store") / "store.sqlite")
+    reply = Reply((Sample(text, 3, "length"), Sample("", 0)), prompt_tokens=7, completion_tokens=3)
+    store.put([("k", ECHO, request(text), reply)])
+    assert store.get("k") == reply
+    store.close()
+
+
+def test_of_two_replies_to_one_request_the_first_stays(store):
+    for text in ("first", "second"):
+        store.put([("k", ECHO, request(), Reply((Sample(text),)))])
+    assert store.get("k").samples[0].text == "first"
+
+
+def test_an_answered_request_is_not_asked_again_in_a_later_run(store, tmp_path):
+    engine = ScriptedEngine(hello)
+    answer(store, engine, [request("a"), request("b")])
+    later = Store(tmp_path / "store.sqlite")
+    assert texts(answer(later, engine, [request("b"), request("c"), request("a")])) == ["hello"] * 3
+    assert [r.messages[0]["content"] for r in engine.asked] == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("chunk_size", [0, 4])
+def test_a_request_that_occurs_twice_is_asked_once(store, chunk_size):
+    engine = ScriptedEngine(drawn, chunk_size=chunk_size)
+    requests = [request(text, sampling=HOT) for text in "aba"]
+    first = texts(answer(store, engine, requests))
+    assert first[0] == first[2] != first[1]
+    assert len(engine.asked) == len(store) == 2
+    assert texts(answer(store, engine, requests)) == first
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        request("b"),
+        request("a", n=2),
+        request("a", attempt=2),
+        request("a", sampling=Sampling(max_tokens=9)),
+        request("a", response_format={"type": "json_object"}),
+    ],
+)
+def test_whatever_determines_the_reply_is_part_of_its_key(store, other):
+    engine = ScriptedEngine(hello)
+    answer(store, engine, [request("a")])
+    answer(store, engine, [other])
+    assert engine.asked == [request("a"), other]
+
+
+def test_another_model_is_asked_for_itself(store):
+    answer(store, ScriptedEngine(lambda r, rng: "one", model="one"), [request()])
+    assert texts(answer(store, ScriptedEngine(lambda r, rng: "two", model="two"), [request()])) == ["two"]
+
+
+@pytest.mark.parametrize(("sampling", "asked"), [(HOT, 2), (COLD, 1)])
+def test_a_seed_matters_only_where_something_is_drawn(store, sampling, asked):
+    engine = ScriptedEngine(hello)
+    for seed in (0, 1):
+        answer(store, engine, [request(sampling=sampling)], seed=seed)
+    assert len(engine.asked) == asked
+
+
+def test_a_request_that_failed_is_not_stored_and_asked_again(store):
+    down = ScriptedEngine(lambda r, rng: None if r.messages[0]["content"] == "b" else "ok")
+    requests = [request(text) for text in "abc"]
+    assert texts(answer(store, down, requests)) == ["ok", None, "ok"]
+    up = ScriptedEngine(lambda r, rng: "ok")
+    assert texts(answer(store, up, requests)) == ["ok"] * 3
+    assert up.asked == [request("b")]
+
+
+def test_no_chunk_is_started_after_the_deadline_and_the_next_run_goes_on(store):
+    engine = ScriptedEngine(hello, chunk_size=2)
+    with pytest.raises(Interrupted, match="0 of 3 requests"):
+        answer(store, engine, [request(t) for t in "abc"], deadline=time.time() - 1)
+    assert engine.asked == []
+    assert texts(answer(store, engine, [request(t) for t in "abc"])) == ["hello"] * 3
+
+
+def test_what_is_stored_needs_no_time(store):
+    answer(store, ECHO, [request()])
+    assert texts(answer(store, ECHO, [request()], deadline=time.time() - 1)) == ["re hi"]
+
+
+@pytest.mark.parametrize("dies_at", [1, 4, 5, 9])
+def test_chunked_samples_are_the_same_after_an_interruption(tmp_path, dies_at):
+    requests = [request(text, sampling=HOT) for text in "abcdefghij"]
+    whole = texts(answer(Store(tmp_path / "whole"), ScriptedEngine(drawn, chunk_size=4), requests))
+    assert len(set(whole)) == len(whole)
+
+    def dies(r, rng):
+        if r == requests[dies_at]:
+            raise KeyboardInterrupt
+        return drawn(r, rng)
+
+    with pytest.raises(KeyboardInterrupt):
+        answer(Store(tmp_path / "torn"), ScriptedEngine(dies, chunk_size=4), requests)
+    again = ScriptedEngine(drawn, chunk_size=4)
+    assert texts(answer(Store(tmp_path / "torn"), again, requests)) == whole
+    assert len(again.asked) == len(requests) - dies_at // 4 * 4, "whole chunks are not drawn again"
+
+
+@pytest.mark.parametrize(("chunk_size", "safe"), [(0, 7), (3, 6)])
+def test_after_kill_9_only_the_missing_part_is_asked_and_every_request_ends_once(tmp_path, chunk_size, safe):
+    requests = [request(str(i)) for i in range(10)]
+
+    def killed(r, rng):
+        if r == requests[7]:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return f"re {r.messages[0]['content']}"
+
+    def run():
+        answer(Store(tmp_path / "s.sqlite"), ScriptedEngine(killed, chunk_size=chunk_size), requests)
+
+    process = child(run)
+    process.join(20)
+    assert process.exitcode == -signal.SIGKILL
+    store, again = Store(tmp_path / "s.sqlite"), ScriptedEngine(ECHO.script, chunk_size=chunk_size)
+    assert texts(answer(store, again, requests)) == [f"re {i}" for i in range(10)]
+    assert again.asked == requests[safe:]
+    assert len(store) == 10
+
+
+def test_kill_9_while_writing_leaves_whole_batches(tmp_path):
+    path = tmp_path / "s.sqlite"
+
+    def write(pipe):
+        store = Store(path)
+        for batch in range(10_000):
+            put(store, *(f"{batch}.{i}" for i in range(50)))
+            os.write(pipe, b".")
+
+    for rounds in (1, 2, 5):
+        path.unlink(missing_ok=True)
+        read_end, write_end = os.pipe()
+        process = child(write, write_end)
+        done = sum(len(os.read(read_end, 1)) for _ in range(rounds))
+        process.kill()
+        process.join(20)
+        store = Store(path)
+        assert len(store) % 50 == 0
+        assert len(store) >= 50 * done
+        put(store, "after")
+        assert store.get("after") is not None
+        store.close()
+
+
+def test_two_processes_write_the_same_store_at_once(tmp_path):
+    path = tmp_path / "s.sqlite"
+
+    def write(first):
+        store = Store(path)
+        for i in range(first, first + 200):
+            put(store, str(i))
+
+    processes = [child(write, first) for first in (0, 100)]
+    for process in processes:
+        process.join(30)
+    assert [process.exitcode for process in processes] == [0, 0]
+    store = Store(path)
+    assert len(store) == 300
+    assert all(store.get(str(i)).samples[0].text.startswith(f"re {i}x") for i in range(300))
+
+
+def test_a_full_disk_is_one_sentence_and_loses_nothing_stored(tmp_path):
+    path, report = tmp_path / "s.sqlite", tmp_path / "report.json"
+
+    def write():
+        store = Store(path)
+        report.write_text("{}")
+        resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
+        for batch in range(1000):
+            try:
+                put(store, *(f"{batch}.{i}" for i in range(20)))
+            except InputError as error:
+                report.write_text(json.dumps({"batches": batch, "error": str(error)}))
+                return
+
+    process = child(write)
+    process.join(30)
+    assert process.exitcode == 0
+    seen = json.loads(report.read_text())
+    assert f"cannot write to the store {path}" in seen["error"]
+    assert f"the {20 * seen['batches']} replies already in it are safe" in seen["error"]
+    store = Store(path)
+    assert len(store) == 20 * seen["batches"] > 0
+    put(store, "after")
+
+
+def test_a_disk_full_from_the_start_is_one_sentence(tmp_path):
+    def open_store():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
+        with pytest.raises(InputError, match="cannot open the store"):
+            Store(tmp_path / "s.sqlite")
+
+    process = child(open_store)
+    process.join(30)
+    assert process.exitcode == 0
+
+
+def write_foreign(path):
+    other = sqlite3.connect(path)
+    other.execute("CREATE TABLE replies (id INTEGER, note TEXT)")
+    other.commit()
+    other.close()
+
+
+def write_newer(path):
+    Store(path).close()
+    other = sqlite3.connect(path)
+    other.execute("PRAGMA user_version = 7")
+    other.close()
+
+
+def write_torn(path):
+    store = Store(path)
+    put(store, *map(str, range(200)))
+    store.close()
+    content = path.read_bytes()
+    path.write_bytes(content[:4096] + b"\x00" * 4096 + content[8192 : len(content) // 2])
+
+
+@pytest.mark.parametrize(
+    ("make", "fault"),
+    [
+        (lambda path: path.write_text("this is a diary, not a database" * 99), "file is not a database"),
+        (write_foreign, "is a database of another program"),
+        (write_newer, "was written by version 7 of its format, expected 1"),
+        (write_torn, "malformed"),
+    ],
+)
+def test_a_file_that_is_no_sound_store_is_refused_and_left_as_it_is(tmp_path, make, fault):
+    path = tmp_path / "s.sqlite"
+    make(path)
+    before = path.read_bytes()
+    with pytest.raises(InputError, match=fault):
+        len(Store(path))
+    assert path.read_bytes() == before
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"cannot open the store .*file/s\.sqlite"):
+        Store(tmp_path / "file" / "s.sqlite")

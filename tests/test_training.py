@@ -1,0 +1,361 @@
+"""training.py with a tiny model: the loss is the formula's, and no interruption changes the result."""
+
+import math
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from dpo import CPU, dpo_params, pair, small_trainer, some_pairs
+from safetensors.torch import load_file
+from transformers import TrainerCallback, TrainerState
+from trl import DPOConfig, DPOTrainer
+
+from nbutils import models
+from nbutils.errors import InputError, Interrupted
+from nbutils.preflight import Device
+from nbutils.records import PAIRS, dataset
+from nbutils.training import (
+    build_trainer,
+    drop_long,
+    last_complete,
+    precision,
+    prepare,
+    read_options,
+    save,
+    split,
+    train,
+)
+
+LOG2 = math.log(2)
+T4, L4 = Device("cuda", (7, 5), "a test"), Device("cuda", (8, 9), "a test")
+
+
+def weights(trainer, folder) -> dict[str, torch.Tensor]:
+    return load_file(save(trainer, folder) / "adapter_model.safetensors")
+
+
+def same(first, second) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.fixture(scope="module")
+def unbroken(tiny_llama, tmp_path_factory):
+    """The adapter and the log of twelve steps in one go."""
+    folder = tmp_path_factory.mktemp("unbroken")
+    trainer = small_trainer(tiny_llama, folder, some_pairs(24))
+    log = train(trainer, csv=folder / "log.csv")
+    return weights(trainer, folder / "adapter"), log
+
+
+# --- the training file
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("gradient_acumulation_steps: 4", "unknown key 'gradient_acumulation_steps'"),
+        ("warmup_ratio: 0.1", "unknown key 'warmup_ratio'"),  # gone from the installed TRL
+        ("learning_rate: 1.0e-4", "learning_rate is set by a parameter of the notebook"),
+        ("output_dir: here", "output_dir is set by"),
+        ("trust_remote_code: true", "trust_remote_code is set by"),
+        ("loss_type: ipo", r"loss_type is \['ipo'\], expected sigmoid, sigmoid_norm or \[sigmoid, sft\]"),
+        ("loss_type: [sigmoid, sft]", "needs loss_weights with 2 numbers"),
+        ("loss_type: [sigmoid, sft]\nloss_weights: [1.0]", "needs loss_weights with 2 numbers"),
+        ("- max_length", "expected 'name: value' lines"),
+    ],
+)
+def test_a_fault_in_the_training_file_is_named(text, sentence, tmp_path):
+    (tmp_path / "training.yaml").write_text(text)
+    with pytest.raises(InputError, match=sentence):
+        read_options(str(tmp_path / "training.yaml"))
+
+
+def test_a_training_file_that_is_not_there_is_named():
+    with pytest.raises(InputError, match=r"there is no file no/training.yaml"):
+        read_options("no/training.yaml")
+
+
+def test_a_training_file_overrides_the_defaults_it_names_and_no_others(tmp_path):
+    (tmp_path / "training.yaml").write_text("loss_type: sigmoid_norm\nlora_r: 4\nmax_grad_norm: 0.5")
+    options = read_options(str(tmp_path / "training.yaml"))
+    changed = {name for name, value in options.items() if value != read_options("").get(name)}
+    assert changed == {"loss_type", "lora_r", "max_grad_norm"}
+    assert options["loss_type"] == ["sigmoid_norm"]
+
+
+# --- precision
+
+
+@pytest.mark.parametrize(
+    ("device", "model_type", "tuning", "dtype", "autocast"),
+    [
+        (CPU, "llama", "lora", torch.float32, set()),
+        (CPU, "llama", "full", torch.float32, set()),
+        (T4, "qwen3", "lora", torch.float16, {"fp16"}),
+        (T4, "qwen3", "full", torch.float32, {"fp16"}),  # trainable float16 weights cannot be unscaled
+        (T4, "gemma3_text", "lora", torch.float32, set()),
+        (T4, "gemma3_text", "full", torch.float32, set()),
+        (L4, "qwen3", "lora", torch.bfloat16, {"bf16"}),
+        (L4, "gemma3_text", "full", torch.float32, {"bf16"}),
+    ],
+)
+def test_weights_and_autocast_fit_the_device(device, model_type, tuning, dtype, autocast):
+    weights_in, flags = precision(device, model_type, tuning)
+    assert weights_in == dtype
+    assert {name for name, on in flags.items() if on} == autocast
+    assert set(flags) == {"fp16", "bf16"}  # both are said, since TRL's own default is bf16
+
+
+# --- pairs
+
+
+def test_pairs_get_the_template_arguments_of_the_run():
+    off_policy, on_policy = pair(), pair("Again.", chat_template_kwargs={"enable_thinking": False})
+    prepared = prepare([off_policy, on_policy], {"enable_thinking": False})
+    assert [p["chat_template_kwargs"] for p in prepared] == [{"enable_thinking": False}] * 2
+    assert off_policy["chat_template_kwargs"] == {}  # the given rows stay as they were
+
+
+def test_pairs_sampled_with_other_template_arguments_are_refused():
+    other = pair(chat_template_kwargs={"enable_thinking": False})
+    with pytest.raises(InputError, match=rf"pair {other['id']} was sampled with .*False.*set the parameter"):
+        prepare([pair("Again."), other], {"enable_thinking": True})
+
+
+@pytest.mark.parametrize(
+    ("kind", "kwargs"), [("tiny_llama", {}), ("tiny_qwen", {"enable_thinking": False}), ("tiny_qwen", {})]
+)
+def test_only_pairs_the_trainer_would_cut_are_dropped(kind, kwargs, request, tmp_path):
+    folder = request.getfixturevalue(kind)
+    rows = prepare(some_pairs(6), kwargs)
+    data = small_trainer(folder, tmp_path, rows).train_dataset
+    lengths = [len(d["prompt_ids"]) + max(len(d["chosen_ids"]), len(d["rejected_ids"])) for d in data]
+    tokenizer = models.load_tokenizer(str(folder))
+    assert drop_long(rows, tokenizer, max(lengths)) == (rows, 0)
+    kept, dropped = drop_long(rows, tokenizer, max(lengths) - 1)
+    assert kept == [r for r, length in zip(rows, lengths, strict=True) if length < max(lengths)]
+    assert dropped == 6 - len(kept) >= 1
+
+
+def test_a_prompt_stands_on_one_side_of_the_split_only():
+    rows = [pair(f"Prompt {i % 10}", f"Answer {i}") for i in range(30)]
+    training, held_out = split(rows, held_out=0.2, seed=0)
+    assert (len(training), len(held_out)) == (24, 6)
+    assert not {p["prompt_id"] for p in training} & {p["prompt_id"] for p in held_out}
+    ids = {p["prompt_id"] for p in held_out}
+    assert {p["prompt_id"] for p in split(rows[::-1], held_out=0.2, seed=0)[1]} == ids  # whatever the order
+    assert any({p["prompt_id"] for p in split(rows, held_out=0.2, seed=s)[1]} != ids for s in (1, 2, 3))
+
+
+def test_a_small_share_still_holds_out_one_prompt_and_a_single_prompt_none():
+    assert [len(side) for side in split(some_pairs(5), held_out=0.01, seed=0)] == [4, 1]
+    assert [len(side) for side in split([pair(), pair(chosen="Po.")], held_out=0.5, seed=0)] == [2, 0]
+
+
+def test_fewer_pairs_than_one_batch_are_refused(tiny_llama, tmp_path):
+    with pytest.raises(InputError, match=r"3 training pairs are fewer than one batch of 4; lower"):
+        small_trainer(tiny_llama, tmp_path, some_pairs(3), options={"gradient_accumulation_steps": 2})
+
+
+# --- the loss
+
+
+def test_dpo_trainer_takes_pairs_as_they_come_and_starts_at_log_2(tiny_qwen, tmp_path):
+    rows = [pair(), pair("Perché?", "Perché sì.", "No.", chat_template_kwargs={"enable_thinking": False})]
+    trainer = DPOTrainer(
+        model=str(tiny_qwen),
+        args=DPOConfig(str(tmp_path), use_cpu=True, bf16=False, max_steps=1, logging_steps=1, report_to="none"),
+        train_dataset=dataset(rows, PAIRS),
+        processing_class=models.load_tokenizer(str(tiny_qwen)),
+    )
+    trainer.train()
+    assert len(trainer.train_dataset) == 2
+    assert trainer.state.log_history[0]["loss"] == pytest.approx(LOG2, abs=1e-4)
+
+
+LOSSES = {
+    "sigmoid": {"loss_type": ["sigmoid"]},
+    "sigmoid_norm": {"loss_type": ["sigmoid_norm"]},
+    "sigmoid+sft": {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, 0.5]},
+}
+
+
+def log_probabilities(model, tokenizer, row, side) -> torch.Tensor:
+    """Of every token of an answer, the closing ones included; shape (tokens,), float64."""
+    start = len(models.render(tokenizer, row["prompt"], {}))
+    ids = tokenizer.apply_chat_template(row["prompt"] + row[side], tokenize=True, return_dict=False)
+    logits = model(torch.tensor([ids])).logits[0, start - 1 : -1].double()
+    return logits.log_softmax(-1).gather(1, torch.tensor(ids[start:])[:, None])[:, 0]
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_the_loss_starts_at_log_2_falls_and_is_the_formulas(name, tiny_llama, tmp_path):
+    beta, rows, held_out = 0.3, some_pairs(16), [pair("Held out.", "The sea carries sand.", "Bread, salt and flour")]
+    options = LOSSES[name] | {"logging_steps": 1, "per_device_eval_batch_size": 1, "lr_scheduler_type": "constant"}
+    trainer = small_trainer(tiny_llama, tmp_path, rows, held_out, options=options, beta=beta, epochs=2.0)
+    log = train(trainer, csv=tmp_path / "log.csv")
+    if name != "sigmoid+sft":  # its first loss also holds the likelihood of the chosen answers
+        assert log.loss[0] == pytest.approx(LOG2, abs=1e-4)
+    assert log.loss.iloc[-3:].mean() < log.loss.iloc[:3].mean() - 0.05
+
+    tokenizer, model = models.load_tokenizer(str(tiny_llama)), trainer.model.eval()
+    with torch.no_grad():
+        policy = {side: log_probabilities(model, tokenizer, held_out[0], side) for side in ("chosen", "rejected")}
+        with model.disable_adapter():
+            base = {side: log_probabilities(model, tokenizer, held_out[0], side) for side in ("chosen", "rejected")}
+    ratio = {side: policy[side] - base[side] for side in policy}
+    gain = {side: r.mean() if name == "sigmoid_norm" else r.sum() for side, r in ratio.items()}
+    expected = -torch.nn.functional.logsigmoid(beta * (gain["chosen"] - gain["rejected"]))
+    if name == "sigmoid+sft":
+        expected -= 0.5 * policy["chosen"].mean()
+    metrics = trainer.evaluate()
+    assert metrics["eval_loss"] == pytest.approx(expected.item(), abs=1e-4)
+    assert abs(expected.item() - LOG2) > 0.01
+    assert metrics["eval_logps/chosen"] == pytest.approx(policy["chosen"].sum().item(), abs=1e-3)
+
+
+# --- log and result
+
+
+def test_the_log_has_one_row_per_step_in_csv(unbroken, tiny_llama, tmp_path):
+    trainer = small_trainer(tiny_llama, tmp_path, some_pairs(8), some_pairs(10)[8:], options={"eval_steps": 2})
+    log = train(trainer, csv=tmp_path / "log.csv")
+    written = pd.read_csv(tmp_path / "log.csv")
+    assert list(written.step) == list(log.step) == [1, 2, 3, 4]
+    assert {"loss", "rewards/margins", "rewards/accuracies", "logps/chosen", "logps/rejected"} <= set(written)
+    assert list(written.eval_loss.notna()) == [False, True, False, True]
+    assert not [c for c in written if "runtime" in c or "per_second" in c]  # two runs give the same file
+    assert list(unbroken[1].step) == list(range(1, 13))
+
+
+def test_training_goes_without_held_out_pairs(tiny_llama, tmp_path):
+    log = train(small_trainer(tiny_llama, tmp_path, some_pairs(4), []), csv=tmp_path / "log.csv")
+    assert list(log.step) == [1, 2]
+
+
+@pytest.mark.parametrize("tuning", ["lora", "full"])
+def test_what_is_saved_is_safetensors_and_can_be_sampled(tuning, tiny_llama, tmp_path):
+    trainer = small_trainer(tiny_llama, tmp_path, some_pairs(4), tuning=tuning)
+    train(trainer, csv=tmp_path / "log.csv")
+    folder = save(trainer, tmp_path / "result")
+    names = {p.name for p in folder.rglob("*") if p.is_file()}
+    assert ("adapter_model.safetensors" if tuning == "lora" else "model.safetensors") in names
+    assert not [n for n in names if n.endswith((".bin", ".pt", ".pth", ".pkl", ".pickle"))]
+    if tuning == "lora":
+        models.load_adapter(models.load_model(str(tiny_llama), CPU), str(folder))
+    else:
+        models.load_model(str(folder), CPU)
+    models.load_tokenizer(str(folder))
+
+
+def test_checkpoints_stand_under_a_name_that_changes_with_data_and_settings(tiny_llama, tmp_path):
+    rows = some_pairs(8)
+    variants = [
+        small_trainer(tiny_llama, tmp_path, rows),
+        small_trainer(tiny_llama, tmp_path, rows[:-1]),
+        small_trainer(tiny_llama, tmp_path, rows, beta=0.2),
+        small_trainer(tiny_llama, tmp_path, rows, options={"lora_r": 4}),
+    ]
+    assert len({t.args.output_dir for t in variants}) == 4
+    assert small_trainer(tiny_llama, tmp_path, rows).args.output_dir == variants[0].args.output_dir
+
+
+# --- interruptions
+
+
+def test_the_newest_checkpoint_that_was_written_whole_counts(tmp_path):
+    for step, state in {6: "{}", 20: "{}", 100: '{"half', 101: None}.items():
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        if state:
+            (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text(state)
+    assert last_complete(tmp_path).name == "checkpoint-20"
+    assert {p.name for p in tmp_path.iterdir()} == {"checkpoint-6", "checkpoint-20"}
+    assert last_complete(tmp_path / "nothing") is None
+
+
+class DiesAt(TrainerCallback):
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_end(self, args, state, control, **_):
+        if state.global_step == self.step:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def train_and_die(model, folder):
+    trainer = small_trainer(model, Path(folder), some_pairs(24))
+    trainer.add_callback(DiesAt(7))
+    train(trainer, csv=Path(folder) / "log.csv")
+
+
+def test_after_kill_9_training_goes_on_to_the_weights_of_an_unbroken_run(unbroken, tiny_llama, tmp_path):
+    code = "import sys; from test_training import train_and_die; train_and_die(*sys.argv[1:])"
+    command = [sys.executable, "-c", code, tiny_llama, tmp_path]
+    killed = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, check=False)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    trainer = small_trainer(tiny_llama, tmp_path, some_pairs(24))
+    assert last_complete(Path(trainer.args.output_dir)).name == "checkpoint-6"
+    log = train(trainer, csv=tmp_path / "log.csv")
+    assert same(weights(trainer, tmp_path / "adapter"), unbroken[0])
+    assert list(log.step) == list(range(1, 13))
+    pd.testing.assert_series_equal(log.loss, unbroken[1].loss)
+
+
+def test_a_checkpoint_torn_while_being_written_is_passed_over(unbroken, tiny_llama, tmp_path, monkeypatch, caplog):
+    write = TrainerState.save_to_json
+
+    def full_disk(state, path):
+        if state.global_step == 4:
+            Path(path).write_text('{"global_st')
+            raise OSError(28, "No space left on device")
+        write(state, path)
+
+    monkeypatch.setattr(TrainerState, "save_to_json", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        train(small_trainer(tiny_llama, tmp_path, some_pairs(24)), csv=tmp_path / "log.csv")
+    monkeypatch.undo()
+    caplog.set_level("INFO", logger="nbutils")
+    trainer = small_trainer(tiny_llama, tmp_path, some_pairs(24))
+    train(trainer, csv=tmp_path / "log.csv")
+    assert "removing checkpoint-4" in caplog.text
+    assert "resuming from checkpoint-2" in caplog.text
+    assert same(weights(trainer, tmp_path / "adapter"), unbroken[0])
+
+
+@pytest.mark.parametrize("rebuilt", [True, False], ids=["new kernel", "same kernel"])
+def test_the_time_budget_stops_with_a_checkpoint_and_the_next_call_goes_on(rebuilt, unbroken, tiny_llama, tmp_path):
+    trainer = small_trainer(tiny_llama, tmp_path, some_pairs(24))
+    with pytest.raises(Interrupted, match="at step 1 of 12"):
+        train(trainer, csv=tmp_path / "log.csv", deadline=1.0)
+    assert last_complete(Path(trainer.args.output_dir)).name == "checkpoint-1"
+    if rebuilt:
+        trainer = small_trainer(tiny_llama, tmp_path, some_pairs(24))
+    log = train(trainer, csv=tmp_path / "log.csv")
+    assert list(log.step) == list(range(1, 13))
+    assert same(weights(trainer, tmp_path / "adapter"), unbroken[0])
+
+
+def test_a_finished_training_is_not_repeated(tiny_llama, tmp_path):
+    first = train(small_trainer(tiny_llama, tmp_path, some_pairs(4)), csv=tmp_path / "log.csv")
+    again = train(small_trainer(tiny_llama, tmp_path, some_pairs(4)), csv=tmp_path / "again.csv", deadline=1.0)
+    pd.testing.assert_series_equal(again.loss, first.loss)
+
+
+def test_a_tiny_step_with_the_defaults_works(tiny_llama, tmp_path):
+    trainer = build_trainer(
+        dpo_params(tiny_llama),
+        read_options(""),
+        some_pairs(32),
+        some_pairs(34)[32:],
+        device=CPU,
+        cache=tmp_path,
+        scratch=tmp_path,
+    )
+    log = train(trainer, csv=tmp_path / "log.csv")
+    assert list(log.step) == [1, 2]
+    assert log.loss[0] == pytest.approx(LOG2, abs=1e-4)

@@ -1,0 +1,113 @@
+"""Tiny random chat models with a real tokenizer, made in a second without a download.
+
+    folder = tiny.make(tmp_path / "tiny", "llama")     # or "qwen3"; the same seed gives the same weights
+
+Their answers are made-up words of the sentences below. An answer ends after about a dozen tokens, as a trained model's
+would, so samples differ in length and few are cut off. In another process: `python tests/tiny.py FOLDER qwen3`.
+"""
+
+import sys
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+
+SENTENCES = (
+    "The river runs from the mountains to the sea and carries sand, leaves and small stones.",
+    "A good answer names the topic, keeps to the question and ends when everything is said.",
+    "Bread needs flour, water, salt and time; the oven does the rest in half an hour.",
+    "Il fiume scende dalle montagne verso il mare e porta sabbia, foglie e piccole pietre.",
+    "Una buona risposta nomina l'argomento, resta sulla domanda e finisce quando ha detto tutto.",
+    "Write three sentences about the garden, the train and the winter. Scrivi una frase sul treno.",
+    "system user assistant You are a helpful AI assistant named SmolLM, trained by Hugging Face",
+)
+
+# SmolLM2's template: it puts a system turn before a conversation that has none.
+SMOLLM2_TEMPLATE = (
+    "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
+    "{{ '<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n' }}"
+    "{% endif %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+# Qwen3's template without tools: the last assistant turn always carries a think block, the generation prompt carries
+# an empty one with enable_thinking=False.
+QWEN3_TEMPLATE = (
+    "{% for message in messages %}"
+    "{% if message['role'] == 'assistant' and loop.last %}"
+    "{{ '<|im_start|>assistant\n<think>\n\n</think>\n\n' + message['content'].lstrip('\n') + '<|im_end|>\n' }}"
+    "{% else %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
+    "{% endif %}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}"
+    "{% if enable_thinking is defined and enable_thinking is false %}{{ '<think>\n\n</think>\n\n' }}"
+    "{% endif %}{% endif %}"
+)
+
+SIZES = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 16,
+    "max_position_embeddings": 2048,
+    "tie_word_embeddings": False,
+    "initializer_range": 0.2,  # enough for the whole prompt to matter
+}
+
+
+def make(folder: Path, kind: str = "llama", *, seed: int = 0, **sizes: int) -> Path:
+    """Save a random model of this kind (`llama` or `qwen3`) with its tokenizer and chat template; return the folder.
+
+    Args:
+        sizes: in place of those in SIZES.
+    """
+    tokenizer = make_tokenizer(kind)
+    config_class, model_class = {
+        "llama": (LlamaConfig, LlamaForCausalLM),
+        "qwen3": (Qwen3Config, Qwen3ForCausalLM),
+    }[kind]
+    ends = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = model_class(config_class(vocab_size=len(tokenizer), **SIZES | sizes, **ends))
+        _speak(model, tokenizer)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return Path(folder)
+
+
+def make_tokenizer(kind: str = "llama") -> PreTrainedTokenizerFast:
+    """Train a byte-level BPE on the sentences: any text can be encoded, common words are one token."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=700,
+        special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(SENTENCES * 3, trainer)
+    named = (
+        {"bos_token": "<|im_start|>", "pad_token": "<|im_end|>"} if kind == "llama" else {"pad_token": "<|endoftext|>"}
+    )
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|im_end|>", **named)
+    fast.chat_template = {"llama": SMOLLM2_TEMPLATE, "qwen3": QWEN3_TEMPLATE}[kind]
+    return fast
+
+
+@torch.no_grad()
+def _speak(model: LlamaForCausalLM | Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Give the model words to say: one hidden unit is always on and carries each token's base rate."""
+    words, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
+    words.normal_()
+    words[:, 0] = 4.0
+    head.normal_(std=0.4)
+    texts = [tokenizer.decode(token) for token in range(len(head))]
+    head[:, 0] = torch.tensor([0.0 if t.startswith(" ") and t.isascii() and t[1:].isalpha() else -8.0 for t in texts])
+    head[tokenizer.eos_token_id] = 0.0
+    head[tokenizer.eos_token_id, 0] = 2.6
+
+
+if __name__ == "__main__":
+    print(make(Path(sys.argv[1]), *sys.argv[2:]))
