@@ -147,4 +147,4 @@ def _forest(ax: Axes, labels: Sequence[str], intervals: Sequence[Interval]) -> N
         ax.plot([interval.low, interval.high], [i, i], color=FIRST)
         ax.plot(interval.value, i, "o", color=FIRST)
     ax.set_yticks(range(len(labels)), labels)
-    ax.set_ylim(len(labels) - 0.5, -0.5)
+    ax.set_ylim(max(len(labels), 1) - 0.5, -0.5)

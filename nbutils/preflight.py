@@ -4,8 +4,8 @@ Used by 02 and 04. A GPU can report itself available and fail at its first opera
 under a torch build without sm_60 code does. Half precision follows from the GPU and the model, see `Device.dtype`.
 """
 
-import time
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -26,7 +26,7 @@ class Device:
         """Return the number format for the weights of a frozen or sampled model of this type.
 
         bfloat16 needs compute capability 8.0 (a T4 claims it but emulates it); float16 elsewhere on a GPU, except for
-        models that overflow it. On a CPU float32, or bfloat16 where that was measured to be faster.
+        models that overflow it. On a CPU float32, or bfloat16 where the CPU has instructions for it.
         """
         if self.name == "cpu":
             return torch.bfloat16 if self.fast_bfloat16 else torch.float32
@@ -52,19 +52,14 @@ def pick_device() -> Device:
 
 
 def _cpu(reason: str) -> Device:
-    """Time one matrix product in both formats: without the instructions for it, bfloat16 is the slower one."""
-    seconds = {}
-    for dtype in (torch.float32, torch.bfloat16):
-        weight, rows = torch.ones(2048, 512, dtype=dtype), torch.ones(64, 512, dtype=dtype)
-        tries = []
-        for _ in range(5):
-            started = time.perf_counter()
-            torch.nn.functional.linear(rows, weight)
-            tries.append(time.perf_counter() - started)
-        seconds[dtype] = min(tries)
-    gain = seconds[torch.float32] / seconds[torch.bfloat16]
-    fast = gain > 1.5
-    return Device("cpu", (0, 0), f"{reason}; bfloat16 ran {gain:.1f} times as fast as float32 on this CPU", fast)
+    """Use bfloat16 where the CPU has instructions for it; without them it is the slower format.
+
+    Its flags are read and no kernel is timed: beside other work a timing would come out differently in the next run,
+    and nothing stored under the first run's format would be found again.
+    """
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # older torch: none known
+    fast = any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16"))
+    return Device("cpu", (0, 0), f"{reason}; this CPU has {'' if fast else 'no '}bfloat16 instructions", fast)
 
 
 def unusable(name: str, capability: tuple[int, int], architectures: list[str], error: str) -> str:

@@ -1,4 +1,4 @@
-"""What every test runs under: no network, no GPU, no display, caches in a folder of their own."""
+"""What every test runs under: no network, no display, caches in a folder of their own."""
 
 import atexit
 import os
@@ -15,7 +15,6 @@ os.environ |= {
     "HF_HUB_OFFLINE": "1",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "MPLBACKEND": "Agg",
-    "CUDA_VISIBLE_DEVICES": "",
     "TOKENIZERS_PARALLELISM": "false",
 }
 for name in ("HF_TOKEN", "KAGGLE_KERNEL_RUN_TYPE"):

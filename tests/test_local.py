@@ -81,7 +81,7 @@ def test_an_answer_is_what_plain_generate_gives_up_to_the_first_stop_token(engin
         chat = engine.tokenizer.apply_chat_template(
             [{"role": "user", "content": text}], add_generation_prompt=True, return_tensors="pt", return_dict=True
         )
-        output = engine.model.generate(**chat, do_sample=False, max_new_tokens=40)
+        output = engine.model.generate(**chat, do_sample=False, max_new_tokens=40, eos_token_id=ends)
         new = output[0, chat["input_ids"].shape[1] :].tolist()
         [sample] = reply.samples
         assert sample.n_tokens == reply.completion_tokens == len(new)
@@ -90,6 +90,15 @@ def test_an_answer_is_what_plain_generate_gives_up_to_the_first_stop_token(engin
         assert reply.prompt_tokens == chat["input_ids"].shape[1]
         finished.add(sample.finish_reason)
     assert finished == {"stop", "length"}  # of both kinds, in one batch
+
+
+def test_gathering_unfinished_answers_into_new_batches_changes_no_greedy_answer(engine, monkeypatch):
+    in_one_go = generate(engine, ask(*PROMPTS, n=2))
+    monkeypatch.setattr("nbutils.engines.local.STRETCH", 3)
+    assert generate(engine, ask(*PROMPTS, n=2)) == in_one_go
+    many = generate(engine, ask(*PROMPTS, n=8, sampling=DRAWN))
+    assert {len(reply.samples) for reply in many} == {8}
+    assert {s.n_tokens for reply in many for s in reply.samples if s.finish_reason == "length"} == {12}
 
 
 def test_samples_repeat_with_the_same_seed_and_differ_with_another(engine):
@@ -125,10 +134,10 @@ def test_top_p_close_to_zero_is_greedy(engine):
 
 
 @pytest.mark.parametrize("vocabulary", [50, 5000], ids=["small vocabulary", "large vocabulary"])
-@pytest.mark.parametrize("spread", [0.1, 3.0], ids=["flat", "peaked"])
+@pytest.mark.parametrize("spread", [0.1, 1.5, 4.0], ids=["flat", "usual", "peaked"])
 @pytest.mark.parametrize(
     ("temperature", "top_p", "top_k"),
-    [(0.8, 0.95, 0), (1.5, 0.5, 0), (1.0, 1.0, 0), (0.7, 1.0, 20), (0.7, 0.9, 20), (1.0, 0.9, 2000)],
+    [(0.8, 0.95, 0), (1.5, 0.5, 0), (1.0, 1.0, 0), (0.7, 1.0, 20), (0.7, 0.9, 20), (1.0, 0.7, 2000)],
 )
 def test_the_distribution_drawn_from_is_the_one_transformers_own_options_give(
     temperature, top_p, top_k, spread, vocabulary

@@ -21,19 +21,38 @@ class FakeGpu:
             monkeypatch.setattr(torch.cuda, attribute, lambda *_, value=value: value)
         ones = torch.ones
 
-        def on_gpu(*shape, device, dtype):
-            if error:
+        def on_gpu(*shape, device="cpu", dtype):
+            if error and device == "cuda":
                 raise error
             return ones(*shape, dtype=dtype)
 
         monkeypatch.setattr(torch, "ones", on_gpu)
 
 
-def test_without_a_gpu_the_cpu_is_used_in_float32(monkeypatch):
+@pytest.mark.parametrize(
+    ("capabilities", "dtype", "words"),
+    [
+        ({"avx2": True, "avx512_bf16": False, "amx_bf16": False}, torch.float32, "this CPU has no bfloat16"),
+        ({"avx512_bf16": True, "amx_bf16": False}, torch.bfloat16, "this CPU has bfloat16"),
+        ({"amx_bf16": True}, torch.bfloat16, "this CPU has bfloat16"),
+        ({}, torch.float32, "this CPU has no bfloat16"),
+    ],
+)
+def test_without_a_gpu_the_cpu_is_used_in_bfloat16_where_it_has_instructions_for_it(
+    capabilities, dtype, words, monkeypatch
+):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
     device = pick_device()
-    assert (device.name, device.dtype("llama")) == ("cpu", torch.float32)
-    assert "no GPU is visible" in device.reason
+    assert (device.name, device.dtype("gemma3_text")) == ("cpu", dtype)
+    assert device.reason == f"no GPU is visible to torch; {words} instructions"
+
+
+def test_the_choice_is_the_same_however_busy_the_machine_is(monkeypatch):
+    """Stored replies are found again by a key that holds the number format."""
+    clock = iter([1e6 ** (i % 7) for i in range(1000)])
+    monkeypatch.setattr("time.perf_counter", lambda: next(clock))
+    assert len({pick_device() for _ in range(10)}) == 1
 
 
 def test_a_gpu_that_ran_a_kernel_is_used(monkeypatch):
@@ -47,7 +66,6 @@ def test_a_p100_the_torch_build_has_no_code_for_falls_to_the_cpu_and_says_what_t
     FakeGpu(monkeypatch, "Tesla P100-PCIE-16GB", (6, 0), ["sm_70", "sm_75"], RuntimeError(P100_ERROR))
     device = pick_device()
     assert device.name == "cpu"
-    assert device.dtype("llama") == torch.float32
     assert "Tesla P100-PCIE-16GB is visible but this torch build has no code for it" in device.reason
     assert "sm_60; it has sm_70, sm_75" in device.reason
     assert "choose the accelerator T4 instead of P100" in device.reason
@@ -58,16 +76,17 @@ def test_a_broken_gpu_the_build_has_code_for_falls_to_the_cpu_with_its_own_error
     FakeGpu(monkeypatch, "Tesla T4", (7, 5), ["sm_75"], RuntimeError("CUDA error: out of memory\nmore"))
     device = pick_device()
     assert device.name == "cpu"
-    assert device.reason == (
+    assert device.reason.startswith(
         "Tesla T4 is visible but failed its first kernel (CUDA error: out of memory); using the CPU"
     )
 
 
 def test_a_gpu_that_computes_nonsense_is_not_used(monkeypatch):
     FakeGpu(monkeypatch, "Tesla T4", (7, 5), ["sm_75"])
-    monkeypatch.setattr(torch, "ones", lambda *shape, **_: torch.zeros(*shape))
-    assert pick_device().name == "cpu"
-    assert "gave 0.0, expected 4096" in pick_device().reason
+    monkeypatch.setattr(torch, "ones", lambda *shape, dtype, **_: torch.zeros(*shape, dtype=dtype))
+    device = pick_device()
+    assert device.name == "cpu"
+    assert "gave 0.0, expected 4096" in device.reason
 
 
 @pytest.mark.parametrize(

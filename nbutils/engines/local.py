@@ -1,9 +1,12 @@
 """Sampling with `transformers` in this process, on any GPU or CPU; the engine of the demo and of a P100.
 
-One chunk of requests is expanded to n sequences each, sorted by prompt length and drawn in batches from one seed.
+One chunk of requests is expanded to n sequences each and drawn in batches from one seed. `generate` runs a batch until
+its last answer ends, and most end early: so it is called for a stretch of tokens at a time, and what is unfinished goes
+on in new, full batches.
 """
 
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,9 @@ from nbutils import models
 from nbutils.engines import Reply, Request, Sample, Sampling
 from nbutils.errors import InputError
 from nbutils.preflight import Device
+
+# Tokens generated before the unfinished answers are gathered into new batches; doubled from stretch to stretch.
+STRETCH = 48
 
 
 class Nucleus(LogitsProcessor):  # type: ignore[misc]
@@ -79,6 +85,8 @@ class TransformersEngine:
         self.chat_template_kwargs = chat_template_kwargs or {}
         self.batch_size = batch_size
         self.stop_ids = self._stop_ids()
+        # `generate` would add the model's own defaults, a repetition penalty say, to the options a request states
+        self.model.generation_config = GenerationConfig()
         self.identity = {
             "engine": "transformers",
             "model": model,
@@ -109,29 +117,44 @@ class TransformersEngine:
                     f"{request.messages[-1]['content'][:60]!r}"
                 )
         torch.manual_seed(seed)
-        # one batch may hold only sequences drawn with the same options
-        jobs = [(i, r.sampling) for i, r in enumerate(requests) for _ in range(r.n)]
-        jobs.sort(key=lambda job: (str(job[1]), len(prompts[job[0]]), job[0]))
-        samples: list[list[Sample]] = [[] for _ in requests]
-        while jobs:
-            sampling = jobs[0][1]
-            batch = [job for job in jobs[: self.batch_size] if job[1] == sampling]
-            jobs = jobs[len(batch) :]
-            for (i, _), sample in zip(batch, self._complete([prompts[i] for i, _ in batch], sampling), strict=True):
-                samples[i].append(sample)
-        for i, drawn in enumerate(samples):
-            tokens = sum(s.n_tokens for s in drawn)
-            yield i, Reply(tuple(drawn), prompt_tokens=len(prompts[i]), completion_tokens=tokens)
+        samples: dict[tuple[int, int], Sample] = {}
+        pending: dict[tuple[int, int], list[int]] = {
+            (i, k): [] for i, request in enumerate(requests) for k in range(request.n)
+        }
+        stretch = STRETCH
+        while pending:
+            for sampling, batch in self._batches(requests, prompts, pending):
+                texts = [prompts[i] + pending[i, k] for i, k in batch]
+                left = sampling.max_tokens - len(pending[batch[0]])
+                for job, new in zip(batch, self._continue(texts, sampling, min(stretch, left)), strict=True):
+                    pending[job] = pending[job] + new
+                    if new[-1] in self.stop_ids or len(new) == left:
+                        samples[job] = self._sample(pending.pop(job))
+            stretch *= 2
+        for i, request in enumerate(requests):
+            drawn = tuple(samples[i, k] for k in range(request.n))
+            yield i, Reply(drawn, len(prompts[i]), sum(s.n_tokens for s in drawn))
+
+    def _batches(
+        self, requests: Sequence[Request], prompts: list[list[int]], pending: Iterable[tuple[int, int]]
+    ) -> Iterator[tuple[Sampling, list[tuple[int, int]]]]:
+        """Yield batches of jobs drawn with the same options, sorted by length so that little is padded."""
+        jobs = sorted(pending, key=lambda job: (str(requests[job[0]].sampling), len(prompts[job[0]]), job))
+        for sampling, group in itertools.groupby(jobs, key=lambda job: requests[job[0]].sampling):
+            alike = list(group)
+            for start in range(0, len(alike), self.batch_size):
+                yield sampling, alike[start : start + self.batch_size]
 
     @torch.inference_mode()
-    def _complete(self, prompts: list[list[int]], sampling: Sampling) -> list[Sample]:
-        width = max(map(len, prompts))
+    def _continue(self, texts: list[list[int]], sampling: Sampling, limit: int) -> list[list[int]]:
+        """Return up to `limit` new token ids for each text, ending with its first stop token if there is one."""
+        width = max(map(len, texts))
         pad = self.tokenizer.pad_token_id
-        ids = torch.tensor([[pad] * (width - len(p)) + p for p in prompts], device=self.model.device)
-        mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=self.model.device)
+        ids = torch.tensor([[pad] * (width - len(t)) + t for t in texts], device=self.model.device)
+        mask = torch.tensor([[0] * (width - len(t)) + [1] * len(t) for t in texts], device=self.model.device)
         drawing = sampling.temperature > 0
         config = GenerationConfig(
-            max_new_tokens=sampling.max_tokens,
+            max_new_tokens=limit,
             do_sample=drawing,
             **({"temperature": 1.0, "top_p": 1.0, "top_k": 0} if drawing else {}),  # `Nucleus` applies them
             pad_token_id=pad,
@@ -141,14 +164,17 @@ class TransformersEngine:
         output = self.model.generate(
             inputs=ids, attention_mask=mask, generation_config=config, logits_processor=processors
         )
-        return [self._sample(row[width:].tolist()) for row in output]
+        return [self._until_stop(row[width:].tolist()) for row in output]
+
+    def _until_stop(self, ids: list[int]) -> list[int]:
+        end = next((i for i, token in enumerate(ids) if token in self.stop_ids), len(ids) - 1)
+        return ids[: end + 1]
 
     def _sample(self, ids: list[int]) -> Sample:
-        """Cut a row at its first stop token; a row without one was cut off by max_tokens."""
-        end = next((i for i, token in enumerate(ids) if token in self.stop_ids), None)
-        text = self.tokenizer.decode(ids if end is None else ids[:end], skip_special_tokens=True)
-        n_tokens = len(ids) if end is None else end + 1
-        return Sample(text, n_tokens, "length" if end is None else "stop")
+        """Return the text without its stop token; an answer without one was cut off by max_tokens."""
+        stopped = ids[-1] in self.stop_ids
+        text = self.tokenizer.decode(ids[:-1] if stopped else ids, skip_special_tokens=True)
+        return Sample(text, len(ids), "stop" if stopped else "length")
 
     def _stop_ids(self) -> set[int]:
         declared = self.model.generation_config.eos_token_id

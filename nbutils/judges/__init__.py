@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator
 
 from nbutils import sources
 from nbutils.errors import InputError
@@ -46,6 +46,13 @@ class LlmFile(BaseModel):
     concurrency: int = Field(8, ge=1)
     timeout: float = Field(120.0, gt=0)
     chat_template_kwargs: dict[str, Any] = {}
+
+    @field_validator("scale")
+    @classmethod
+    def _rising(cls, scale: tuple[int, int]) -> tuple[int, int]:
+        if scale[0] >= scale[1]:
+            raise ValueError("the first number should be below the second")
+        return scale
 
 
 JudgeFile = Annotated[VerifierFile | LlmFile, Field(discriminator="kind")]
@@ -153,4 +160,4 @@ def _as_json(text: str) -> str:
     """YAML's values as JSON text, so that pydantic takes a list for a tuple and stays strict otherwise."""
     import json
 
-    return json.dumps(yaml.safe_load(text))
+    return json.dumps(yaml.safe_load(text), default=str)

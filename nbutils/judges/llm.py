@@ -29,6 +29,8 @@ RETRY_TEMPERATURE = 0.5
 SLOTS = {"count", "low", "high", "nonce", "prompt", "responses", "format"}
 REQUIRED = {"prompt", "responses", "format"}
 _SLOT = re.compile(r"\{([a-z_]+)\}")
+_KEY = re.compile(r"""(grade_\d+)["']?\s*:""")
+_GRADE = re.compile(r"""(grade_\d+)["']?\s*:\s*["']?\d+(?:\.\d+)?\s*(?=[;}\n"']|,(?!\d)|$)""")
 
 
 class LlmJudge:
@@ -156,9 +158,8 @@ def parse(text: str, count: int, scale: tuple[int, int]) -> tuple[list[float], l
     >>> parse('{"feedback_1": "good", "grade_1": 7}', 1, (1, 5)) is None
     True
     """
-    start = text.find("{")
-    content = json_repair.loads(text[start:]) if start >= 0 else None
-    if not isinstance(content, dict):
+    content = _object(text, count)
+    if content is None:
         return None
     grades = []
     for k in range(1, count + 1):
@@ -169,6 +170,29 @@ def parse(text: str, count: int, scale: tuple[int, int]) -> tuple[list[float], l
             return None
         grades.append(float(grade))
     return grades, [str(content.get(f"feedback_{k}", "")) for k in range(1, count + 1)]
+
+
+def _object(text: str, count: int) -> dict[str, Any] | None:
+    """Return the JSON object in a reply: as it stands, or repaired if every grade is written whole and once."""
+    start, end = text.find("{"), text.rfind("}") + 1
+    try:
+        content = json.loads(text[start:end], object_pairs_hook=_unique)
+    except (ValueError, RecursionError):
+        # a repair takes "1 5" for 1 and the last of two grades for the only one
+        grades = [f"grade_{k}" for k in range(1, count + 1)]
+        if start < 0 or sorted(_KEY.findall(text)) != sorted(grades) or sorted(_GRADE.findall(text)) != sorted(grades):
+            return None
+        try:
+            content = json_repair.loads(text[start:])
+        except (ValueError, RecursionError):
+            return None
+    return content if isinstance(content, dict) else None
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(dict(pairs)) < len(pairs):
+        raise ValueError("a key occurs twice")
+    return dict(pairs)
 
 
 def _engine(file: LlmFile, cache: Path) -> Engine:

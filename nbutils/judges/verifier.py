@@ -66,7 +66,7 @@ def parse_checks(checks: str) -> list[tuple[str, dict[str, Any]]]:
         return []
     try:
         content = json.loads(checks)
-        names, options = content["instruction_id_list"], content["kwargs"]
+        names, options = list(map(str, content["instruction_id_list"])), list(map(dict, content["kwargs"]))
     except (ValueError, KeyError, TypeError):
         raise InputError(
             f"checks should be JSON with instruction_id_list and kwargs of equal length, got {checks[:80]!r}"
@@ -104,7 +104,13 @@ def _fault(name: str, options: dict[str, Any], language: str) -> str:
     missing = sorted(
         set(inspect.signature(INSTRUCTION_DICT[name].build_description).parameters) - {"self"} - set(options)
     )
-    return f"{name} (without {', '.join(missing)})" if missing else ""
+    if missing:
+        return f"{name} (without {', '.join(missing)})"
+    try:
+        evaluate_instructions("a", [name], [options], "", INSTRUCTION_DICT)
+    except Exception as error:  # each rule refuses options it cannot use in its own way
+        return f"{name} ({error})"
+    return ""
 
 
 @functools.cache

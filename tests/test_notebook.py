@@ -1,0 +1,158 @@
+import logging
+import math
+import os
+import sys
+import time
+import types
+
+import pytest
+
+from nbutils import notebook
+from nbutils.errors import InputError
+from nbutils.notebook import open_stage, run_folder
+
+PARAMETERS = """run_dir: str = "run"
+samples: str = "02_sample"
+judge: str = "verifier"
+pair_strategy: str = "best_worst"
+min_margin: float = 0.1
+min_chosen: float = 0.0
+max_length_gap: int = 0
+seed: int = 0
+time_budget_hours: float = 0.0
+push_to_hub: str = ""
+"""
+
+
+@pytest.fixture
+def cells(tmp_path, monkeypatch):
+    """Run cells in a stand-in for IPython: `In` holds their sources, the names they assign are there."""
+    shell = types.SimpleNamespace(user_ns={"In": [""]})
+
+    def run(*sources):
+        for source in sources:
+            shell.user_ns["In"].append(source)
+            exec(source, shell.user_ns)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(notebook, "get_ipython", lambda: shell)
+    monkeypatch.setattr(notebook, "_session", [])
+    monkeypatch.setattr(notebook, "MOUNTS", tmp_path / "input")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    logger = logging.getLogger("nbutils")
+    before = logger.handlers[:], logger.level
+    logger.handlers = []
+    yield run
+    logger.handlers, logger.level = before
+    for session in notebook._session:
+        session.stage.close()
+
+
+@pytest.fixture
+def kaggle(monkeypatch):
+    """A Kaggle session whose secret store holds what the test puts into the returned mapping."""
+    secrets = {}
+    module = types.ModuleType("kaggle_secrets")
+    module.UserSecretsClient = lambda: types.SimpleNamespace(get_secret=secrets.__getitem__)
+    monkeypatch.setitem(sys.modules, "kaggle_secrets", module)
+    monkeypatch.setenv("KAGGLE_KERNEL_RUN_TYPE", "Batch")
+    monkeypatch.setenv("HF_TOKEN", "")
+    return secrets
+
+
+def test_a_stage_opens_with_the_values_of_the_parameters_cell(cells, tmp_path):
+    cells(PARAMETERS)
+    session = open_stage("03_judge")
+    assert session.params.judge == "verifier"
+    assert session.stage.folder == tmp_path / "run" / "03_judge"
+    assert session.deadline == math.inf
+
+
+def test_papermills_cell_counts_and_a_time_budget_sets_the_deadline(cells):
+    cells(PARAMETERS, "# Parameters\nseed = 7\ntime_budget_hours = 2.0\n")
+    session = open_stage("03_judge")
+    assert session.params.seed == 7
+    assert session.deadline == pytest.approx(time.time() + 7200, abs=60)
+
+
+def test_a_misspelt_parameter_and_a_wrong_one_stop_the_notebook_together(cells):
+    cells(PARAMETERS, '# Parameters\nsead = 7\nmin_margin = "5e-7"\n')
+    with pytest.raises(InputError, match=r"(?s)2 wrong parameter.*") as caught:
+        open_stage("03_judge")
+    assert "sead is unknown" in str(caught.value)
+    assert "min_margin is '5e-7'" in str(caught.value)
+
+
+def test_the_cell_can_be_run_twice(cells):
+    cells(PARAMETERS)
+    open_stage("03_judge")
+    cells(PARAMETERS.replace("seed: int = 0", "seed: int = 1"))
+    assert open_stage("03_judge").params.seed == 1
+
+
+def test_an_upload_without_a_token_is_refused_at_once(cells, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "")
+    cells(PARAMETERS, '# Parameters\npush_to_hub = "me/pairs"\n')
+    with pytest.raises(InputError, match="HF_TOKEN is not set"):
+        open_stage("03_judge")
+
+
+@pytest.mark.parametrize("place", ["params.yaml", "input/my-params/params.yaml"])
+def test_on_kaggle_a_file_overrides_the_defaults_and_the_notebook_says_so(cells, kaggle, tmp_path, capsys, place):
+    (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / place).write_text("seed: 5\n")
+    cells(PARAMETERS)
+    assert open_stage("03_judge").params.seed == 5
+    assert "params.yaml: seed" in capsys.readouterr().out
+
+
+def test_injected_parameters_win_over_the_file(cells, kaggle, tmp_path):
+    (tmp_path / "params.yaml").write_text("seed: 5\n")
+    cells(PARAMETERS, "# Parameters\nmin_margin = 0.2\n")
+    assert open_stage("03_judge").params.seed == 0
+
+
+def test_off_kaggle_no_file_overrides_anything(cells, tmp_path):
+    (tmp_path / "params.yaml").write_text("seed: 5\n")
+    cells(PARAMETERS)
+    assert open_stage("03_judge").params.seed == 0
+
+
+def test_a_misspelt_name_in_the_file_is_refused(cells, kaggle, tmp_path):
+    (tmp_path / "params.yaml").write_text("sead: 5\n")
+    cells(PARAMETERS)
+    with pytest.raises(InputError, match="sead is unknown"):
+        open_stage("03_judge")
+
+
+def test_a_secret_reaches_the_environment_and_nothing_else(cells, kaggle, tmp_path, capsys):
+    kaggle["HF_TOKEN"] = "hf_very_secret"
+    cells(PARAMETERS, '# Parameters\npush_to_hub = "me/pairs"\n')
+    session = open_stage("03_judge")
+    assert os.environ["HF_TOKEN"] == "hf_very_secret"
+    session.stage.write({}, params=session.params.model_dump(), metrics={}, summary="")
+    shown = capsys.readouterr()
+    assert "hf_very_secret" not in shown.out + shown.err + repr(session)
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(files) >= 3
+    assert not any(b"hf_very_secret" in path.read_bytes() for path in files)
+
+
+def test_a_secret_that_is_not_attached_is_told_without_stopping(cells, kaggle, capsys):
+    cells(PARAMETERS)
+    open_stage("03_judge")
+    assert "Kaggle has no secret HF_TOKEN for this notebook (KeyError)" in capsys.readouterr().out
+
+
+def test_in_a_checkout_every_working_folder_means_the_same_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(notebook, "CHECKOUT", tmp_path)
+    (tmp_path / "notebooks").mkdir()
+    for folder in (tmp_path, tmp_path / "notebooks"):
+        monkeypatch.chdir(folder)
+        assert run_folder("runs/demo") == tmp_path / "runs" / "demo"
+    assert run_folder("/elsewhere/run") == notebook.Path("/elsewhere/run")
+
+
+def test_elsewhere_a_run_lies_in_the_working_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert run_folder("runs/demo") == tmp_path / "runs" / "demo"
