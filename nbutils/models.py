@@ -62,7 +62,10 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
 
 def load_model(path: str, device: Device, dtype: torch.dtype | None = None) -> PreTrainedModel:
     """Load the weights onto the device, ready for inference, by default in the format its preflight chose."""
-    model = _from_pretrained(AutoModelForCausalLM, path, dtype=dtype or device.dtype(model_type(path)))
+    dtype = dtype or device.dtype(model_type(path))
+    # torch 2.13's fused attention has no fast bfloat16 path on a CPU: one token at a time it takes over twice as long
+    attention = {"attn_implementation": "eager"} if device.name == "cpu" and dtype == torch.bfloat16 else {}
+    model = _from_pretrained(AutoModelForCausalLM, path, dtype=dtype, **attention)
     return cast(PreTrainedModel, model.to(device.name).eval())
 
 
