@@ -89,7 +89,8 @@ def load_adapter(model: PreTrainedModel, adapter: str) -> PreTrainedModel:
         raise InputError(f"adapter: {adapter} holds no adapter ({_first_line(error)})") from None
     except (RuntimeError, KeyError) as error:
         raise InputError(f"adapter: {adapter} was trained on another base model ({_first_line(error)})") from None
-    return cast(PreTrainedModel, loaded.eval())
+    # peft keeps adapters in float32, which training wants and sampling pays for with a cast at every layer
+    return cast(PreTrainedModel, loaded.to(model.dtype).eval())
 
 
 def model_type(path: str) -> str:

@@ -44,6 +44,7 @@ DEFAULTS: dict[str, Any] = {
     "lora_r": 16,
     "lora_alpha": 32,
     "lora_dropout": 0.0,
+    "lora_target_modules": "all-linear",
 }
 # Named here, in the notebook or by the machine; a `training` file must not fight them.
 RESERVED = {
@@ -63,7 +64,7 @@ def read_options(name: str) -> dict[str, Any]:
     if name and path is None:
         raise InputError(f"training: there is no file {name}; check the path (relative to {Path.cwd()})")
     given = params.read_overrides(path) if path else {}
-    known = {f.name for f in dataclasses.fields(DPOConfig)} | {"lora_r", "lora_alpha", "lora_dropout"}
+    known = {f.name for f in dataclasses.fields(DPOConfig)} | {k for k in DEFAULTS if k.startswith("lora_")}
     for key in given:
         if key in RESERVED:
             raise InputError(f"training file: {key} is set by a parameter of the notebook or by the machine, not here")
@@ -188,7 +189,7 @@ def build_trainer(
         r=options["lora_r"],
         lora_alpha=options["lora_alpha"],
         lora_dropout=options["lora_dropout"],
-        target_modules="all-linear",
+        target_modules=options["lora_target_modules"],
         task_type="CAUSAL_LM",
     )
     return DPOTrainer(

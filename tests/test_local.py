@@ -16,7 +16,7 @@ from transformers import (
 )
 
 from nbutils.engines import Request, Sampling
-from nbutils.engines.local import Nucleus, TransformersEngine
+from nbutils.engines.local import Draw, TransformersEngine, nucleus
 from nbutils.errors import InputError
 from nbutils.store import Store, answer
 
@@ -143,13 +143,22 @@ def test_the_distribution_drawn_from_is_the_one_transformers_own_options_give(
     temperature, top_p, top_k, spread, vocabulary
 ):
     scores = torch.randn(4, vocabulary, generator=torch.Generator().manual_seed(0)) * spread
-    ours = Nucleus(Sampling(temperature, top_p, top_k=top_k))(None, scores)
+    values, tokens = nucleus(scores, Sampling(temperature, top_p, top_k=top_k))
+    ours = torch.full_like(scores, -math.inf).scatter(-1, tokens, values)
     warpers = [TemperatureLogitsWarper(temperature), TopKLogitsWarper(top_k or vocabulary), TopPLogitsWarper(top_p)]
     theirs = scores
     for warper in warpers:
         theirs = warper(None, theirs)
     torch.testing.assert_close(ours.softmax(-1), theirs.softmax(-1), rtol=1e-4, atol=1e-6)
     assert ((ours > -math.inf) == (theirs > -math.inf)).all()
+
+
+def test_tokens_are_drawn_as_often_as_their_probability_says():
+    scores = torch.tensor([0.5, 0.25, 0.2, 0.05]).log().expand(20_000, 4)
+    torch.manual_seed(0)
+    drawn = Draw(Sampling(temperature=1.0, top_p=0.9))(None, scores).argmax(-1)
+    shares = torch.bincount(drawn, minlength=4) / len(drawn)
+    torch.testing.assert_close(shares, torch.tensor([0.5, 0.25, 0.2, 0.0]) / 0.95, atol=0.01, rtol=0)
 
 
 def test_the_models_own_generation_defaults_do_not_mix_with_the_options_stated(engine, tiny_llama, tmp_path):

@@ -22,34 +22,50 @@ from nbutils.preflight import Device
 STRETCH = 48
 
 
-class Nucleus(LogitsProcessor):  # type: ignore[misc]
-    """Temperature, top-k and top-p (Holtzman et al. 2020) like transformers' own, without sorting the whole vocabulary.
+# The nucleus nearly always lies within this many tokens; sorting them alone takes a tenth of the time of sorting all.
+PREFIX = 1024
 
-    The nucleus nearly always lies within the first thousand tokens; sorting those alone takes a tenth of the time that
-    sorting all takes, which on a CPU is as long as the small model itself. Where it does not lie there, all are sorted.
+
+def nucleus(scores: torch.Tensor, sampling: Sampling) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the tokens a draw may take after temperature, top-k and top-p (Holtzman et al. 2020).
+
+    Args:
+        scores: next-token logits, shape (batch, vocabulary).
+
+    Returns:
+        Scores over the temperature, at minus infinity outside the nucleus, and the token ids they belong to; both of
+        shape (batch, candidates). What transformers' own options give, without sorting the vocabulary where the
+        nucleus is smaller.
+    """
+    scores = scores.float() / sampling.temperature
+    size = scores.shape[-1]
+    limit = min(sampling.top_k or size, size)
+    if sampling.top_p == 1 and limit == size:
+        return scores, torch.arange(size, device=scores.device).expand_as(scores)
+    for prefix in (limit,) if sampling.top_k else (min(PREFIX, size), size):
+        values, tokens = scores.topk(prefix)
+        # top-k comes first: then only those k tokens share the probability
+        total = (values if sampling.top_k else scores).logsumexp(-1, keepdim=True)
+        before = (values - total).exp().cumsum(-1) - (values - total).exp()
+        if prefix == limit or bool((before[:, -1] >= sampling.top_p).all()):
+            break
+    return values.masked_fill(before >= sampling.top_p, float("-inf")), tokens
+
+
+class Draw(LogitsProcessor):  # type: ignore[misc]
+    """Draws the next token among the nucleus and leaves it as the only choice.
+
+    `generate` would draw from the whole vocabulary; on a CPU that and the sorting take as long as a small model itself.
     """
 
-    PREFIX = 1024
-
     def __init__(self, sampling: Sampling):
-        self.temperature, self.top_p, self.top_k = sampling.temperature, sampling.top_p, sampling.top_k
+        self.sampling = sampling
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        """Return scores, shape (batch, vocabulary), with every token outside the nucleus at minus infinity."""
-        scores = scores.float() / self.temperature
-        size = scores.shape[-1]
-        limit = min(self.top_k or size, size)
-        if self.top_p == 1 and limit == size:
-            return scores
-        for prefix in (limit,) if self.top_k else (min(self.PREFIX, size), size):
-            values, tokens = scores.topk(prefix)
-            # top-k comes first: then only those k tokens share the probability
-            total = (values if self.top_k else scores).logsumexp(-1, keepdim=True)
-            before = (values - total).exp().cumsum(-1) - (values - total).exp()
-            if prefix == limit or bool((before[:, -1] >= self.top_p).all()):
-                break
-        values = values.masked_fill(before >= self.top_p, float("-inf"))
-        return torch.full_like(scores, float("-inf")).scatter(-1, tokens, values)
+        """Return scores, shape (batch, vocabulary), that are finite for the drawn token alone."""
+        values, tokens = nucleus(scores, self.sampling)
+        drawn = tokens.gather(-1, torch.multinomial(values.softmax(-1), 1))
+        return torch.full_like(scores, float("-inf")).scatter(-1, drawn, 0.0)
 
 
 class TransformersEngine:
@@ -152,15 +168,11 @@ class TransformersEngine:
         pad = self.tokenizer.pad_token_id
         ids = torch.tensor([[pad] * (width - len(t)) + t for t in texts], device=self.model.device)
         mask = torch.tensor([[0] * (width - len(t)) + [1] * len(t) for t in texts], device=self.model.device)
-        drawing = sampling.temperature > 0
+        # greedy over what `Draw` has drawn
         config = GenerationConfig(
-            max_new_tokens=limit,
-            do_sample=drawing,
-            **({"temperature": 1.0, "top_p": 1.0, "top_k": 0} if drawing else {}),  # `Nucleus` applies them
-            pad_token_id=pad,
-            eos_token_id=sorted(self.stop_ids),
+            max_new_tokens=limit, do_sample=False, pad_token_id=pad, eos_token_id=sorted(self.stop_ids)
         )
-        processors = LogitsProcessorList([Nucleus(sampling)] if drawing else [])
+        processors = LogitsProcessorList([Draw(sampling)] if sampling.temperature > 0 else [])
         output = self.model.generate(
             inputs=ids, attention_mask=mask, generation_config=config, logits_processor=processors
         )
