@@ -14,7 +14,7 @@ import pandas as pd
 from nbutils.engines import Engine, Request, Sample, Sampling
 from nbutils.errors import InputError
 from nbutils.judges import Judge
-from nbutils.judges.verifier import check
+from nbutils.judges.verifier import check, parse_checks
 from nbutils.records import Row
 from nbutils.stats import bootstrap_mean, distinct
 from nbutils.store import Store, answer
@@ -91,7 +91,7 @@ def summarise(rows: Sequence[Row], *, seed: int = 0) -> dict[str, Any]:
         "unparsed": len(frame) - len(scored),
         "score": _change(scored.before_score, scored.after_score, scored.category, seed),
         "passed_all": _change(scored.before_score >= 1 - 1e-9, scored.after_score >= 1 - 1e-9, scored.category, seed),
-        "verdicts": dict(Counter(frame.verdict)),
+        "verdicts": dict(sorted(Counter(frame.verdict).items())),
         "checks": _per_check(rows, seed),
         "truncated": _change(
             frame.before_finish_reason == "length", frame.after_finish_reason == "length", frame.category, seed
@@ -116,12 +116,22 @@ def in_words(summary: dict[str, Any]) -> str:
     )
 
 
+def got_worse(summary: dict[str, Any]) -> list[str]:
+    """Return one line for each kind of check whose interval lies below zero: what an overall gain may hide."""
+    return [
+        f"{name}: {100 * c['change']:+.0f} points [{100 * c['low']:+.0f}, {100 * c['high']:+.0f}]"
+        for name, c in summary["checks"].items()
+        if c["high"] < 0
+    ]
+
+
 def side_effects(proof: Mapping[str, dict[str, Any]]) -> pd.DataFrame:
     """Return what a collapse would move, one row per held-out set: length (tokens), variety, truncation (shares)."""
     table = {
         name: {
             "tokens before": summary["tokens"]["before"],
             "tokens after": summary["tokens"]["after"],
+            "tokens ratio": summary["tokens_ratio"],
             "distinct-2 before": summary["distinct_2"]["before"],
             "distinct-2 after": summary["distinct_2"]["after"],
             "cut off before": summary["truncated"]["before"],
@@ -153,14 +163,19 @@ def _change(before: Any, after: Any, topics: Any, seed: int) -> dict[str, float]
 
 
 def _per_check(rows: Sequence[Row], seed: int) -> dict[str, dict[str, float]]:
-    """Return the change of every single kind of check, where the prompts carry checks."""
+    """Return the change of every kind of check, where prompts carry checks; a prompt's own topic word apart."""
     table = []
     for row in rows:
         if row["checks"]:
             sides = [check(row["checks"], row[f"{side}_text"]) for side in ("before", "after")]
+            topic = row["category"]
+            names = [
+                "topic named" if name == "keywords:existence" and options["keywords"] == [topic] else name
+                for name, options in parse_checks(row["checks"])
+            ]
             table += [
-                {"name": name, "before": old, "after": new, "topic": row["category"]}
-                for (name, old), (_, new) in zip(*sides, strict=True)
+                {"name": name, "before": old, "after": new, "topic": topic}
+                for name, (_, old), (_, new) in zip(names, *sides, strict=True)
             ]
     if not table:
         return {}

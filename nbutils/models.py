@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+import transformers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from nbutils.errors import InputError
@@ -22,6 +23,7 @@ from nbutils.preflight import Device
 from nbutils.records import Messages
 
 log = logging.getLogger(__name__)
+transformers.utils.logging.disable_progress_bar()  # loading a small model takes a second
 
 PACKAGE = "package:"
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import datasets
 from IPython.core.getipython import get_ipython
 
 from nbutils import params, stages
@@ -42,6 +43,7 @@ def open_stage(stem: str) -> Session:
         InputError: naming every wrong parameter at once, a missing token, or a run folder that cannot be used.
     """
     _log_to_notebook()
+    datasets.disable_progress_bars()  # bars for what takes a second; the long cells have their own
     shell = get_ipython()
     cells = shell.user_ns["In"]
     values = params.given(cells) | _kaggle_overrides(injected=any(c.lstrip().startswith("# Parameters") for c in cells))

@@ -8,11 +8,14 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 
 from nbutils.stats import Interval, wilson
 from nbutils.verdicts import mean_scores
 
 FIRST, SECOND, GREY = "#2a6f97", "#e07a5f", "#8d99ae"
+# centred on the values that scores of a few checks or levels can take
+SCORE_BINS = list(np.linspace(-0.025, 1.025, 22))
 
 
 def _axes(ax: Axes | None, title: str, x: str, y: str, *, size: tuple[float, float] = (6.4, 3.6)) -> Axes:
@@ -45,9 +48,7 @@ def plot_scores(
         [s for row in scored for s in (row[i : i + 1] if names else row) if not math.isnan(s)] for i in range(places)
     ]
     ax = _axes(ax, "Which scores does the judge give?", "score, averaged over the orders (0 to 1)", "responses")
-    ax.hist(
-        groups, bins=list(np.linspace(0, 1, 11)), color=[FIRST, SECOND][:places], label=list(names) if names else None
-    )
+    ax.hist(groups, bins=SCORE_BINS, color=[FIRST, SECOND][:places], label=list(names) if names else None)
     if names:
         ax.legend(frameon=False)
     return ax
@@ -64,7 +65,10 @@ def plot_lengths(lengths: Sequence[int], limit: int, *, ax: Axes | None = None) 
 
 def plot_waterfall(counts: Mapping[str, int], *, ax: Axes | None = None) -> Axes:
     """Draw how the prompts that gave no pair were lost, step by step, down to the pairs that remain."""
-    lost = {name: n for name, n in counts.items() if name != "on_policy"}
+    lost = {name.removeprefix("filtered:"): n for name, n in counts.items() if name != "on_policy"}
+    # in the order of the pipeline; what is not in the list keeps its place before the thresholds
+    steps = ["empty", "identical", "truncated", "unparsed", "flip", "tie", "min_chosen", "max_length_gap"]
+    lost = dict(sorted(lost.items(), key=lambda item: steps.index(item[0]) if item[0] in steps else 4))
     left = [sum(counts.values())]
     for n in lost.values():
         left.append(left[-1] - n)
@@ -76,7 +80,14 @@ def plot_waterfall(counts: Mapping[str, int], *, ax: Axes | None = None) -> Axes
     for i, (n, top) in enumerate(
         zip([left[0], *lost.values(), left[-1]], [left[0], *left[:-1], left[-1]], strict=True)
     ):
-        ax.annotate(str(n), (i, top), (0, 2), textcoords="offset points", ha="center", fontsize=8)
+        ax.annotate(
+            f"{n if i in (0, len(labels) - 1) else -n}",
+            (i, top),
+            (0, 2),
+            textcoords="offset points",
+            ha="center",
+            fontsize=8,
+        )
     ax.set_xticks(range(len(labels)), labels, rotation=30, ha="right")
     return ax
 
@@ -86,17 +97,18 @@ def plot_margins(margins: Sequence[float], *, ax: Axes | None = None) -> Axes:
     ax = _axes(
         ax, "How clear is the judge's preference?", "margin: chosen score minus rejected score (0 to 1)", "pairs"
     )
-    ax.hist(margins, bins=list(np.linspace(0, 1, 21)), color=FIRST)
+    ax.hist(margins, bins=SCORE_BINS, color=FIRST)
     return ax
 
 
 def plot_length_gap(gaps: Sequence[float], *, ax: Axes | None = None) -> Axes:
     """Draw the length differences between chosen and rejected; a shift to one side is something DPO will learn."""
     ax = _axes(ax, "Is the chosen answer the longer one?", "chosen minus rejected length (characters)", "pairs")
-    ax.hist(gaps, bins=30, color=FIRST)
+    ax.hist(gaps, bins=min(30, max(5, len(gaps) // 3)), color=FIRST)
+    ax.yaxis.set_major_locator(MaxNLocator(integer=True))
     ax.axvline(0, color="black", linewidth=0.8)
     if len(gaps):
-        ax.axvline(float(np.mean(gaps)), color=SECOND, linestyle="--", label=f"mean {np.mean(gaps):+.0f}")
+        ax.axvline(float(np.mean(gaps)), color=SECOND, linestyle="--", label=f"mean {np.mean(gaps):+.0f} characters")
         ax.legend(frameon=False)
     return ax
 
@@ -105,13 +117,13 @@ def plot_training(log: pd.DataFrame) -> Axes:
     """Draw the four curves that tell a good DPO run from a bad one, from the saved training log."""
     _, grid = plt.subplots(2, 2, figsize=(9, 6), layout="constrained", sharex=True)
     panels: list[tuple[str, str, dict[str, str]]] = [
-        ("Is the loss falling from log 2?", "loss", {"loss": "loss"}),
+        ("Does the loss fall?", "loss", {"loss": "loss"}),
         ("Does the margin grow?", "reward margin (nats times beta)", {"rewards/margins": "margin"}),
         ("How many pairs are ordered rightly?", "share of pairs", {"rewards/accuracies": "accuracy"}),
         (
-            "Do the chosen answers stay likely?",
-            "log-probability of the answer (nats)",
-            {"logps/chosen": "chosen", "logps/rejected": "rejected"},
+            "Which side moved?",
+            "beta times change of log-probability (nats)",
+            {"rewards/chosen": "chosen", "rewards/rejected": "rejected"},
         ),
     ]
     for ax, (title, unit, columns) in zip(grid.flat, panels, strict=True):
@@ -123,7 +135,7 @@ def plot_training(log: pd.DataFrame) -> Axes:
                 held = log.dropna(subset=[f"eval_{column}"])
                 ax.plot(held.step, held[f"eval_{column}"], "o--", color=color, markersize=4, label=f"{label}, held-out")
         ax.legend(frameon=False, fontsize=8)
-    grid[0, 0].axhline(np.log(2), color=GREY, linewidth=0.8)
+    grid[1, 1].axhline(0, color=GREY, linewidth=0.8)
     for ax in grid[1]:
         ax.set_xlabel("optimizer step")
     first: Axes = grid[0, 0]
@@ -136,8 +148,9 @@ def plot_before_after(summary: Mapping[str, Any], *, ax: Axes | None = None) -> 
     In percentage points with 95% intervals; one that crosses zero is not shown to exist.
     """
     changes = {"all passed": summary["passed_all"]} | summary["checks"]
-    ax = _axes(ax, "Did it help on held-out prompts?", "after minus before (percentage points), 95% interval", "")
-    _forest(ax, list(changes), [Interval(*(100 * c[k] for k in ("change", "low", "high"))) for c in changes.values()])
+    ax = _axes(ax, "Did it help on held-out prompts?", "change (percentage points), 95% interval", "")
+    names = [name.rpartition(":")[2] for name in changes]
+    _forest(ax, names, [Interval(*(100 * c[k] for k in ("change", "low", "high"))) for c in changes.values()])
     ax.axvline(0, color="black", linewidth=0.8)
     return ax
 

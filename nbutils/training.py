@@ -17,7 +17,7 @@ import pandas as pd
 import torch
 import trl.trainer.utils
 from peft import LoraConfig
-from transformers import PreTrainedTokenizerBase, TrainerCallback
+from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainerCallback
 from transformers.trainer_callback import TrainerControl, TrainerState
 from trl import DPOConfig, DPOTrainer
 
@@ -213,6 +213,7 @@ def train(trainer: DPOTrainer, *, csv: Path, deadline: float = float("inf")) -> 
         Interrupted: at the deadline; the same call goes on from the checkpoint.
     """
     watch = _Watch(csv, deadline)
+    trainer.remove_callback(PrinterCallback)  # a page of figures per step; the watch keeps them in a file
     trainer.add_callback(watch)
     checkpoint = last_complete(Path(str(trainer.args.output_dir)))
     if checkpoint:
@@ -279,8 +280,13 @@ class _Watch(TrainerCallback):  # type: ignore[misc]
     def __init__(self, csv: Path, deadline: float):
         self.csv, self.deadline, self.stopped = csv, deadline, False
 
-    def on_log(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+    def on_log(
+        self, args: Any, state: TrainerState, control: TrainerControl, logs: Mapping[str, float], **_: Any
+    ) -> None:
         table(state.log_history).to_csv(self.csv, index=False)
+        if "loss" in logs and state.global_step % max(state.max_steps // 10, 1) == 0:
+            margin = logs["rewards/margins"]
+            log.info("step %d of %d: loss %.3f, margin %.3f", state.global_step, state.max_steps, logs["loss"], margin)
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if time.time() > self.deadline and state.global_step < state.max_steps:

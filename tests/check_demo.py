@@ -61,7 +61,7 @@ def test_more_held_out_answers_pass_every_check(proof):
 
 def test_the_gain_was_not_bought_with_brevity_or_by_leaving_the_topic(proof):
     held_out = proof["heldout"]
-    assert held_out["checks"]["keywords:existence"]["change"] >= 0
+    assert held_out["checks"]["topic named"]["change"] >= 0
     assert held_out["tokens_ratio"] >= 0.7
     assert held_out["characters_ratio"] >= 0.7
 

@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import random
 import re
 import signal
 import sqlite3
@@ -171,7 +172,7 @@ def test_training_leaves_an_adapter_a_log_and_a_proof(italian):
     assert (folder / "training.csv").read_text().count("\n") >= 4
     proof = metrics(run_dir, "04_dpo")["proof"]["held"]
     assert proof["prompts"] == len(QUESTIONS)
-    assert sum(proof["verdicts"].values()) == proof["answers"] == 2 * len(QUESTIONS)
+    assert sum(proof["verdicts"].values()) == proof["answers"] == 3 * len(QUESTIONS)
     assert {p.name for p in (folder / "figures").iterdir()} == {"training.png", "before_after.png"}
 
 
@@ -194,7 +195,7 @@ def test_notebook_runs_alone_with_papermill_from_any_folder(stem, italian, model
     out = [tmp_path / "out.ipynb", "-k", "python3", "-r", "run_dir", tmp_path / "run"]
     done = run_process("papermill", run.notebook(stem), *out, *options, cwd=tmp_path)
     if stem == "03_judge":  # the Italian prompts carry no checks: the rules say so instead of guessing
-        assert "judge verifier cannot check: no checks (24 rows)" in done.stderr
+        assert "judge verifier cannot check: no checks" in done.stderr
         assert not (tmp_path / "run" / stem).exists(), "no half-written folder"
     else:
         assert done.returncode == 0, done.stderr[-2000:]
@@ -267,7 +268,8 @@ def slow_grades(body):
 
 
 def test_sampling_killed_in_the_middle_ends_with_the_samples_of_an_unbroken_run(tmp_path, model):
-    prompts = [{"prompt": f"{q} Variante {i}."} for i, q in enumerate(QUESTIONS * 10)]
+    draw = random.Random(0)
+    prompts = [{"prompt": " ".join(draw.sample(WORDS, 9))} for _ in range(200)]  # no two alike
     stage = {"prompts": write_jsonl(tmp_path / "prompts.jsonl", prompts), "prompt_column": "prompt", "exclude": "",
              "model": model, "sampling": "max_tokens: 60"}  # fmt: skip
     source = {"dataset": str(CHECKOUT / "params/demo/off_policy.jsonl"), "prompt_column": "prompt", "judge": "verifier"}

@@ -59,8 +59,8 @@ def test_no_data_is_an_empty_figure_not_an_error(plot, given):
 
 def test_the_waterfall_ends_with_the_pairs():
     ax = plots.plot_waterfall({"on_policy": 3, "tie": 2, "flip": 1})
-    assert [tick.get_text() for tick in ax.get_xticklabels()] == ["prompts", "tie", "flip", "pairs"]
-    assert [text.get_text() for text in ax.texts] == ["6", "2", "1", "3"]
+    assert [tick.get_text() for tick in ax.get_xticklabels()] == ["prompts", "flip", "tie", "pairs"]
+    assert [text.get_text() for text in ax.texts] == ["6", "-1", "-2", "3"]
 
 
 def test_training_is_drawn_in_four_panels_with_held_out_points():
