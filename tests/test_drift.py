@@ -33,7 +33,7 @@ def recorder(calls):
 
 def test_every_default_is_a_field_of_dpo_config():
     lora = {name for name in training.DEFAULTS if name.startswith("lora_")}
-    assert lora == {"lora_r", "lora_alpha", "lora_dropout"}
+    assert lora == {"lora_r", "lora_alpha", "lora_dropout", "lora_target_modules"}
     assert set(training.DEFAULTS) - lora <= DPO_FIELDS
 
 
@@ -79,4 +79,5 @@ def test_the_generation_options_are_known(temperature, tiny_llama, tmp_path, mon
     config.validate(strict=True)
     assert config.max_new_tokens == 3
     assert config.eos_token_id == [2]
-    assert config.do_sample == (temperature > 0)
+    assert not config.do_sample, "`Draw` draws, and leaves one token to choose from"
+    assert len(configs[0]["logits_processor"]) == (temperature > 0)

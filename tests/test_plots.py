@@ -8,8 +8,8 @@ from nbutils import plots
 
 ROW = {"scores": [[1.0, 0.5, math.nan], [0.5, 0.5, math.nan]]}
 CHANGE = {"change": 0.1, "low": -0.1, "high": 0.3}
-LOG = pd.DataFrame({name: [0.7, 0.6] for name in ("loss", "rewards/margins", "rewards/accuracies", "logps/chosen")})
-FULL_LOG = LOG.assign(step=[1, 2], eval_loss=[math.nan, 0.65], **{"logps/rejected": [-1.0, -2.0]})
+LOG = pd.DataFrame({name: [0.7, 0.6] for name in ("loss", "rewards/margins", "rewards/accuracies", "rewards/chosen")})
+FULL_LOG = LOG.assign(step=[1, 2], eval_loss=[math.nan, 0.65], **{"rewards/rejected": [-1.0, -2.0]})
 
 DRAWN = [
     (plots.plot_verdicts, ({"kept": 96, "swapped": 8},)),

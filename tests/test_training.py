@@ -28,6 +28,7 @@ from nbutils.training import (
     read_options,
     save,
     split,
+    table,
     train,
 )
 
@@ -359,3 +360,12 @@ def test_a_tiny_step_with_the_defaults_works(tiny_llama, tmp_path):
     log = train(trainer, csv=tmp_path / "log.csv")
     assert list(log.step) == [1, 2]
     assert log.loss[0] == pytest.approx(LOG2, abs=1e-4)
+
+
+def test_leaving_prompts_out_of_the_head_on_a_cpu_changes_no_number(tiny_llama, tmp_path):
+    logs = []
+    for name, run in (("ours", lambda t: train(t, csv=tmp_path / "log.csv")), ("plain", lambda t: t.train())):
+        trainer = small_trainer(tiny_llama, tmp_path / name, some_pairs(6))
+        run(trainer)
+        logs.append(table(trainer.state.log_history)[["loss", "logps/chosen", "logps/rejected", "rewards/margins"]])
+    pd.testing.assert_frame_equal(*logs, rtol=1e-4, atol=1e-5)
