@@ -5,6 +5,7 @@ import json
 import os
 import random
 import re
+import shlex
 import signal
 import sqlite3
 import subprocess
@@ -352,3 +353,24 @@ def test_training_without_a_pair_points_at_the_drop_report(tmp_path, model):
     assert done.returncode == 1
     assert "03_judge holds no rows in 'pairs'; see the drop report" in done.stderr
     assert list(load_dataset(str(tmp_path / "run" / "03_judge"), "pairs", split="train", streaming=True)) == []
+
+
+def readme_commands():
+    blocks = re.findall(r"^```\n(.*?)^```", (CHECKOUT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    return [shlex.split(line) for line in lines if line.startswith(("make ", ".venv/"))]
+
+
+def test_every_make_target_in_the_readme_exists():
+    makefile = (CHECKOUT / "Makefile").read_text()
+    targets = {command[1] for command in readme_commands() if command[0] == "make"}
+    assert {"demo", "test", "run", "lint"} <= targets
+    assert all(re.search(rf"^{target}:", makefile, re.MULTILINE) for target in targets)
+
+
+def test_the_papermill_command_in_the_readme_works(tmp_path):
+    (command,) = [c for c in readme_commands() if c[0].endswith("papermill")]
+    places = {"out.ipynb": str(tmp_path / "out.ipynb"), "runs/mine": str(tmp_path / "mine")}
+    done = run_process("papermill", *[places.get(word, word) for word in command[1:]], cwd=CHECKOUT)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert (tmp_path / "mine" / "01_rerank" / "metrics.json").is_file()
