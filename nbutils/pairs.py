@@ -242,11 +242,11 @@ def mix(off_policy: list[Row], on_policy: list[Row], *, on_policy_share: float, 
     Raises:
         InputError: if there is no pair at all, or none on a side of which a share is wanted.
     """
-    empty = [name for name, pairs in (("off-policy", off_policy), ("on-policy", on_policy)) if not pairs]
-    if len(empty) == 2 or (empty and 0 < on_policy_share < 1):
-        raise InputError(
-            f"no {' and no '.join(empty)} pairs to mix; see the drop reports of 01 and 03, or on_policy_share"
-        )
+    missing = "on-policy" if on_policy_share and not on_policy else ""
+    if on_policy_share < 1 and not off_policy and (on_policy_share or not on_policy):
+        missing = missing or "off-policy"
+    if missing:
+        raise InputError(f"there are no {missing} pairs to mix; see the drop reports of 01 and 03, or on_policy_share")
     rng = random.Random(seed)
     sides = [rng.sample(off_policy, len(off_policy)), rng.sample(on_policy, len(on_policy))]
     total = sum(map(len, sides))

@@ -222,7 +222,7 @@ def test_the_length_effect_tells_which_side_is_longer():
     assert len(length_effect([])) == 0
 
 
-@given(st.integers(0, 40), st.integers(0, 40), st.sampled_from([0.1, 0.25, 0.5, 0.8, 1.0]), st.sampled_from([0, 3, 20]))
+@given(st.integers(1, 40), st.integers(1, 40), st.sampled_from([0.1, 0.25, 0.5, 0.8, 1.0]), st.sampled_from([0, 3, 20]))
 def test_mixing_keeps_the_share_and_takes_all_it_can(n_off, n_on, share, max_pairs):
     off, on = [("off", i) for i in range(n_off)], [("on", i) for i in range(n_on)]
     mixed = mix(off, on, on_policy_share=share, max_pairs=max_pairs, seed=1)
@@ -232,6 +232,25 @@ def test_mixing_keeps_the_share_and_takes_all_it_can(n_off, n_on, share, max_pai
     assert abs(sum(side == "on" for side, _ in mixed) - share * len(mixed)) <= 0.5
     bounds = [n_on / share, n_off / (1 - share) if share < 1 else n_on, max_pairs or 1000]
     assert len(mixed) == int(min(bounds) + 1e-9)
+
+
+@pytest.mark.parametrize(
+    ("off", "on", "share", "missing"),
+    [
+        ([], [], 0.0, "off-policy"),
+        ([1], [], 0.5, "on-policy"),
+        ([1], [], 1.0, "on-policy"),
+        ([], [1], 0.5, "off-policy"),
+    ],
+)
+def test_a_side_of_which_a_share_is_wanted_must_have_pairs(off, on, share, missing):
+    with pytest.raises(InputError, match=f"no {missing} pairs to mix; see the drop reports"):
+        mix(off, on, on_policy_share=share, max_pairs=0, seed=0)
+
+
+def test_one_side_alone_may_be_all_there_is():
+    assert mix([], [1], on_policy_share=1.0, max_pairs=0, seed=0) == [1]
+    assert mix([2], [], on_policy_share=0.0, max_pairs=0, seed=0) == [2]
 
 
 def test_without_a_wanted_share_every_pair_is_taken():
