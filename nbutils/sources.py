@@ -9,6 +9,7 @@ Local folders are read file by file: `load_dataset` caches them by folder name, 
 
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,17 @@ def find(name: str, *, run_dir: Path | None = None) -> Path | None:
     if found is None and "/" not in name and MOUNTS.is_dir():
         found = next((p.parent for p in sorted(MOUNTS.rglob(f"{name}/params.json"))), None)
     return found.resolve() if found else None
+
+
+def label(name: str) -> str:
+    """Return a short name for a dataset that can stand in a file name: a file's stem, a Hub id's last part.
+
+    >>> label("params/held-out.v2.jsonl"), label("org/prompts-3.1:it@train[-300:]")
+    ('held-out-v2', 'prompts-3-1')
+    """
+    last = name.partition("@")[0].partition(":")[0].rstrip("/").rpartition("/")[2]
+    stem = last.removesuffix(Path(last).suffix) if Path(last).suffix in FILE_TYPES else last
+    return re.sub(r"[^A-Za-z0-9_]+", "-", stem)
 
 
 def read(

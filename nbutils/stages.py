@@ -100,7 +100,7 @@ class Stage:
         params: Mapping[str, Any],
         metrics: Mapping[str, Any],
         summary: str,
-        folders: Mapping[str, Path] | None = None,
+        extra: Mapping[str, Path] | None = None,
     ) -> Path:
         """Write the stage folder under a temporary name and rename it when whole: nobody sees half of one.
 
@@ -108,13 +108,13 @@ class Stage:
             datasets: configuration name -> rows.
             params, metrics: saved as JSON; numbers that are not finite become null.
             summary: a few sentences for the card.
-            folders: name -> folder to copy in, e.g. the adapter.
+            extra: name -> file or folder to copy in, e.g. the adapter.
         """
         if self._lock.closed:  # the cell is run a second time
             self._acquire()
         draft = Path(tempfile.mkdtemp(prefix=f"{self.stem}.draft-", dir=self._work))
         try:
-            self._fill(draft, datasets, params=params, metrics=metrics, summary=summary, folders=folders or {})
+            self._fill(draft, datasets, params=params, metrics=metrics, summary=summary, extra=extra or {})
         except BaseException as error:
             shutil.rmtree(draft, ignore_errors=True)
             if isinstance(error, OSError):
@@ -142,14 +142,14 @@ class Stage:
         params: Mapping[str, Any],
         metrics: Mapping[str, Any],
         summary: str,
-        folders: Mapping[str, Path],
+        extra: Mapping[str, Path],
     ) -> None:
         (draft / "figures").mkdir()
         for name, image in self._figures.items():
             (draft / "figures" / f"{name}.png").write_bytes(image)
         files = {name: _write_parquet(draft / name, dataset) for name, dataset in datasets.items()}
-        for name, folder in folders.items():
-            shutil.copytree(folder, draft / name)
+        for name, path in extra.items():
+            (shutil.copytree if path.is_dir() else shutil.copy2)(path, draft / name)
         for name, content in (("params", params), ("metrics", metrics)):
             (draft / f"{name}.json").write_text(json.dumps(_finite(content), indent=1, ensure_ascii=False) + "\n")
         counts = {name: len(dataset) for name, dataset in datasets.items()}

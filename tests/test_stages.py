@@ -88,11 +88,14 @@ def test_the_card_parses_and_every_path_in_it_exists(tmp_path):
     assert json.loads((folder / "params.json").read_text()) == params
 
 
-def test_folders_are_copied_in(tmp_path):
+def test_files_and_folders_are_copied_in(tmp_path):
     (tmp_path / "adapter").mkdir()
     (tmp_path / "adapter" / "weights").write_text("w")
-    folder = write(Stage("04_dpo", tmp_path / "run"), folders={"adapter": tmp_path / "adapter"})
+    (tmp_path / "log.csv").write_text("step")
+    extra = {"adapter": tmp_path / "adapter", "training.csv": tmp_path / "log.csv"}
+    folder = write(Stage("04_dpo", tmp_path / "run"), extra=extra)
     assert (folder / "adapter" / "weights").read_text() == "w"
+    assert (folder / "training.csv").read_text() == "step"
 
 
 def test_a_second_writer_of_the_same_stage_is_refused_until_the_first_is_done(tmp_path):
