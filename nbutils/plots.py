@@ -122,7 +122,7 @@ def plot_training(log: pd.DataFrame) -> Axes:
         ("How many pairs are ordered rightly?", "share of pairs", {"rewards/accuracies": "accuracy"}),
         (
             "Which side moved?",
-            "beta times change of log-probability (nats)",
+            "reward (nats times beta)",
             {"rewards/chosen": "chosen", "rewards/rejected": "rejected"},
         ),
     ]
