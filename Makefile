@@ -25,7 +25,7 @@ lint: $(STAMP)
 
 # runs/ stays: its store holds replies that were paid for
 clean:
-	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache notebooks/.ruff_cache .hypothesis
 
 # installed once; again when a requirements file changes
 $(STAMP): requirements.txt requirements-demo.txt constraints.txt pyproject.toml

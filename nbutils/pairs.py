@@ -37,9 +37,7 @@ def candidates(rows: Iterable[Mapping[str, Any]], *, prompt: str, chosen: str, r
     """
     result = []
     for number, row in enumerate(rows):
-        where = f"row {row.get('id', number)}"
-        source = messages_in(row, prompt, where)
-        texts = [_response(row, column, where) for column in (chosen, rejected)]
+        texts = [_response(row, column, number) for column in (chosen, rejected)]
         responses = [
             {
                 "text": text,
@@ -49,14 +47,7 @@ def candidates(rows: Iterable[Mapping[str, Any]], *, prompt: str, chosen: str, r
             }
             for side, text in zip(("chosen", "rejected"), texts, strict=True)
         ]
-        candidate: Row = {
-            "prompt_id": prompt_id(source),
-            "prompt": source,
-            "checks": row.get("checks") or "",
-            "category": str(row.get("category") or ""),
-            "responses": responses,
-            "chat_template_kwargs": {},
-        }
+        candidate = prompt_columns(row, prompt, number) | {"responses": responses, "chat_template_kwargs": {}}
         result.append(screen(candidate))
     return result
 
@@ -68,14 +59,19 @@ def from_samples(row: Row) -> Row:
     return screen({name: row[name] for name in kept} | {"responses": [r | {"model": model} for r in row["responses"]]})
 
 
-def messages_in(row: Mapping[str, Any], column: str, where: str) -> list[dict[str, str]]:
-    """Read a prompt out of a source row; the error names column and row."""
-    if column not in row:
-        raise InputError(f"{where} has no column {column!r}; it has {', '.join(map(repr, row))}")
+def prompt_columns(row: Mapping[str, Any], column: str, number: int) -> Row:
+    """Return what the `prompts` schema holds of a source row; an error names the column and the row's id or number."""
+    value = _column(row, column, number)
     try:
-        return messages(row[column])
+        source = messages(value)
     except InputError as error:
-        raise InputError(f"{where}, column {column!r}: {error}") from None
+        raise InputError(f"{_where(row, number)}, column {column!r}: {error}") from None
+    return {
+        "prompt_id": prompt_id(source),
+        "prompt": source,
+        "checks": row.get("checks") or "",
+        "category": str(row.get("category") or row.get("task_category") or ""),
+    }
 
 
 def usable(responses: list[Row]) -> list[int]:
@@ -261,15 +257,23 @@ def mix(off_policy: list[Row], on_policy: list[Row], *, on_policy_share: float, 
     return rng.sample(chosen, len(chosen))
 
 
-def _response(row: Mapping[str, Any], column: str, where: str) -> str:
-    if column not in row:
-        raise InputError(f"{where} has no column {column!r}; it has {', '.join(map(repr, row))}")
-    value = row[column]
+def _response(row: Mapping[str, Any], column: str, number: int) -> str:
+    value = _column(row, column, number)
     if isinstance(value, list) and value and isinstance(value[-1], Mapping):
         value = value[-1].get("content")
     if not isinstance(value, str):
         raise InputError(
-            f"{where}, column {column!r}: a response must be text, got {type(value).__name__} {str(value)[:40]!r}; "
-            "remove the row or turn the value into text"
+            f"{_where(row, number)}, column {column!r}: a response must be text, got {type(value).__name__} "
+            f"{str(value)[:40]!r}; remove the row or turn the value into text"
         )
     return value
+
+
+def _column(row: Mapping[str, Any], column: str, number: int) -> Any:
+    if column not in row:
+        raise InputError(f"{_where(row, number)} has no column {column!r}; it has {', '.join(map(repr, row))}")
+    return row[column]
+
+
+def _where(row: Mapping[str, Any], number: int) -> str:
+    return f"row {row.get('id', number)}"

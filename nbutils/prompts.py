@@ -4,6 +4,7 @@ Used by 02, and by 04 to keep its held-out prompts apart from the training pairs
 over character 5-grams, which needs no word splitter and so works for any language (Broder 1997).
 """
 
+import functools
 import random
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,8 +13,8 @@ from typing import Any
 from datasketch import MinHash, MinHashLSH
 
 from nbutils.errors import InputError
-from nbutils.pairs import messages_in
-from nbutils.records import Messages, Row, prompt_id
+from nbutils.pairs import prompt_columns
+from nbutils.records import Messages, Row
 
 # Jaccard similarity of 5-gram sets from which two prompts count as the same
 NEAR = 0.7
@@ -21,18 +22,7 @@ NEAR = 0.7
 
 def from_rows(rows: Iterable[Mapping[str, Any]], column: str) -> list[Row]:
     """Turn source rows into rows of the `prompts` schema; an empty prompt is an error that names its row."""
-    result = []
-    for number, row in enumerate(rows):
-        prompt = messages_in(row, column, f"row {row.get('id', number)}")
-        result.append(
-            {
-                "prompt_id": prompt_id(prompt),
-                "prompt": prompt,
-                "checks": row.get("checks") or "",
-                "category": str(row.get("category") or row.get("task_category") or ""),
-            }
-        )
-    return result
+    return [prompt_columns(row, column, number) for number, row in enumerate(rows)]
 
 
 def select(
@@ -115,7 +105,11 @@ def given(row: Row, *, system_prompt: str, suffix: str) -> Row:
 
 
 def _minhash(prompt: Messages) -> MinHash:
-    text = " ".join(" ".join(turn["content"] for turn in prompt if turn["role"] != "system").lower().split())
+    return _of_text(" ".join(" ".join(t["content"] for t in prompt if t["role"] != "system").lower().split()))
+
+
+@functools.lru_cache(maxsize=4)  # a prompt is looked up in two sets and then added to one
+def _of_text(text: str) -> MinHash:
     grams = {text[i : i + 5] for i in range(max(len(text) - 4, 1))}
     result = MinHash(num_perm=64, seed=1)
     result.update_batch([gram.encode("utf-8", "surrogatepass") for gram in grams])
