@@ -27,8 +27,10 @@ def sample(
     """Return n samples for every prompt, in the order of the rows.
 
     Raises:
-        InputError: if the server left prompts unanswered.
+        InputError: if there is no prompt, or the server left prompts unanswered.
     """
+    if not rows:
+        raise InputError("no held-out prompt is left: all of a set resemble training prompts; name other eval_prompts")
     requests = [Request(tuple(row["prompt"]), n=n, sampling=sampling) for row in rows]
     replies = answer(store, engine, requests, seed=seed, deadline=deadline, title="sampling")
     samples = [reply.samples for reply in replies if reply is not None]

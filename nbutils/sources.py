@@ -43,14 +43,14 @@ def find(name: str, *, run_dir: Path | None = None) -> Path | None:
 
 
 def label(name: str) -> str:
-    """Return a short name for a dataset that can stand in a file name: a file's stem, a Hub id's last part.
+    """Return a short name for a dataset that can stand in a file name: a file's stem, a Hub id without its owner.
 
     >>> label("params/held-out.v2.jsonl"), label("org/prompts-3.1:it@train[-300:]")
-    ('held-out-v2', 'prompts-3-1')
+    ('held-out-v2', 'prompts-3-1-it-train-300')
     """
-    last = name.partition("@")[0].partition(":")[0].rstrip("/").rpartition("/")[2]
+    last = name.rstrip("/").rpartition("/")[2]
     stem = last.removesuffix(Path(last).suffix) if Path(last).suffix in FILE_TYPES else last
-    return re.sub(r"[^A-Za-z0-9_]+", "-", stem)
+    return re.sub(r"[^A-Za-z0-9_]+", "-", stem).strip("-")
 
 
 def read(

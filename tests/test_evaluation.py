@@ -168,3 +168,8 @@ def test_an_unanswered_held_out_prompt_stops_the_comparison(store):
     engine = ScriptedEngine(lambda asked, rng: None if asked.messages[0]["content"] == "b" else "x")
     with pytest.raises(InputError, match="1 of 2 prompts got no answer; run the same command again"):
         sample(engine, [prompt_row("a"), prompt_row("b")], Sampling(), n=1, seed=0, store=store, deadline=math.inf)
+
+
+def test_a_held_out_set_without_a_prompt_left_is_refused_before_anything_is_sampled(store):
+    with pytest.raises(InputError, match="no held-out prompt is left"):
+        sample(None, [], Sampling(), n=1, seed=0, store=store, deadline=math.inf)

@@ -7,7 +7,7 @@ from builders import DATA, prompt_row, real
 from nbutils import sources
 from nbutils.errors import InputError
 from nbutils.records import PAIRS, PROMPTS, dataset
-from nbutils.sources import find, fingerprint, read, read_checked
+from nbutils.sources import find, fingerprint, label, read, read_checked
 from nbutils.stages import Stage
 
 ROWS = [{"id": "1", "text": "perché 😀", "n": "01"}, {"id": "2", "text": "a,b\nc", "n": ""}]
@@ -172,3 +172,7 @@ def test_a_fingerprint_changes_with_the_content(tmp_path):
 def test_real_rows_with_booleans_among_texts_are_read_as_they_are():
     rows = real("preferences/pandalm_999.json")
     assert read(str(DATA / "preferences/pandalm_999.json")) == rows
+
+
+def test_two_splits_of_one_dataset_have_two_labels():
+    assert label("org/x@train[:10]") != label("org/x@test")
