@@ -1,4 +1,4 @@
-# make demo | test | run PROFILE=kaggle-t4 RUN=name | lint | clean
+# make demo | test | run PROFILE=kaggle-t4 RUN=name | bench-judge | lint | clean
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 PROFILE ?= demo
 RUN ?= $(PROFILE)
 
-.PHONY: demo test run lint clean
+.PHONY: demo test run bench-judge lint clean
 
 demo: $(STAMP)
 	$(BIN)/python -m nbutils.run params/demo runs/demo
@@ -16,6 +16,10 @@ test: $(STAMP)
 
 run: $(STAMP)
 	$(BIN)/python -m nbutils.run params/$(PROFILE) runs/$(RUN)
+
+# measures beside what it is compared with; no test, since a timed test on a shared machine lies
+bench-judge: $(STAMP)
+	$(BIN)/python bench/judge.py
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -13,7 +13,7 @@ import pandas as pd
 
 from nbutils.engines import Engine, Request, Sample, Sampling
 from nbutils.errors import InputError
-from nbutils.judges import Judge
+from nbutils.judges import Judge, bias
 from nbutils.judges.verifier import check, parse_checks
 from nbutils.records import Row
 from nbutils.stats import bootstrap_mean, distinct
@@ -72,8 +72,21 @@ def compare(
                 f"{side}_finish_reason": drawn.finish_reason,
             }
         verdict = decide([new - old for old, new in said.scores])
-        result.append(record | {"verdict": verdict, "judge": judge.name})
+        result.append(
+            record | {"scores": said.scores, "replies": said.replies, "verdict": verdict, "judge": judge.name}
+        )
     return result
+
+
+def judge_report(judge: Judge, compared: Mapping[str, Sequence[Row]]) -> dict[str, Any]:
+    """Return `judges.bias.report` on each held-out set; the answer before is the first response."""
+    return {
+        name: bias.report(
+            judge,
+            [row | {"responses": [{"text": row[f"{side}_text"]} for side in ("before", "after")]} for row in rows],
+        )
+        for name, rows in compared.items()
+    }
 
 
 def summarise(rows: Sequence[Row], *, seed: int = 0) -> dict[str, Any]:
@@ -107,12 +120,20 @@ def summarise(rows: Sequence[Row], *, seed: int = 0) -> dict[str, Any]:
     return result
 
 
-def in_words(summary: dict[str, Any]) -> str:
-    """Return the verdict: better, worse or not shown, by the interval of the share that passed all."""
-    change = summary["passed_all"]
+def headline(summary: Mapping[str, Any]) -> tuple[str, dict[str, float]]:
+    """Return the change that the verdict goes by, with its name: the share that passed all checks, or the mean score.
+
+    Only where prompts carry checks has the highest score a meaning of its own; a reward model never gives it.
+    """
+    return ("all passed", summary["passed_all"]) if summary["checks"] else ("mean score", summary["score"])
+
+
+def in_words(summary: Mapping[str, Any]) -> str:
+    """Return the verdict: better, worse or not shown, by the interval of the headline's change."""
+    name, change = headline(summary)
     word = "better" if change["low"] > 0 else "worse" if change["high"] < 0 else "not shown to differ"
     return (
-        f"{word}: {100 * change['before']:.1f}% to {100 * change['after']:.1f}%, "
+        f"{word}: {name} {100 * change['before']:.1f}% to {100 * change['after']:.1f}%, "
         f"{100 * change['change']:+.1f} points [{100 * change['low']:+.1f}, {100 * change['high']:+.1f}] "
         f"on {summary['prompts']} prompts, {summary['topics']} topics"
     )

@@ -16,7 +16,14 @@ from typing import Any, cast
 
 import torch
 import transformers
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from nbutils.errors import InputError
 from nbutils.preflight import Device
@@ -71,6 +78,30 @@ def load_model(path: str, device: Device, dtype: torch.dtype | None = None) -> P
     return cast(PreTrainedModel, model.to(device.name).eval())
 
 
+def load_reward_model(path: str, device: Device) -> PreTrainedModel:
+    """Load a sequence classifier onto the device, ready for inference, in the format its preflight chose.
+
+    Raises:
+        InputError: if the checkpoint lacks weights; transformers would draw a missing head at random.
+    """
+    config = _from_pretrained(AutoConfig, path)
+    # the fused attention passes over Gemma 2's cap on attention scores
+    attention = {"attn_implementation": "eager"} if getattr(config, "attn_logit_softcapping", None) else {}
+    model, info = _from_pretrained(
+        AutoModelForSequenceClassification,
+        path,
+        dtype=device.dtype(str(config.model_type)),
+        output_loading_info=True,
+        **attention,
+    )
+    if info["missing_keys"]:
+        raise InputError(
+            f"model {path!r}: its checkpoint lacks {', '.join(sorted(info['missing_keys'])[:3])}; expected a reward "
+            "model with a trained head, not a plain language model"
+        )
+    return cast(PreTrainedModel, model.to(device.name).eval())
+
+
 def load_adapter(model: PreTrainedModel, adapter: str) -> PreTrainedModel:
     """Attach a LoRA adapter, unmerged.
 
@@ -100,6 +131,11 @@ def model_type(path: str) -> str:
     return str(_from_pretrained(AutoConfig, path).model_type)
 
 
+def label_count(path: str) -> int:
+    """Return how many numbers the model's classification head gives; 2 where the config does not say."""
+    return int(_from_pretrained(AutoConfig, path).num_labels)
+
+
 def context_length(path: str) -> int:
     """Return how many tokens prompt and completion may have together."""
     config = _from_pretrained(AutoConfig, path).get_text_config()
@@ -112,6 +148,15 @@ def render(tokenizer: PreTrainedTokenizerBase, prompt: Messages, chat_template_k
         prompt, add_generation_prompt=True, tokenize=True, return_dict=False, **chat_template_kwargs
     )
     return cast(list[int], ids)
+
+
+def special_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
+    """Return the texts that become control tokens when a message holds them.
+
+    Beside the declared ones the added tokens that occur in the chat template: others are runs of spaces or HTML.
+    """
+    added, template = tokenizer.added_tokens_decoder.values(), str(tokenizer.chat_template)
+    return tuple(t.content for t in added if t.special or (t.content.strip() and t.content in template))
 
 
 def weights_digest(path: str) -> str:

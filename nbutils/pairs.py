@@ -9,6 +9,7 @@ loads a model. `drop_report` counts the verdicts, which tell why each prompt gav
     filtered:<reason>                the responses were unusable, or the pair missed a threshold
 """
 
+import logging
 import random
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -20,20 +21,31 @@ from nbutils.errors import InputError
 from nbutils.records import Row, digest, messages, pair_id, prompt_id
 from nbutils.verdicts import decide, mean_scores
 
+log = logging.getLogger(__name__)
+
 Ties = Literal["drop", "shorter", "keep"]
 Strategy = Literal["best_worst", "best_random"]
 PAIR_VERDICTS = ("kept", "swapped", "on_policy")
+# how a person's choice may be written -> the response meant, in the source's order
+LABELS = {"1": "first", "chosen": "first", "2": "second", "rejected": "second", "0": "tie", "tie": "tie"}
+LABELS |= {"first": "first", "second": "second", "": "", "none": "", "nan": "", "<na>": ""}
 
 
-def candidates(rows: Iterable[Mapping[str, Any]], *, prompt: str, chosen: str, rejected: str) -> list[Row]:
+def candidates(
+    rows: Iterable[Mapping[str, Any]], *, prompt: str, chosen: str, rejected: str, label: str = ""
+) -> list[Row]:
     """Turn source rows of an off-policy dataset into rows ready to be judged, responses in the source's order.
 
     Responses may be text or lists of messages, whose last turn is the answer. Rows that no pair can come from are
     kept with a `filtered:` verdict, so that the drop report names them. Columns `chosen_model`, `chosen_finish_reason`
     and their twins are used where the source has them.
 
+    Args:
+        label: column with a person's choice, empty for none: 1 or `chosen` for the chosen column, 2 or `rejected`,
+            0 or `tie`; empty where nobody said anything.
+
     Raises:
-        InputError: naming column and row, if a prompt is empty or a response is not text.
+        InputError: naming column and row, if a prompt is empty, a response is not text or a label unknown.
     """
     result = []
     for number, row in enumerate(rows):
@@ -47,8 +59,11 @@ def candidates(rows: Iterable[Mapping[str, Any]], *, prompt: str, chosen: str, r
             }
             for side, text in zip(("chosen", "rejected"), texts, strict=True)
         ]
-        candidate = prompt_columns(row, prompt, number) | {"responses": responses, "chat_template_kwargs": {}}
-        result.append(screen(candidate))
+        extra = {"responses": responses, "chat_template_kwargs": {}, "label": _label(row, label, number)}
+        result.append(screen(prompt_columns(row, prompt, number) | extra))
+    labels = Counter(row["label"] for row in result)
+    if min(labels["first"], labels["tie"]) >= 5 and not labels["second"]:
+        log.warning("column %r holds 0 and 1 but never 2; here 0 is a tie, 1 the chosen and 2 the rejected side", label)
     return result
 
 
@@ -56,7 +71,8 @@ def from_samples(row: Row) -> Row:
     """Turn a row of the `samples` schema into one ready to be judged; every response keeps the name of its policy."""
     model = f"{row['model']} with {row['adapter']}" if row["adapter"] else row["model"]
     kept = ("prompt_id", "prompt", "checks", "category", "chat_template_kwargs")
-    return screen({name: row[name] for name in kept} | {"responses": [r | {"model": model} for r in row["responses"]]})
+    responses = [response | {"model": model} for response in row["responses"]]
+    return screen({name: row[name] for name in kept} | {"responses": responses, "label": ""})
 
 
 def prompt_columns(row: Mapping[str, Any], column: str, number: int) -> Row:
@@ -267,6 +283,18 @@ def _response(row: Mapping[str, Any], column: str, number: int) -> str:
             f"{str(value)[:40]!r}; remove the row or turn the value into text"
         )
     return value
+
+
+def _label(row: Mapping[str, Any], column: str, number: int) -> str:
+    value = _column(row, column, number) if column else ""
+    # a column of numbers with a gap is read as 1.0, 2.0, nan
+    name = str(value).strip().lower().removesuffix(".0")
+    if name not in LABELS:
+        raise InputError(
+            f"{_where(row, number)}, column {column!r}: expected 1 (chosen), 2 (rejected), 0 (tie) or nothing, "
+            f"got {str(value)[:40]!r}"
+        )
+    return LABELS[name]
 
 
 def _column(row: Mapping[str, Any], column: str, number: int) -> Any:

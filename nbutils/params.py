@@ -84,6 +84,7 @@ class Rerank(Common):
     ties: Literal["drop", "shorter", "keep"]
     min_margin: Share
     min_chosen: Share
+    gate_labels: str
 
 
 class Sample(Common):

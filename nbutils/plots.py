@@ -10,6 +10,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
+from nbutils.evaluation import headline
+from nbutils.judges.bias import LEAST, MOST, TASTES
 from nbutils.stats import Interval, wilson
 from nbutils.verdicts import mean_scores
 
@@ -143,15 +145,50 @@ def plot_training(log: pd.DataFrame) -> Axes:
 
 
 def plot_before_after(summary: Mapping[str, Any], *, ax: Axes | None = None) -> Axes:
-    """Draw the change in the share of answers that passed everything, and each kind of check, from a proof's summary.
+    """Draw the change of the headline figure, and of each kind of check, from a proof's summary.
 
     In percentage points with 95% intervals; one that crosses zero is not shown to exist.
     """
-    changes = {"all passed": summary["passed_all"]} | summary["checks"]
+    changes = dict([headline(summary)]) | summary["checks"]
     ax = _axes(ax, "Did it help on held-out prompts?", "change (percentage points), 95% interval", "")
     names = [name.rpartition(":")[2] for name in changes]
     _forest(ax, names, [Interval(*(100 * c[k] for k in ("change", "low", "high"))) for c in changes.values()])
     ax.axvline(0, color="black", linewidth=0.8)
+    return ax
+
+
+def plot_bias(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
+    """Draw the figures of `judges.bias.figures` with the limits that stop a run and the range without a taste.
+
+    Kappa is left out: it is no share.
+    """
+    table = table.drop(index="kappa", errors="ignore")
+    ax = _axes(ax, "Can this judge be trusted?", "share (%), 95% interval", "", size=(6.4, 4.2))
+    stops = {name: (100 * limit, 100.0) for name, limit in MOST.items()}
+    stops |= {name: (0.0, 100 * limit) for name, limit in LEAST.items()}
+    fair = {name: (100 * low, 100 * high) for name, (low, high) in TASTES.items()}
+    for ranges, color, label in (
+        (stops, SECOND, "a dot here stops the run"),
+        (fair, GREY, "a line that reaches here shows no taste"),
+    ):
+        shown = [(i, *ranges[name]) for i, name in enumerate(table.index) if name in ranges]
+        for i, low, high in shown:
+            ax.barh(i, high - low, 0.8, low, color=color, alpha=0.25, label=label if i == shown[0][0] else None)
+    shares = 100 * table[["share", "low", "high"]].where(table.rows > 0)
+    _forest(ax, list(table.index), [Interval(*share) for share in shares.to_numpy()])
+    for i, rows in enumerate(table.rows):
+        ax.annotate(
+            f"of {rows}" if rows else "not measured",
+            (1, i),
+            (5, 0),
+            xycoords=ax.get_yaxis_transform(),
+            textcoords="offset points",
+            va="center",
+            fontsize=8,
+            color="black" if rows else GREY,
+        )
+    ax.set_xlim(-2, 102)
+    ax.legend(frameon=False, fontsize=8, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.16))
     return ax
 
 

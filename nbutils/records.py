@@ -22,6 +22,20 @@ Messages = list[dict[str, str]]
 _text = Value("string")
 _messages = List({"role": _text, "content": _text})
 
+# every reply of a judge as it came, the ones it was not understood in included
+_replies = List(
+    {
+        "order": Value("int32"),
+        "attempt": Value("int32"),
+        "text": _text,
+        # expected (the score is a mean over probabilities) | parsed | unparsed | cut off | unanswered
+        "outcome": _text,
+        "prompt_tokens": Value("int32"),
+        "completion_tokens": Value("int32"),
+        "shortened": Value("int32"),  # responses that were cut to what the judge reads
+    }
+)
+
 PROMPTS = Features({"prompt_id": _text, "prompt": _messages, "checks": _text, "category": _text})
 
 SAMPLES = Features(
@@ -41,10 +55,10 @@ JUDGED = Features(
         "responses": List({"text": _text, "n_tokens": Value("int32"), "finish_reason": _text, "model": _text}),
         # one list per order the judge answered, each with one normalised score (0..1) per response
         "scores": List(List(Value("float64"))),
-        # every reply as it came, unparsed ones included
-        "replies": List({"order": Value("int32"), "attempt": Value("int32"), "text": _text, "parsed": Value("bool")}),
+        "replies": _replies,
         "feedback": List(List(_text)),
         "judge": _text,
+        "label": _text,  # what a person said where the source holds it: first | second | tie
         "verdict": _text,
         "chosen": Value("int32"),  # index into responses; -1 where there is no pair
         "rejected": Value("int32"),
@@ -84,6 +98,8 @@ EVALUATION = Features(
         "after_score": Value("float64"),
         "after_tokens": Value("int32"),
         "after_finish_reason": _text,
+        "scores": List(List(Value("float64"))),  # per order: before, after
+        "replies": _replies,
         "verdict": _text,  # as seen from the tuned model
         "judge": _text,
     }

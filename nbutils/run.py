@@ -35,7 +35,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             started = time.time()
             done = is_done(stem, values)
             if not done:
-                execute(stem, values)
+                try:
+                    execute(stem, values)
+                except InputError as error:
+                    again = f"python -m nbutils.run {given.profile} {given.run_dir}"
+                    raise InputError(f"{error}; to go on: {again}") from None
             say(f"{stem}  {'unchanged, skipped' if done else f'{time.time() - started:.0f} s'}")
     except InputError as error:
         say(f"error: {error}", sys.stderr)

@@ -63,6 +63,32 @@ def bootstrap_mean(
     return Interval(mean, float(result.confidence_interval.low), float(result.confidence_interval.high))
 
 
+def kappa(first: Sequence[str], second: Sequence[str], *, seed: int = 0, resamples: int = 2_000) -> Interval:
+    """Return Cohen's kappa of two raters, with a percentile bootstrap interval over the items (Cohen 1960).
+
+    1 is full agreement, 0 what chance would give. Two raters that both use one and the same category only agree
+    fully and leave nothing to chance: nan.
+
+    >>> kappa(["a", "b", "b", "a"], ["a", "b", "a", "a"]).value
+    0.5
+    """
+    names = {name: i for i, name in enumerate(dict.fromkeys([*first, *second]))}
+    codes = np.array([[names[a], names[b]] for a, b in zip(first, second, strict=True)]).reshape(-1, 2)
+    shares = np.eye(len(names))
+
+    def value(index: np.ndarray) -> float:
+        a, b = codes[index].T
+        chance = float(shares[a].mean(0) @ shares[b].mean(0))
+        return (float((a == b).mean()) - chance) / (1 - chance) if chance < 1 else float("nan")
+
+    if not len(codes):
+        return Interval(float("nan"), -1.0, 1.0)
+    rng = np.random.default_rng(seed)
+    draws = [value(rng.integers(0, len(codes), len(codes))) for _ in range(resamples)]
+    low, high = np.nanpercentile(draws, [2.5, 97.5]) if not np.isnan(draws).all() else (-1.0, 1.0)
+    return Interval(value(np.arange(len(codes))), float(low), float(high))
+
+
 def distinct(texts: Iterable[str], n: int = 2) -> float:
     """Return distinct-n, the share of word n-grams that differ (Li et al. 2016); nan if there are none.
 

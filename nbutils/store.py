@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
@@ -73,7 +74,7 @@ class Store:
         if row is None:
             return None
         reply = json.loads(row[0])
-        return Reply(tuple(Sample(**sample) for sample in reply.pop("samples")), **reply)
+        return Reply(tuple(map(_sample, reply.pop("samples"))), **reply)
 
     def put(self, replies: Sequence[tuple[str, Engine, Request, Reply]]) -> None:
         """Store replies in one transaction: all of them or, if the process dies or the disk is full, none.
@@ -156,6 +157,7 @@ def answer(
             for i, reply in engine.generate(asked, seed=chunk_seed, deadline=deadline) if asked else ():
                 known[missing[i]] = reply
                 batch.append((missing[i], engine, asked[i], reply))
+                bar.set_postfix(retries=engine.tally.retries, failures=engine.tally.failures, refresh=False)
                 bar.update(1)
                 if not engine.chunk_size:
                     store.put(batch)
@@ -171,12 +173,24 @@ def answer(
     return replies
 
 
+def _sample(stored: dict[str, Any]) -> Sample:
+    numbers = {int(place): options for place, options in stored.pop("numbers", {}).items()}
+    return Sample(**stored, numbers=numbers)
+
+
+def _content(request: Request) -> dict[str, Any]:
+    content = asdict(request)
+    if not request.logprobs:  # most requests: their keys are the ones of stores older than this option
+        del content["logprobs"]
+    return content
+
+
 def _key(engine: Engine, request: Request, seed: int) -> str:
     # at temperature 0 nothing is drawn, so neither seed nor neighbours in the chunk matter
     drawn = {} if request.sampling.temperature == 0 else {"seed": seed}
-    return digest({"engine": engine.identity, "request": asdict(request), **drawn}, 32)
+    return digest({"engine": engine.identity, "request": _content(request), **drawn}, 32)
 
 
 def _chunk_seed(seed: int, chunk: Sequence[Request]) -> int:
-    text = digest([seed, [asdict(request) for request in chunk]])
+    text = digest([seed, [_content(request) for request in chunk]])
     return int(hashlib.sha256(text.encode()).hexdigest()[:8], 16)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from nbutils.engines import Reply, Request, Sample
+from nbutils.engines import Reply, Request, Sample, Tally
 from nbutils.records import messages, prompt_id
 
 DATA = Path(__file__).resolve().parents[2] / "shared/data"
@@ -41,6 +41,7 @@ def scored(texts, scores=(), text="Name a river.", **columns):
         "replies": [],
         "feedback": [],
         "judge": "scripted",
+        "label": "",
         "verdict": "",
         "chat_template_kwargs": {},
         **columns,
@@ -52,13 +53,17 @@ def request(text="hi", **fields):
 
 
 class ScriptedEngine:
-    """Answers with `script(request, rng)` and remembers what it was asked; None is a request that fails for good.
+    """Answers with `script(request, rng)`, a text or a Sample, and remembers what it was asked.
+
+    None is a request that fails for good.
 
     With a `chunk_size` it is like an engine that batches: `rng` is seeded once for all requests drawn together.
     """
 
+    special_tokens = ()
+
     def __init__(self, script, *, chunk_size=0, model="scripted"):
-        self.script, self.chunk_size = script, chunk_size
+        self.script, self.chunk_size, self.tally = script, chunk_size, Tally()
         self.identity = {"engine": "scripted", "model": model}
         self.asked = []
 
@@ -66,9 +71,9 @@ class ScriptedEngine:
         rng = random.Random(seed)
         for i, asked in enumerate(requests):
             self.asked.append(asked)
-            text = self.script(asked, rng)
-            if text is not None:
-                yield i, Reply((Sample(text),))
+            said = self.script(asked, rng)
+            if said is not None:
+                yield i, Reply((said if isinstance(said, Sample) else Sample(said),))
 
 
 def child(function, *arguments):

@@ -15,9 +15,10 @@ import json
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -33,9 +34,12 @@ class Answer:
     status: int = 200
     finish_reason: str = "stop"
     delay: float = 0.0  # seconds before answering
-    raw: str | None = None  # sent as it is in place of a completion; as HTML if it begins so
+    raw: str | bytes | None = None  # sent as it is in place of a completion; as HTML if it begins so
+    headers: Mapping[str, str] = field(default_factory=dict)
+    logprobs: Sequence[Mapping[str, Any]] | None = None  # the tokens of the text, see `token`
     drop: bool = False  # close the connection without a word
     hang: bool = False  # answer nothing until the server stops
+    drip: bool = False  # keep the connection busy with spaces instead of answering, until the server stops
 
 
 Script = Callable[[dict[str, Any]], Answer | str] | Sequence[Answer | str]
@@ -46,12 +50,33 @@ def echo(body: dict[str, Any]) -> str:
     return str(body["messages"][-1]["content"])
 
 
+def slow(_: dict[str, Any]) -> Answer:
+    """Take 200 ms for a judge's reply."""
+    return Answer(
+        '{"feedback_1": "Clear and right.", "score_1": 4, "feedback_2": "Too long.", "score_2": 2}', delay=0.2
+    )
+
+
+def quick(body: dict[str, Any]) -> str:
+    """Give the reply of `slow` at once."""
+    return slow(body).text
+
+
+def token(text: str | bytes, options: Mapping[str, float] | None = None, *, given: bool = True) -> dict[str, Any]:
+    """Return a token as servers describe it: with its alternatives, and with its bytes where they are given."""
+    raw = text.encode() if isinstance(text, str) else text
+    written = text if isinstance(text, str) else raw.decode(errors="replace")
+    top = [{"token": name, "logprob": p, "bytes": list(name.encode())} for name, p in (options or {}).items()]
+    return {"token": written, "logprob": 0.0, "bytes": list(raw) if given else None, "top_logprobs": top}
+
+
 class ChatServer:
     """A server in a thread, running while the `with` block does."""
 
     def __init__(self, script: Script = echo, *, log: Path | None = None):
         self._script, self._log, self._lock = script, log, threading.Lock()
         self.calls: list[dict[str, Any]] = []  # request bodies in the order they came
+        self.times: list[float] = []  # when they came
         self.tokens: list[str] = []  # what came as bearer token
         self.max_in_flight = self._in_flight = 0
         self._stopped = threading.Event()
@@ -75,6 +100,7 @@ class ChatServer:
         with self._lock:
             number = len(self.calls)
             self.calls.append(body)
+            self.times.append(time.monotonic())
             self.tokens.append(token)
             self._in_flight += 1
             self.max_in_flight = max(self.max_in_flight, self._in_flight)
@@ -108,11 +134,18 @@ class ChatServer:
                 content = answer.raw
                 if content is None:
                     content = json.dumps(_completion(answer) if answer.status == 200 else _error(answer.status))
+                if isinstance(content, str):
+                    content = content.encode()
                 self.send_response(answer.status)
-                self.send_header("Content-Type", "text/html" if content.startswith("<") else "application/json")
-                self.send_header("Content-Length", str(len(content.encode())))
+                self.send_header("Content-Type", "text/html" if content.startswith(b"<") else "application/json")
+                self.send_header("Content-Length", str(len(content) + 9999 * answer.drip))
+                for name, value in answer.headers.items():
+                    self.send_header(name, value)
                 self.end_headers()
-                self.wfile.write(content.encode())
+                while answer.drip and not server._stopped.wait(0.05):
+                    self.wfile.write(b" ")
+                    self.wfile.flush()
+                self.wfile.write(content)
 
             def log_message(self, *_: object) -> None:
                 pass
@@ -134,6 +167,7 @@ def _completion(answer: Answer) -> dict[str, Any]:
         "index": 0,
         "finish_reason": answer.finish_reason,
         "message": {"role": "assistant", "content": answer.text},
+        "logprobs": {"content": answer.logprobs} if answer.logprobs is not None else None,
     }
     words = len(answer.text.split())
     usage = {"prompt_tokens": 7, "completion_tokens": words, "total_tokens": 7 + words}
@@ -152,9 +186,9 @@ def _error(status: int) -> dict[str, Any]:
 
 
 @contextmanager
-def serving(script: str = "servers:echo", *, log: Path) -> Iterator[str]:
+def serving(script: str = "servers:echo", *, log: Path | None = None) -> Iterator[str]:
     """Run a server in another process; yields its URL. Request bodies are appended to `log`, one JSON per line."""
-    command = [sys.executable, __file__, script, "--log", str(log)]
+    command = [sys.executable, __file__, script, *(["--log", str(log)] if log else [])]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         yield process.stdout.readline().strip()

@@ -1,18 +1,23 @@
 """engines/api.py against a scripted server: nothing is lost, asked twice or told to the wrong ear."""
 
 import asyncio
+import email.utils
+import itertools
 import json
+import math
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from servers import Answer, ChatServer, echo, logged, serving
+from servers import Answer, ChatServer, echo, logged, serving, token
 
-from nbutils.engines import Request, Sampling
-from nbutils.engines.api import TRIES, ApiEngine
+from nbutils.engines import Reply, Request, Sample, Sampling, Tally, api
+from nbutils.engines.api import GIVEN_UP, TRIES, ApiEngine
 from nbutils.errors import InputError, Interrupted
 from nbutils.store import Store, answer
 
@@ -87,13 +92,17 @@ def test_several_samples_are_several_calls_with_a_seed_each():
         Answer(raw="<html>Welcome to the hotel wifi</html>"),
         Answer(raw='{"id": "c", "choices": [{"mess'),
         Answer(raw='{"choices": []}'),
+        Answer(raw='{"choices": [{"message": {"content": ["a", "list"]}}]}'),
+        Answer(raw="null"),
+        Answer(raw=b'{"id": "\xff"}'),
         Answer(hang=True),
+        Answer(drip=True),
     ],
-    ids=["429", "500", "503", "dropped", "html", "half-json", "no-choice", "hanging"],
+    ids=["429", "500", "503", "dropped", "html", "half-json", "no-choice", "list", "null", "no-text", "hang", "drip"],
 )
 def test_a_passing_fault_is_asked_again(fault):
     with ChatServer([fault, fault, "fine"]) as server:
-        [(_, reply)] = engine(server, timeout=0.2 if fault.hang else 5).generate(ask("a"), seed=0)
+        [(_, reply)] = engine(server, timeout=0.3 if fault.hang or fault.drip else 5).generate(ask("a"), seed=0)
     assert reply.samples[0].text == "fine"
     assert len(server.calls) == 3
 
@@ -174,6 +183,23 @@ def test_a_server_that_is_not_there_leaves_every_request_out(store):
     assert answer(store, engine(server, wait=0.001), ask("a", "b")) == [None, None]
 
 
+def test_a_server_that_answers_nothing_stops_the_run_instead_of_being_asked_for_hours(store):
+    with ChatServer(lambda body: Answer(status=503)) as server:
+        with pytest.raises(Interrupted, match=r"does not answer .*; try again later \(0 answers"):
+            answer(store, engine(server, wait=0.001, concurrency=2), ask(*map(str, range(200))))
+        assert GIVEN_UP * TRIES <= len(server.calls) <= (GIVEN_UP + 2) * TRIES
+
+
+def test_a_refused_request_is_told_in_the_servers_own_words_without_the_token(store, monkeypatch):
+    monkeypatch.setenv("MY_TOKEN", TOKEN)
+    raw = json.dumps({"error": {"message": f"context of 4096 tokens exceeded by {TOKEN}"}})
+    with (
+        ChatServer([Answer(status=400, raw=raw)]) as server,
+        pytest.raises(InputError, match=r"answered 400: .*it said: .*context of 4096 tokens exceeded by \*\*\*"),
+    ):
+        answer(store, engine(server, key_variable="MY_TOKEN"), ask("a"))
+
+
 def test_it_works_inside_a_running_event_loop_as_in_jupyter():
     async def cell(server):
         return list(engine(server).generate(ask("a"), seed=0))
@@ -203,6 +229,329 @@ def test_a_caller_that_stops_early_does_not_wait_for_the_rest():
         started = time.time()
         replies.close()
         assert time.time() - started < 2
+
+
+def gaps(times):
+    return [after - before for before, after in itertools.pairwise(times)]
+
+
+def test_an_address_that_sends_elsewhere_does_not_carry_the_token_there(monkeypatch):
+    monkeypatch.setenv("MY_TOKEN", TOKEN)
+    with (
+        ChatServer() as other,
+        ChatServer([Answer(status=307, raw="", headers={"Location": f"{other.url}/chat/completions"})]) as server,
+    ):
+        list(engine(server, key_variable="MY_TOKEN").generate(ask("a"), seed=0))
+    assert server.tokens == [TOKEN]
+    assert other.tokens == [""]
+
+
+# how fast, how often
+
+
+@pytest.mark.parametrize("concurrency", [1, 8])
+def test_calls_begin_no_closer_than_the_limit_per_minute_retries_and_later_requests_too(store, concurrency):
+    with ChatServer([Answer(status=503), "ok", Answer(drop=True), "ok"]) as server:
+        paced = engine(server, concurrency=concurrency, requests_per_minute=300, wait=0.001)
+        answer(store, paced, ask("a", "b", "c"))
+        answer(store, paced, ask("d", "e"))
+    assert len(server.calls) == 7
+    assert all(time >= server.times[0] + 0.2 * k - 0.1 for k, time in enumerate(server.times))
+    assert server.times[-1] - server.times[0] < 3  # and not much slower
+
+
+def test_waits_between_tries_double():
+    with ChatServer([Answer(status=503)]) as server:
+        assert list(engine(server, wait=0.02).generate(ask("a"), seed=0)) == []
+    assert len(server.calls) == TRIES == 8
+    waits = gaps(server.times)
+    assert all(wait >= 0.02 * 2**k for k, wait in enumerate(waits))
+    assert waits[-1] < 0.02 * 2**6 + 1
+
+
+def test_requests_that_failed_together_are_not_tried_again_together():
+    with ChatServer([Answer(status=503)] * 8 + ["ok"]) as server:
+        list(engine(server, wait=0.3).generate(ask(*"abcdefgh"), seed=0))
+    again = server.times[8:]
+    assert len(again) == 8
+    assert max(again) - min(again) > 0.05
+
+
+def in_two_seconds():
+    return email.utils.format_datetime(datetime.now(UTC) + timedelta(seconds=2), usegmt=True)
+
+
+@pytest.mark.parametrize("status", [429, 503])
+@pytest.mark.parametrize("when", [lambda: "1", lambda: "0.9", in_two_seconds], ids=["seconds", "fraction", "date"])
+def test_a_server_that_says_when_to_come_back_is_obeyed(when, status):
+    with ChatServer([Answer(status=status, headers={"Retry-After": when()}), "fine"]) as server:
+        list(engine(server).generate(ask("a"), seed=0))
+    [wait] = gaps(server.times)
+    assert 0.85 <= wait < 5
+
+
+@pytest.mark.parametrize("asked", ["3600", "inf", "Fri, 31 Dec 2100 23:59:59 GMT"])
+def test_no_wait_is_longer_than_the_longest_whatever_the_server_asks(monkeypatch, asked):
+    monkeypatch.setattr(api, "LONGEST_WAIT", 0.3)
+    with ChatServer([Answer(status=429, headers={"Retry-After": asked}), "fine"]) as server:
+        list(engine(server).generate(ask("a"), seed=0))
+    [wait] = gaps(server.times)
+    assert 0.3 <= wait < 3
+
+
+@pytest.mark.parametrize("asked", ["soon", "nan", "-60", "", "Fri, 31 Dec 1999 23:59:59 GMT"])
+def test_a_time_to_come_back_that_makes_no_sense_is_passed_over(asked):
+    with ChatServer([Answer(status=429, headers={"Retry-After": asked}), "fine"]) as server:
+        [(_, reply)] = engine(server).generate(ask("a"), seed=0)
+    assert reply.samples[0].text == "fine"
+    assert gaps(server.times)[0] < 3
+
+
+# what ends a run
+
+
+@pytest.mark.parametrize("status", [401, 402])
+def test_what_is_in_flight_when_the_run_stops_is_waited_for_and_stored(store, status):
+    def script(body):
+        return Answer(status=status, delay=0.1) if echo(body) == "0" else Answer(echo(body), delay=0.6)
+
+    with ChatServer(script) as server, pytest.raises(InputError, match="7 answers of this call are stored"):
+        answer(store, engine(server, concurrency=8), ask(*map(str, range(30))))
+    assert sorted(server.asked()) == [str(i) for i in range(8)]
+    assert len(store) == 7
+
+
+def test_the_same_command_goes_on_after_the_run_was_stopped(store):
+    with ChatServer(["one", "two", Answer(status=402), "three"]) as server:
+        judge = engine(server, concurrency=1)
+        with pytest.raises(InputError, match=r"credit .* the same command goes on"):
+            answer(store, judge, ask("a", "b", "c"))
+        replies = answer(store, judge, ask("a", "b", "c"))
+    assert [r.samples[0].text for r in replies] == ["one", "two", "three"]
+    assert server.asked() == ["a", "b", "c", "c"]
+
+
+def comes_back_later_then_is_out_of_credit(body):
+    if echo(body) == "a":
+        return Answer(status=429, headers={"Retry-After": "30"})
+    return Answer(status=402, delay=0.2)
+
+
+def test_a_request_that_waits_for_its_next_try_is_not_sent_once_the_run_has_stopped(store):
+    started = time.monotonic()
+    with ChatServer(comes_back_later_then_is_out_of_credit) as server, pytest.raises(InputError, match="credit"):
+        answer(store, engine(server), ask("a", "b"))
+    assert time.monotonic() - started < 10
+    assert server.asked() == ["a", "b"]
+
+
+def test_a_request_that_waits_for_its_turn_is_not_sent_once_the_run_has_stopped(store):
+    started = time.monotonic()
+    with ChatServer([Answer(status=401)]) as server, pytest.raises(InputError, match="401"):
+        answer(store, engine(server, requests_per_minute=6), ask("a", "b", "c"))
+    assert time.monotonic() - started < 5
+    assert server.asked() == ["a"]
+
+
+def test_the_deadline_is_not_slept_through(store):
+    started = time.monotonic()
+    with ChatServer([Answer(status=429, headers={"Retry-After": "30"})]) as server, pytest.raises(Interrupted):
+        answer(store, engine(server), ask("a"), deadline=time.time() + 0.5)
+    assert time.monotonic() - started < 10
+    assert server.asked() == ["a"]
+
+
+def test_a_hard_limit_on_calls_counts_retries_and_keeps_what_was_answered(store):
+    with ChatServer([Answer(status=503), "a", Answer(status=503), "b", Answer(status=503), "c"]) as server:
+        judge = engine(server, concurrency=1, max_calls=5)
+        with pytest.raises(Interrupted, match=r"all 5 calls .*\(2 answers of this call are stored"):
+            answer(store, judge, ask("a", "b", "c"))
+        with pytest.raises(Interrupted):  # a notebook's next cell has no calls left either
+            answer(store, judge, ask("c"))
+        assert len(server.calls) == 5
+        assert (judge.tally.calls, judge.tally.retries) == (5, 2)
+        assert len(store) == 2
+        [reply] = answer(store, engine(server, max_calls=5), ask("c"))
+    assert reply.samples[0].text == "c"
+
+
+def test_a_hard_limit_on_calls_holds_with_many_in_flight_and_keeps_them_all(store):
+    with ChatServer(lambda body: Answer(echo(body), delay=0.1)) as server, pytest.raises(Interrupted, match="12 ans"):
+        answer(store, engine(server, concurrency=8, max_calls=12), ask(*map(str, range(40))))
+    assert len(server.calls) == len(store) == 12
+
+
+def test_no_more_is_asked_once_the_store_cannot_keep_it(store, monkeypatch):
+    def full(batch):
+        raise InputError("the disk is full")
+
+    with ChatServer(lambda body: Answer(echo(body), delay=0.05)) as server:
+        monkeypatch.setattr(store, "put", full)
+        # the error is kept, as a notebook keeps its last one with all that hangs on it
+        with pytest.raises(InputError, match="disk is full") as kept:
+            answer(store, engine(server, concurrency=2), ask(*map(str, range(40))))
+        asked = len(server.calls)
+        time.sleep(0.5)
+        assert len(server.calls) == asked < 10
+    assert kept.value
+
+
+def test_a_slow_disk_slows_the_asking_down_so_that_a_kill_loses_no_more_than_is_in_flight(store, monkeypatch):
+    put, unsafe = store.put, []
+
+    def slow_put(batch):
+        time.sleep(0.02)
+        unsafe.append(len(server.calls) - len(store))
+        put(batch)
+
+    monkeypatch.setattr(store, "put", slow_put)
+    with ChatServer() as server:
+        answer(store, engine(server, concurrency=4), ask(*map(str, range(40))))
+    assert len(unsafe) == len(store) == 40
+    assert max(unsafe) <= 4
+
+
+# what servers refuse, and odd replies
+
+SCHEMA = {"type": "json_schema", "json_schema": {"name": "grades", "schema": {"type": "object"}}}
+
+
+def ask_all(*texts):
+    return [replace(request, response_format=SCHEMA, logprobs=True) for request in ask(*texts)]
+
+
+def refusing(*names, status=400, delay=0.0):
+    return lambda body: Answer(echo(body), status=status if body.keys() & set(names) else 200, delay=delay)
+
+
+@pytest.mark.parametrize("status", [400, 422])
+@pytest.mark.parametrize(
+    ("refused", "kept", "said"),
+    [
+        ({"response_format"}, {"logprobs", "top_logprobs"}, ["a JSON schema"]),
+        ({"logprobs"}, {"response_format"}, ["log-probabilities"]),
+        ({"top_logprobs"}, {"response_format"}, ["log-probabilities"]),
+        ({"response_format", "logprobs"}, set(), ["a JSON schema", "log-probabilities"]),
+    ],
+)
+def test_what_a_server_refuses_is_left_out_from_then_on_and_said_once(store, caplog, refused, kept, said, status):
+    optional = {"response_format", "logprobs", "top_logprobs"}
+    with ChatServer(refusing(*refused, status=status, delay=0.05)) as server:
+        judge = engine(server, concurrency=8)
+        replies = answer(store, judge, ask_all(*"abcdefgh"))
+        assert sorted(r.samples[0].text for r in replies) == list("abcdefgh")
+        told = [r.message for r in caplog.records if "refuses" in r.message]
+        assert sorted(told) == [f"{server.url} refuses {name}; asking without from now on" for name in said]
+        first = len(server.calls)
+        answer(store, judge, ask_all(*"ijklmnop"))
+    later = server.calls[first:]
+    assert len(later) == 8
+    assert all(body.keys() & optional == kept for body in later)
+    assert len([r for r in caplog.records if "refuses" in r.message]) == len(said)
+    assert judge.tally.calls == len(server.calls) == 16 + judge.tally.retries
+
+
+@pytest.mark.parametrize("status", [400, 422])
+def test_a_request_that_is_refused_for_itself_stops_the_run_and_nothing_is_taken_for_refused(store, caplog, status):
+    script = lambda body: Answer(echo(body), status=status if echo(body) == "bad" else 200)  # noqa: E731
+    with ChatServer(script) as server:
+        judge = engine(server, concurrency=1)
+        with pytest.raises(InputError, match=f"answered {status}: the server refuses the request"):
+            answer(store, judge, ask_all("bad", "a"))
+        answer(store, judge, ask_all("a"))
+    assert server.asked()[-1] == "a"
+    assert server.calls[-1].keys() >= {"response_format", "logprobs", "top_logprobs"}
+    assert "refuses" not in caplog.text
+
+
+LOG2 = math.log(2)
+
+
+# the text, its tokens as the server tells them, and what is kept of their log-probabilities
+NUMBERS = {
+    "digit": (
+        '{"score_1": 4}',
+        [token('{"score_'), token("1", {"1": 0.0}), token('": '), token("4", {"4": -0.1, "3": -2.5}), token("}")],
+        {8: {"1": 0.0}, 12: {"4": -0.1, "3": -2.5}},
+    ),
+    "leading space": (
+        "It is a 4",
+        [token("It is a"), token(" 4", {" 4": -0.5, " 5": -1.0, " four": -3.0})],
+        {8: {"4": -0.5, "5": -1.0}},
+    ),
+    "both spellings": (
+        "[[4]]",
+        [token("[["), token("4", {"4": -2 * LOG2, " 4": -2 * LOG2, "5": -1.0}), token("]]")],
+        {2: {"4": -LOG2, "5": -1.0}},
+    ),
+    "characters of several tokens": (
+        "Sì, è 📚: 4",
+        [token(t) for t in (b"S\xc3", b"\xac, ", "è ", b"\xf0\x9f", b"\x93\x9a", ": ")] + [token("4", {"4": -0.1})],
+        {9: {"4": -0.1}},
+    ),
+    "bytes not given": (
+        "Sì: 4",
+        [token("Sì", given=False), token(": ", given=False), token("4", {"4": -0.1}, given=False)],
+        {4: {"4": -0.1}},
+    ),
+    "two digits": ("10", [token("10", {"10": -0.1, "1": -3.0})], {0: {"10": -0.1, "1": -3.0}}),
+    "text stripped": ("4", [token(" 4", {" 4": -0.1})], {0: {"4": -0.1}}),
+    "thought before": ("4!", [token("Is it a 4? "), token("4", {"4": -0.1}), token("!")], {0: {"4": -0.1}}),
+    "of another text": ("a 4", [token("another "), token("text "), token("4", {"4": -0.1})], {}),
+    "no alternatives": ("4", [token("4")], {0: {}}),
+    "hopeless": ("4", [token("4", {"4": -9999.0, " 4": -9999.0})], {0: {"4": -9999 + LOG2}}),
+    "no tokens": ("none", [], {}),
+}
+
+
+@pytest.mark.parametrize(("text", "tokens", "numbers"), NUMBERS.values(), ids=NUMBERS)
+def test_what_each_number_could_have_been_is_kept_and_comes_back_from_the_store(store, text, tokens, numbers):
+    [request] = [replace(request, logprobs=True) for request in ask("a")]
+    with ChatServer([Answer(text, logprobs=tokens)]) as server:
+        judge = engine(server)
+        [reply] = answer(store, judge, [request])
+        [again] = answer(store, judge, [request])
+    assert server.calls[0]["logprobs"] is True
+    assert len(server.calls) == 1
+    assert again == reply
+    assert reply.samples[0].text == text
+    found = reply.samples[0].numbers
+    assert found.keys() == numbers.keys()
+    assert all(found[place] == pytest.approx(options) for place, options in numbers.items())
+
+
+def completion(**choice):
+    message = {"role": "assistant", "content": "4"}
+    return {"choices": [{"index": 0, "finish_reason": "stop", "message": message} | choice]}
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        completion(),
+        completion() | {"usage": {}},
+        completion() | {"usage": {"prompt_tokens": None, "completion_tokens": None}},
+        completion() | {"usage": "3 tokens"},
+        completion(finish_reason=None),
+        completion(logprobs={"tokens": ["4"], "token_logprobs": [-0.1]}),
+        completion(logprobs={"content": [{"token": "4", "logprob": -0.1, "bytes": [300], "top_logprobs": []}]}),
+        completion(logprobs={"content": [{"token": "4", "top_logprobs": [{"token": "4", "logprob": None}]}]}),
+        completion(logprobs={"content": [{"token": None}]}),
+    ],
+)
+def test_a_reply_is_kept_where_what_belongs_to_it_is_missing_or_odd(body):
+    with ChatServer([Answer(raw=json.dumps(body))]) as server:
+        [(_, reply)] = engine(server).generate(ask("a"), seed=0)
+    assert reply == Reply((Sample("4"),))
+    assert len(server.calls) == 1
+
+
+def test_the_tally_tells_calls_retries_and_what_was_given_up(store):
+    with ChatServer(lambda body: Answer(echo(body), status=503 if echo(body) == "b" else 200)) as server:
+        judge = engine(server, wait=0.001)
+        answer(store, judge, ask("a", "b", "c"))
+    assert judge.tally == Tally(calls=10, retries=7, failures=1)
+    assert len(server.calls) == 10
 
 
 CHILD = """

@@ -6,9 +6,9 @@ import math
 import pytest
 from builders import ScriptedEngine, prompt_row
 
-from nbutils.engines import Sample, Sampling
+from nbutils.engines import Sample, Sampling, Tally
 from nbutils.errors import InputError
-from nbutils.evaluation import compare, examples, in_words, sample, summarise
+from nbutils.evaluation import compare, examples, in_words, judge_report, sample, summarise
 from nbutils.judges import Judgement, VerifierFile
 from nbutils.judges.verifier import Verifier
 from nbutils.records import EVALUATION, dataset
@@ -19,10 +19,14 @@ RIVER = json.dumps({"instruction_id_list": ["keywords:existence"], "kwargs": [{"
 class ScriptedJudge:
     """Gives each row the scores it is told, and remembers what it was shown."""
 
-    name = "scripted"
+    name = model = "scripted"
+    file = None
 
     def __init__(self, *scores):
         self.scores, self.shown = scores, []
+
+    def tally(self):
+        return Tally(calls=2)
 
     def score(self, rows, store, *, deadline):
         self.shown = rows
@@ -111,14 +115,19 @@ def test_a_judge_that_was_never_understood_is_an_error_and_not_a_result():
 )
 def test_the_verdict_in_words_follows_the_interval(low, high, word):
     change = {"before": 0.326, "after": 0.4, "change": 0.074, "low": low, "high": high}
-    text = in_words({"passed_all": change, "prompts": 72, "topics": 12})
-    assert text.startswith(f"{word}32.6% to 40.0%, +7.4 points [{100 * low:+.1f}, {100 * high:+.1f}]")
+    text = in_words({"passed_all": change, "checks": {"no_comma": change}, "prompts": 72, "topics": 12})
+    assert text.startswith(f"{word}all passed 32.6% to 40.0%, +7.4 points [{100 * low:+.1f}, {100 * high:+.1f}]")
     assert text.endswith("on 72 prompts, 12 topics")
+
+
+def test_without_checks_the_verdict_goes_by_the_mean_score_since_a_reward_model_never_gives_the_highest():
+    rows = [row(("a", 0.5), ("b", 0.6), topic, prompt_id=topic) for topic in "ABC"]
+    assert in_words(summarise(rows)).startswith("better: mean score 50.0% to 60.0%, +10.0 points")
 
 
 def test_one_topic_alone_shows_nothing():
     rows = [row(("a", 0.0), ("b", 1.0), "A", prompt_id=str(i)) for i in range(20)]
-    assert in_words(summarise(rows)).startswith("not shown to differ: 0.0% to 100.0%")
+    assert in_words(summarise(rows)).startswith("not shown to differ: mean score 0.0% to 100.0%")
 
 
 def test_examples_are_the_first_answers_of_the_smallest_ids_whatever_the_order():
@@ -146,6 +155,9 @@ def test_answers_are_compared_one_by_one_as_seen_from_the_tuned_model(store):
     assert (result[2]["before_finish_reason"], result[2]["after_finish_reason"]) == ("length", "stop")
     assert [r["category"] for r in result] == ["A", "A", "B", "B"]
     assert len(dataset(result, EVALUATION)) == 4
+    figures = judge_report(judge, {"held-out": result})["held-out"]["figures"]
+    assert {name: figures[name]["rows"] for name in ("flips", "ties")} == {"flips": 2, "ties": 3}
+    assert figures["flips"]["share"] == 0.5
 
 
 def test_the_verifier_judges_held_out_answers(store):

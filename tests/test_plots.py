@@ -3,13 +3,17 @@ import math
 import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
+from builders import scored
 
 from nbutils import plots
+from nbutils.judges import bias
 
 ROW = {"scores": [[1.0, 0.5, math.nan], [0.5, 0.5, math.nan]]}
 CHANGE = {"change": 0.1, "low": -0.1, "high": 0.3}
 LOG = pd.DataFrame({name: [0.7, 0.6] for name in ("loss", "rewards/margins", "rewards/accuracies", "rewards/chosen")})
 FULL_LOG = LOG.assign(step=[1, 2], eval_loss=[math.nan, 0.65], **{"rewards/rejected": [-1.0, -2.0]})
+# a judge with one order: neither flips nor a taste for a place can be measured
+ASKED_ONCE = bias.figures([scored(["aa", "b"], [[1.0, 0.0]], label="first")] * 3 + [scored(["a", "b"], [[0.5, 0.5]])])
 
 DRAWN = [
     (plots.plot_verdicts, ({"kept": 96, "swapped": 8},)),
@@ -20,6 +24,7 @@ DRAWN = [
     (plots.plot_margins, ([0.25, 1.0],)),
     (plots.plot_length_gap, ([-10, 20],)),
     (plots.plot_before_after, ({"passed_all": CHANGE, "checks": {"no_comma": CHANGE}},)),
+    (plots.plot_bias, (ASKED_ONCE,)),
 ]
 NOTHING = [
     (plots.plot_verdicts, ({},)),
@@ -29,6 +34,7 @@ NOTHING = [
     (plots.plot_waterfall, ({},)),
     (plots.plot_margins, ([],)),
     (plots.plot_length_gap, ([],)),
+    (plots.plot_bias, (bias.figures([]),)),
 ]
 
 
@@ -68,3 +74,29 @@ def test_training_is_drawn_in_four_panels_with_held_out_points():
     figure.canvas.draw()
     assert len(figure.axes) == 4
     assert "loss, held-out" in [line.get_label() for line in figure.axes[0].lines]
+
+
+def test_the_figures_of_a_judge_are_drawn_in_percent_where_they_were_measured_and_kappa_is_not():
+    ax = plots.plot_bias(ASKED_ONCE)
+    names = [tick.get_text() for tick in ax.get_yticklabels()]
+    drawn = {names[int(line.get_ydata()[0])]: line.get_xdata() for line in ax.lines if len(line.get_xdata()) == 2}
+    measured = [name for name, ends in drawn.items() if not any(map(math.isnan, ends))]
+    assert measured == ["unanswered", "unparsed", "longer wins", "ties", "agreement", "decided agreement"]
+    assert "kappa" in ASKED_ONCE.index
+    assert "kappa" not in names
+    # 1 of 4, by hand: (1/4 + z^2/8 -+ z sqrt(3/64 + z^2/64)) / (1 + z^2/4), z = 1.96
+    assert list(drawn["ties"]) == pytest.approx([4.56, 69.94], abs=0.01)
+    told = dict(zip(names, [text.get_text() for text in ax.texts], strict=True))
+    assert (told["ties"], told["longer wins"], told["flips"]) == ("of 4", "of 3", "not measured")
+
+
+def test_what_stops_a_run_and_what_is_no_taste_stand_in_the_rows_they_belong_to():
+    ax = plots.plot_bias(ASKED_ONCE)
+    names = [tick.get_text() for tick in ax.get_yticklabels()]
+    bands = {
+        names[round(bar.get_y() + bar.get_height() / 2)]: pytest.approx((bar.get_x(), bar.get_x() + bar.get_width()))
+        for bar in ax.patches
+    }
+    stops = {"unanswered": (10, 100), "unparsed": (10, 100), "flips": (40, 100), "decided agreement": (0, 50)}
+    assert stops | {"first place gains": (40, 60), "longer wins": (40, 60)} == bands
+    assert len(ax.get_legend().get_texts()) == 2

@@ -1,10 +1,13 @@
+import math
+
 import pytest
-from builders import prompt_row
+from builders import prompt_row, scored
+from datasets import Dataset
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from nbutils.errors import InputError
-from nbutils.records import PAIRS, PROMPTS, check, dataset, messages, pair_id, prompt_id
+from nbutils.records import JUDGED, PAIRS, PROMPTS, check, dataset, messages, pair_id, prompt_id
 
 any_text = st.text(st.characters())  # lone surrogates included
 
@@ -74,6 +77,40 @@ def test_a_missing_column_is_named():
     del row["category"]
     with pytest.raises(InputError, match="row abc: column 'category' is missing"):
         check(row, PROMPTS)
+
+
+REPLY = {"order": 1, "attempt": 2, "text": "[[A>B]]", "outcome": "parsed", "shortened": 0} | {
+    "prompt_tokens": 120,
+    "completion_tokens": 9,
+}
+
+
+def test_every_reply_of_a_judge_and_a_persons_choice_reach_the_file(tmp_path):
+    row = scored(["A", "B"], [[1.0, math.nan]], replies=[REPLY], feedback=[["good", ""]], label="first")
+    dataset([row | {"chosen": 0, "rejected": 1}], JUDGED).to_parquet(tmp_path / "rows.parquet")
+    (read,) = Dataset.from_parquet(str(tmp_path / "rows.parquet"), cache_dir=str(tmp_path))
+    assert (read["replies"], read["label"], read["feedback"]) == ([REPLY], "first", [["good", ""]])
+    assert read["scores"][0][0] == 1
+    assert math.isnan(read["scores"][0][1])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"replies": [REPLY | {"parsed": True}]},
+        {"replies": [{k: v for k, v in REPLY.items() if k != "outcome"}]},
+        {"replies": [REPLY | {"prompt_tokens": None}]},
+        {"replies": [REPLY | {"prompt_tokens": 1.5}]},
+        {"replies": ["[[A>B]]"]},
+        {"label": 1},
+        {"label": None},
+    ],
+)
+def test_a_faulty_reply_or_choice_is_named(change):
+    row = scored(["A", "B"], prompt_id="abc", label="first", chosen=-1, rejected=-1)
+    check(row, JUDGED)
+    with pytest.raises(InputError, match=f"row abc: column '{next(iter(change))}' should be "):
+        check(row | change, JUDGED)
 
 
 def test_a_pair_is_named_by_its_own_id():

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nbutils.stats import bootstrap_mean, distinct, wilson
+from nbutils.stats import bootstrap_mean, distinct, kappa, wilson
 
 
 @pytest.mark.parametrize(
@@ -68,3 +68,54 @@ def test_distinct_falls_with_repetition():
 
 def test_distinct_of_texts_too_short_is_nan():
     assert math.isnan(distinct(["one", ""]))
+
+
+def ratings(**counts):
+    """What two raters said: `ab=3` are three items that the first called a and the second b."""
+    pairs = [pair for pair, count in counts.items() for _ in range(count)]
+    return [first for first, _ in pairs], [second for _, second in pairs]
+
+
+@pytest.mark.parametrize(
+    ("counts", "value"),
+    [
+        # by hand: both agree on 0.7; by chance on 0.5 * 0.6 + 0.5 * 0.4 = 0.5
+        ({"yy": 20, "yn": 5, "ny": 10, "nn": 15}, 0.4),
+        # three kinds: agree on 0.6, by chance on 0.4 * 0.5 + 0.4 * 0.3 + 0.2 * 0.2 = 0.36
+        ({"aa": 3, "ab": 1, "bb": 2, "ba": 1, "bt": 1, "ta": 1, "tt": 1}, 0.24 / 0.64),
+        # agree on 0.8, but both call nearly all a: by chance on 0.9 * 0.9 + 0.1 * 0.1 = 0.82
+        ({"aa": 8, "ab": 1, "ba": 1}, -0.02 / 0.18),
+        ({"aa": 3, "bb": 4, "tt": 1}, 1),
+        ({"aa": 1, "ab": 1, "ba": 1, "bb": 1}, 0),
+        ({"ab": 5, "ba": 5}, -1),
+        ({"aa": 4, "ba": 4}, 0),  # one who always says the same agrees by chance only
+    ],
+)
+def test_kappa_is_the_agreement_beyond_chance(counts, value):
+    assert kappa(*ratings(**counts), resamples=10).value == pytest.approx(value)
+
+
+@pytest.mark.parametrize("said", [[], ["a"], ["a"] * 9])
+def test_kappa_knows_nothing_of_raters_who_leave_nothing_to_chance(said):
+    value, low, high = kappa(said, said)
+    assert math.isnan(value)
+    assert (low, high) == (-1, 1)
+
+
+def test_the_interval_of_kappa_is_as_wide_as_the_formula_says_and_repeatable():
+    said = ratings(yy=80, yn=20, ny=40, nn=60)
+    interval = kappa(*said)
+    # Cohen's standard error: sqrt(0.7 * 0.3 / 200) / (1 - 0.5)
+    assert interval.high - interval.low == pytest.approx(2 * 1.96 * math.sqrt(0.7 * 0.3 / 200) / 0.5, rel=0.15)
+    assert interval.low < 0.4 < interval.high
+    assert interval == kappa(*said) != kappa(*said, seed=1)
+
+
+def test_kappa_does_not_depend_on_who_is_named_first():
+    first, second = ratings(yy=20, yn=5, ny=10, nn=15)
+    assert kappa(first, second) == pytest.approx(kappa(second, first))
+
+
+def test_kappa_needs_two_opinions_on_every_item():
+    with pytest.raises(ValueError, match="zip"):
+        kappa(["a"], ["a", "b"])

@@ -10,9 +10,10 @@ from builders import ScriptedEngine, child, request
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from nbutils.engines import Reply, Sample, Sampling
+from nbutils.engines import Reply, Request, Sample, Sampling
 from nbutils.errors import InputError, Interrupted
-from nbutils.store import Store, answer
+from nbutils.records import digest
+from nbutils.store import Store, _key, answer
 
 ECHO = ScriptedEngine(lambda r, rng: f"re {r.messages[0]['content']}")
 HOT, COLD = Sampling(temperature=1.0), Sampling(temperature=0.0)
@@ -40,6 +41,15 @@ def test_a_reply_comes_back_as_it_was_stored(tmp_path_factory, text):
     store = Store(tmp_path_factory.mktemp("store") / "store.sqlite")
     reply = Reply((Sample(text, 3, "length"), Sample("", 0)), prompt_tokens=7, completion_tokens=3)
     store.put([("k", ECHO, request(text), reply)])
+    assert store.get("k") == reply
+    store.close()
+
+
+@given(st.dictionaries(st.integers(0, 99), st.dictionaries(st.sampled_from("0123456789"), st.floats(-99, 0))))
+def test_log_probabilities_come_back_as_they_were_stored(tmp_path_factory, numbers):
+    store = Store(tmp_path_factory.mktemp("store") / "store.sqlite")
+    reply = Reply((Sample("a 4", numbers=numbers), Sample("a 5")))
+    store.put([("k", ECHO, request(logprobs=True), reply)])
     assert store.get("k") == reply
     store.close()
 
@@ -76,6 +86,7 @@ def test_a_request_that_occurs_twice_is_asked_once(store, chunk_size):
         request("a", attempt=2),
         request("a", sampling=Sampling(max_tokens=9)),
         request("a", response_format={"type": "json_object"}),
+        request("a", logprobs=True),
     ],
 )
 def test_whatever_determines_the_reply_is_part_of_its_key(store, other):
@@ -83,6 +94,21 @@ def test_whatever_determines_the_reply_is_part_of_its_key(store, other):
     answer(store, engine, [request("a")])
     answer(store, engine, [other])
     assert engine.asked == [request("a"), other]
+
+
+def test_a_request_has_the_key_that_stores_older_than_log_probabilities_know():
+    asked = Request(({"role": "user", "content": "Name a river."},), sampling=Sampling(0.0, 1.0, 800))
+    fields = {
+        "messages": [{"role": "user", "content": "Name a river."}],
+        "n": 1,
+        "sampling": {"temperature": 0.0, "top_p": 1.0, "max_tokens": 800, "top_k": 0},
+        "response_format": None,
+        "attempt": 1,
+    }
+    assert _key(ECHO, asked, 7) == digest(
+        {"engine": {"engine": "scripted", "model": "scripted"}, "request": fields}, 32
+    )
+    assert _key(ECHO, asked, 7) == "13783e43ab27bdd51f54e88758915e83"
 
 
 def test_another_model_is_asked_for_itself(store):

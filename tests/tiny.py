@@ -11,7 +11,15 @@ from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlamaForSequenceClassification,
+    PreTrainedTokenizerFast,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+    Qwen3ForSequenceClassification,
+)
 
 SENTENCES = (
     "The river runs from the mountains to the sea and carries sand, leaves and small stones.",
@@ -71,6 +79,29 @@ def make(folder: Path, kind: str = "llama", *, seed: int = 0, **sizes: int) -> P
         torch.manual_seed(seed)
         model = model_class(config_class(vocab_size=len(tokenizer), **SIZES | sizes, **ends))
         _speak(model, tokenizer)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return Path(folder)
+
+
+def make_reward(folder: Path, kind: str = "llama", *, seed: int = 0, labels: int = 1, **sizes: int) -> Path:
+    """Save a random sequence classifier of this kind with its tokenizer; its raw scores are a few units apart.
+
+    Its padding token is its end-of-turn token, as in many a checkpoint, so it occurs inside every conversation.
+
+    Args:
+        sizes: in place of those in SIZES.
+    """
+    tokenizer = make_tokenizer(kind)
+    tokenizer.pad_token = tokenizer.eos_token
+    config_class, model_class = {
+        "llama": (LlamaConfig, LlamaForSequenceClassification),
+        "qwen3": (Qwen3Config, Qwen3ForSequenceClassification),
+    }[kind]
+    ends = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = model_class(config_class(vocab_size=len(tokenizer), num_labels=labels, **SIZES | sizes, **ends))
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return Path(folder)

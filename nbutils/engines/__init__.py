@@ -4,10 +4,12 @@ An engine takes requests and yields replies as they come. `local.TransformersEng
 GPU or CPU; `api.ApiEngine` asks an OpenAI-compatible server. Both are used through `nbutils.store.answer`.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Protocol
+
+import numpy as np
 
 from nbutils.errors import InputError
 
@@ -65,15 +67,21 @@ class Request:
     sampling: Sampling = Sampling()
     response_format: Mapping[str, Any] | None = None  # a JSON schema, where the server enforces one
     attempt: int = 1
+    logprobs: bool = False  # also return what each number in the text could have been, where the engine can
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One completion: its text, its length in tokens (-1 if unknown), and `stop` or `length` (cut off)."""
+    """One completion: its text, its length in tokens (-1 if unknown), and `stop` or `length` (cut off).
+
+    `numbers` tells for every token of the text that is a number where it begins and which numbers could have stood
+    there, with their log-probabilities; all that a judge's score needs of thousands of log-probabilities.
+    """
 
     text: str
     n_tokens: int = -1
     finish_reason: str = "stop"
+    numbers: Mapping[int, Mapping[str, float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -85,6 +93,35 @@ class Reply:
     completion_tokens: int = field(default=-1)
 
 
+@dataclass
+class Tally:
+    """What an engine did since it was made: calls it sent (retries among them), retries, requests it gave up."""
+
+    calls: int = 0
+    retries: int = 0
+    failures: int = 0
+
+
+def numbers_in(text: str, tokens: Iterable[tuple[int, str, Mapping[str, float]]]) -> dict[int, dict[str, float]]:
+    """Return `Sample.numbers` from the tokens of a text.
+
+    Args:
+        tokens: for each token where it begins, its text and the alternatives with their log-probabilities. A token
+            that does not stand where it is said to is passed over.
+    """
+    found: dict[int, dict[str, float]] = {}
+    for start, token, options in tokens:
+        number = token.strip()
+        place = start + len(token) - len(token.lstrip())
+        if not (number.isascii() and number.isdigit()) or place < 0 or not text.startswith(number, place):
+            continue
+        found[place] = {}
+        for option, logprob in options.items():
+            if (name := option.strip()).isascii() and name.isdigit():  # " 4" and "4" are the same number
+                found[place][name] = float(np.logaddexp(logprob, found[place].get(name, -np.inf)))
+    return found
+
+
 class Engine(Protocol):
     """What `nbutils.store.answer` needs of an engine."""
 
@@ -92,6 +129,9 @@ class Engine(Protocol):
     identity: dict[str, Any]
     # requests drawn together from one seed; 0 where each request stands alone
     chunk_size: int
+    tally: Tally
+    # what frames a turn for this engine's tokenizer, where it is known
+    special_tokens: tuple[str, ...]
 
     def generate(self, requests: Sequence[Request], *, seed: int, deadline: float) -> Iterator[tuple[int, Reply]]:
         """Yield (index into requests, reply) in any order; a request that fails for good is left out."""
@@ -105,13 +145,13 @@ def load(
     cache: Path,
     adapter: str = "",
     chat_template_kwargs: Mapping[str, Any] | None = None,
-    **server: Any,
+    **options: Any,
 ) -> Engine:
     """Return the engine a parameter names: `transformers`, or the URL of an OpenAI-compatible server.
 
     Args:
         cache: folder for converted models.
-        server: what only `api.ApiEngine` takes, e.g. concurrency.
+        options: what only this engine takes: batch_size, or concurrency and the other limits of `api.ApiEngine`.
 
     Raises:
         InputError: if the name is neither, or an adapter is asked of a server (it serves what it was started with).
@@ -122,7 +162,7 @@ def load(
         from nbutils.preflight import pick_device
 
         return TransformersEngine(
-            model, device=pick_device(), cache=cache, adapter=adapter, chat_template_kwargs=template
+            model, device=pick_device(), cache=cache, adapter=adapter, chat_template_kwargs=template, **options
         )
     if not name.startswith(("http://", "https://")):
         raise InputError(
@@ -132,4 +172,4 @@ def load(
         raise InputError("adapter: a server samples the model it was started with; start it with the adapter instead")
     from nbutils.engines.api import ApiEngine
 
-    return ApiEngine(name, model, chat_template_kwargs=template, **server)
+    return ApiEngine(name, model, chat_template_kwargs=template, **options)

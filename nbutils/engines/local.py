@@ -14,7 +14,7 @@ import torch
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from nbutils import models
-from nbutils.engines import Reply, Request, Sample, Sampling
+from nbutils.engines import Reply, Request, Sample, Sampling, Tally, numbers_in
 from nbutils.errors import InputError
 from nbutils.preflight import Device
 
@@ -68,6 +68,21 @@ class Draw(LogitsProcessor):  # type: ignore[misc]
         return torch.full_like(scores, float("-inf")).scatter(-1, drawn, 0.0)
 
 
+class Watch(LogitsProcessor):  # type: ignore[misc]
+    """Keeps the most probable tokens of every step, before anything is drawn."""
+
+    TOP = 20  # more than a scale of digits has levels
+
+    def __init__(self) -> None:
+        self.steps: list[tuple[list[list[float]], list[list[int]]]] = []
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Return scores, shape (batch, vocabulary), as they came."""
+        values, tokens = scores.float().log_softmax(-1).topk(min(self.TOP, scores.shape[-1]))
+        self.steps.append((values.tolist(), tokens.tolist()))
+        return scores
+
+
 class TransformersEngine:
     """A causal language model, optionally with a LoRA adapter that stays unmerged."""
 
@@ -100,6 +115,8 @@ class TransformersEngine:
             self.model = models.load_adapter(self.model, adapter)
         self.chat_template_kwargs = chat_template_kwargs or {}
         self.batch_size = batch_size
+        self.special_tokens = models.special_tokens(self.tokenizer)
+        self.tally = Tally()
         self.stop_ids = self._stop_ids()
         # `generate` would add the model's own defaults, a repetition penalty say, to the options a request states
         self.model.generation_config = GenerationConfig()
@@ -137,19 +154,26 @@ class TransformersEngine:
         pending: dict[tuple[int, int], list[int]] = {
             (i, k): [] for i, request in enumerate(requests) for k in range(request.n)
         }
+        options: dict[tuple[int, int], list[dict[int, float]]] = {job: [] for job in pending}
         stretch = STRETCH
         while pending:
             for sampling, batch in self._batches(requests, prompts, pending):
                 texts = [prompts[i] + pending[i, k] for i, k in batch]
                 left = sampling.max_tokens - len(pending[batch[0]])
-                for job, new in zip(batch, self._continue(texts, sampling, min(stretch, left)), strict=True):
+                watch = Watch() if any(requests[i].logprobs for i, _ in batch) else None
+                drawn = self._continue(texts, sampling, min(stretch, left), watch)
+                for row, (job, new) in enumerate(zip(batch, drawn, strict=True)):
                     pending[job] = pending[job] + new
+                    if watch and requests[job[0]].logprobs:  # beside it in the batch may be one without
+                        steps = [(values[row], tokens[row]) for values, tokens in watch.steps[: len(new)]]
+                        options[job] += [dict(zip(tokens, values, strict=True)) for values, tokens in steps]
                     if new[-1] in self.stop_ids or len(new) == left:
-                        samples[job] = self._sample(pending.pop(job))
+                        samples[job] = self._sample(pending.pop(job), options.pop(job))
             stretch *= 2
         for i, request in enumerate(requests):
-            drawn = tuple(samples[i, k] for k in range(request.n))
-            yield i, Reply(drawn, len(prompts[i]), sum(s.n_tokens for s in drawn))
+            done = tuple(samples[i, k] for k in range(request.n))
+            self.tally.calls += request.n
+            yield i, Reply(done, len(prompts[i]), sum(s.n_tokens for s in done))
 
     def _batches(
         self, requests: Sequence[Request], prompts: list[list[int]], pending: Iterable[tuple[int, int]]
@@ -162,7 +186,7 @@ class TransformersEngine:
                 yield sampling, alike[start : start + self.batch_size]
 
     @torch.inference_mode()
-    def _continue(self, texts: list[list[int]], sampling: Sampling, limit: int) -> list[list[int]]:
+    def _continue(self, texts: list[list[int]], sampling: Sampling, limit: int, watch: Watch | None) -> list[list[int]]:
         """Return up to `limit` new token ids for each text, ending with its first stop token if there is one."""
         width = max(map(len, texts))
         pad = self.tokenizer.pad_token_id
@@ -172,7 +196,9 @@ class TransformersEngine:
         config = GenerationConfig(
             max_new_tokens=limit, do_sample=False, pad_token_id=pad, eos_token_id=sorted(self.stop_ids)
         )
-        processors = LogitsProcessorList([Draw(sampling)] if sampling.temperature > 0 else [])
+        processors = LogitsProcessorList([watch] if watch else [])
+        if sampling.temperature > 0:
+            processors.append(Draw(sampling))
         output = self.model.generate(
             inputs=ids, attention_mask=mask, generation_config=config, logits_processor=processors
         )
@@ -182,11 +208,20 @@ class TransformersEngine:
         end = next((i for i, token in enumerate(ids) if token in self.stop_ids), len(ids) - 1)
         return ids[: end + 1]
 
-    def _sample(self, ids: list[int]) -> Sample:
+    def _sample(self, ids: list[int], options: list[dict[int, float]]) -> Sample:
         """Return the text without its stop token; an answer without one was cut off by max_tokens."""
         stopped = ids[-1] in self.stop_ids
-        text = self.tokenizer.decode(ids[:-1] if stopped else ids, skip_special_tokens=True)
-        return Sample(text, len(ids), "stop" if stopped else "length")
+        kept = ids[:-1] if stopped else ids
+        text = self.tokenizer.decode(kept, skip_special_tokens=True)
+        numbers = numbers_in(text, self._tokens(kept, options)) if options else {}
+        return Sample(text, len(ids), "stop" if stopped else "length", numbers)
+
+    def _tokens(self, ids: list[int], options: list[dict[int, float]]) -> Iterator[tuple[int, str, dict[str, float]]]:
+        for place, (token, others) in enumerate(zip(ids, options, strict=False)):
+            if self.tokenizer.decode([token]).strip().isdigit():
+                before = self.tokenizer.decode(ids[:place], skip_special_tokens=True)
+                written = self.tokenizer.decode(ids[: place + 1], skip_special_tokens=True)[len(before) :]
+                yield len(before), written, {self.tokenizer.decode([other]): p for other, p in others.items()}
 
     def _stop_ids(self) -> set[int]:
         declared = self.model.generation_config.eos_token_id

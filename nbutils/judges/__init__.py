@@ -1,8 +1,8 @@
 """A judge is a file: `judge: verifier` names `nbutils/judges/verifier.yaml`, or the parameter is a path to one's own.
 
 Used by 01, 03 and 04, so the same file means the same judge everywhere. A judge gives every response of a row one
-score per order on its own scale; `run` normalises scores to 0..1 and stores what was said. Kinds: `llm` (a model that
-reads and rates), `verifier` (rules that check whether instructions were followed).
+score per order, normalised to 0..1; `run` keeps all that was said. Kinds: `llm` (a model that reads and rates or
+compares), `reward` (a model trained to score), `verifier` (rules that check whether instructions were followed).
 """
 
 from collections.abc import Sequence
@@ -12,13 +12,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from nbutils import sources
+from nbutils.engines import Tally
 from nbutils.errors import InputError
 from nbutils.pairs import usable
 from nbutils.records import Row
 from nbutils.store import Store
+
+Price = Annotated[float, Field(ge=0)]
 
 
 class VerifierFile(BaseModel):
@@ -27,35 +30,47 @@ class VerifierFile(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
     kind: Literal["verifier"]
     language: str = "en"  # of the responses; some rules are right for English only
+    gate_rows: int = Field(40, ge=0)
 
 
 class LlmFile(BaseModel):
-    """A model that rates responses with a template, in one order or two."""
+    """A model that rates or compares responses with a template, in one order or two."""
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
     kind: Literal["llm"]
     engine: Literal["api", "transformers"] = "api"
     model: str
-    server: str = ""  # base URL, for engine api
-    key_variable: str = ""  # environment variable with the server's token; empty where it wants none
     template: str  # a name in nbutils/templates, or a path
-    scale: tuple[int, int] = (1, 5)
     orders: Literal[1, 2] = 2
-    temperature: float = 0.0
+    temperature: float = Field(0.0, ge=0)
     max_tokens: int = Field(800, ge=1)
-    concurrency: int = Field(8, ge=1)
-    timeout: float = Field(120.0, gt=0)
+    max_characters: int = Field(12_000, ge=100)  # of the prompt and of each response; the rest is cut, with a mark
+    logprobs: bool = False  # score by the mean over the scale, where the engine tells probabilities
+    gate_rows: int = Field(40, ge=0)  # rows judged as a trial before all are; 0 for none
     chat_template_kwargs: dict[str, Any] = {}
+    batch_size: int = Field(8, ge=1)  # of engine transformers: requests answered at once
+    # of engine api
+    server: str = ""  # base URL
+    key_variable: str = ""  # environment variable with the server's token; empty where it wants none
+    concurrency: int = Field(8, ge=1)
+    requests_per_minute: int = Field(0, ge=0)  # 0 sets no limit
+    max_calls: int = Field(0, ge=0)  # hard stop of a notebook's run, retries counted; 0 sets none
+    timeout: float = Field(120.0, gt=0)
+    price: tuple[Price, Price] | None = None  # US dollars per million tokens in and out, where known
 
-    @field_validator("scale")
-    @classmethod
-    def _rising(cls, scale: tuple[int, int]) -> tuple[int, int]:
-        if scale[0] >= scale[1]:
-            raise ValueError("the first number should be below the second")
-        return scale
+
+class RewardFile(BaseModel):
+    """A sequence-classification model trained to score a response; it runs here and costs nothing but time."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+    kind: Literal["reward"]
+    model: str
+    batch_size: int = Field(16, ge=1)
+    max_characters: int = Field(12_000, ge=100)
+    gate_rows: int = Field(40, ge=0)
 
 
-JudgeFile = Annotated[VerifierFile | LlmFile, Field(discriminator="kind")]
+JudgeFile = Annotated[VerifierFile | LlmFile | RewardFile, Field(discriminator="kind")]
 
 
 @dataclass(frozen=True)
@@ -68,12 +83,29 @@ class Judgement:
 
 
 class Judge(Protocol):
-    """A judge ready to score; `name` goes into every judged row."""
+    """A judge ready to score; `name` goes into every judged row, `model` is empty for rules."""
 
     name: str
+    model: str
 
-    def score(self, rows: Sequence[Row], store: Store, *, deadline: float) -> list[Judgement]:
-        """Judge the responses of each row. A row holds `prompt`, `checks` and `responses`."""
+    @property
+    def file(self) -> VerifierFile | LlmFile | RewardFile:
+        """What the judge was made from."""
+        ...
+
+    def score(
+        self, rows: Sequence[Row], store: Store, *, deadline: float = float("inf"), repeat: bool = False
+    ) -> list[Judgement]:
+        """Judge the responses of each row. A row holds `prompt`, `checks` and `responses`.
+
+        Args:
+            repeat: ask in the first order only and afresh, to see what the same question answered twice gives; a
+                judge that cannot differ from itself returns empty judgements.
+        """
+        ...
+
+    def tally(self) -> Tally:
+        """Return what was sent to the judge's model so far."""
         ...
 
     def explain(self, row: Row) -> str:
@@ -81,7 +113,7 @@ class Judge(Protocol):
         ...
 
 
-def read_file(name: str) -> tuple[str, VerifierFile | LlmFile]:
+def read_file(name: str) -> tuple[str, VerifierFile | LlmFile | RewardFile]:
     """Read and validate a judge file; return its short name and content.
 
     Args:
@@ -98,7 +130,10 @@ def read_file(name: str) -> tuple[str, VerifierFile | LlmFile]:
         path = sources.find(name)
         if path is None or not path.is_file():
             raise InputError(f"judge: {name!r} is neither a file nor one of {', '.join(known)}")
-        text, name = path.read_text(encoding="utf-8"), path.stem
+        try:
+            text, name = path.read_text(encoding="utf-8"), path.stem
+        except UnicodeDecodeError:
+            raise InputError(f"judge file {name} is not UTF-8 text") from None
     try:
         return name, TypeAdapter(JudgeFile).validate_json(_as_json(text))
     except ValidationError as error:
@@ -110,40 +145,48 @@ def read_file(name: str) -> tuple[str, VerifierFile | LlmFile]:
         raise InputError(f"judge file {name} is no YAML: {str(error).splitlines()[0]}") from None
 
 
-def load(name: str, *, cache: Path) -> Judge:
-    """Return the judge a parameter names, with its engine ready.
+def load(name: str, *, cache: Path, seed: int = 0) -> Judge:
+    """Return the judge a parameter names; a model that runs here is loaded at its first question.
 
     Args:
         cache: folder for converted models, should the judge run one here.
+        seed: of the markers around judged text and of the retries; part of every key in the store.
     """
     short, file = read_file(name)
     if isinstance(file, VerifierFile):
         from nbutils.judges.verifier import Verifier
 
         return Verifier(short, file)
+    if isinstance(file, RewardFile):
+        from nbutils.judges.reward import RewardJudge
+
+        return RewardJudge(short, file, cache=cache)
     from nbutils.judges.llm import LlmJudge
 
-    return LlmJudge(short, file, cache=cache)
+    return LlmJudge(short, file, cache=cache, seed=seed)
 
 
-def run(judge: Judge, rows: Sequence[Row], store: Store, *, deadline: float = float("inf")) -> list[Row]:
+def run(
+    judge: Judge, rows: Sequence[Row], store: Store, *, deadline: float = float("inf"), repeat: bool = False
+) -> list[Row]:
     """Judge all rows that have no verdict yet; return every row with `scores`, `feedback`, `replies` and `judge`.
 
-    Only usable responses are shown to the judge; the others' scores are NaN. A row the judge never answered in a
-    readable way has no scores and will be counted as unparsed.
+    Only usable responses are shown to the judge. One that repeats another shares its score; the scores of the others
+    are NaN. A row the judge never answered in a readable way has no scores and will be counted as unparsed.
     """
     shown = {i: usable(row["responses"]) for i, row in enumerate(rows) if not row["verdict"]}
     asked = [rows[i] | {"responses": [rows[i]["responses"][k] for k in kept]} for i, kept in shown.items()]
-    judgements = dict(zip(shown, judge.score(asked, store, deadline=deadline), strict=True))
+    judgements = dict(zip(shown, judge.score(asked, store, deadline=deadline, repeat=repeat), strict=True))
     result = []
     for i, row in enumerate(rows):
         said = judgements.get(i, Judgement())
-        places = (shown.get(i, []), len(row["responses"]))
+        texts = [response["text"].strip() for response in row["responses"]]
+        kept = [texts[k] for k in shown.get(i, [])]
         result.append(
             row
             | {
-                "scores": [_spread(scores, *places, float("nan")) for scores in said.scores],
-                "feedback": [_spread(texts, *places, "") for texts in said.feedback],
+                "scores": [_spread(scores, kept, texts, float("nan")) for scores in said.scores],
+                "feedback": [_spread(feedback, kept, texts, "") for feedback in said.feedback],
                 "replies": said.replies,
                 "judge": judge.name,
             }
@@ -151,9 +194,9 @@ def run(judge: Judge, rows: Sequence[Row], store: Store, *, deadline: float = fl
     return result
 
 
-def _spread(values: Sequence[Any], places: Sequence[int], length: int, gap: Any) -> list[Any]:
-    by_place = dict(zip(places, values, strict=True))
-    return [by_place.get(i, gap) for i in range(length)]
+def _spread(values: Sequence[Any], kept: Sequence[str], texts: Sequence[str], gap: Any) -> list[Any]:
+    by_text = dict(zip(kept, values, strict=True))
+    return [by_text.get(text, gap) for text in texts]
 
 
 def _as_json(text: str) -> str:

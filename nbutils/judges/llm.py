@@ -1,210 +1,188 @@
-"""Judging by a language model that reads the responses and rates each on a scale, in both orders.
+"""Judging by a language model that reads the responses and rates or compares them, in both orders.
 
-The template is a text file with the slots below; a response's own text is put in last and never expanded again, and
-stands between markers with a nonce that no response can know. The reply is JSON, feedback before grade, so that the
-grade can follow from it. A reply that does not hold one grade on the scale for every response is unparsed; it is asked
-again twice, then counted.
+The prompt is a template (`judges.template`); judged text stands in it behind a fence (`judges.fence`). A reply that
+does not clearly hold a score for every response (`judges.replies`) is asked again twice, then counted.
 """
 
-import json
-import re
 from collections.abc import Sequence
-from importlib import resources
+from functools import cached_property
 from pathlib import Path
-from typing import Any
 
-import json_repair
-
-from nbutils import sources
-from nbutils.engines import Engine, Request, Sampling, load
+from nbutils import engines, models
+from nbutils.engines import Engine, Reply, Request, Sampling, Tally
 from nbutils.errors import InputError
-from nbutils.judges import Judgement, LlmFile
-from nbutils.records import Row, digest
+from nbutils.judges import Judgement, LlmFile, fence
+from nbutils.judges.replies import Reading, read
+from nbutils.judges.template import read_template
+from nbutils.pairs import usable
+from nbutils.records import Row
 from nbutils.store import Store, answer
 
 ATTEMPTS = 3
 # A judge that was not understood at temperature 0 would repeat itself; later attempts draw.
 RETRY_TEMPERATURE = 0.5
 
-SLOTS = {"count", "low", "high", "nonce", "prompt", "responses", "format"}
-REQUIRED = {"prompt", "responses", "format"}
-_SLOT = re.compile(r"\{([a-z_]+)\}")
-_KEY = re.compile(r"""(grade_\d+)["']?\s*:""")
-_GRADE = re.compile(r"""(grade_\d+)["']?\s*:\s*["']?\d+(?:\.\d+)?\s*(?=[;}\n"']|,(?!\d)|$)""")
-
 
 class LlmJudge:
-    """A template, a scale and an engine."""
+    """A template and an engine."""
 
-    def __init__(self, name: str, file: LlmFile, *, cache: Path, engine: Engine | None = None):
-        """Read the template and prepare the engine.
+    def __init__(self, name: str, file: LlmFile, *, cache: Path, seed: int = 0, engine: Engine | None = None):
+        """Read the template and prepare the engine; a local model is loaded when the first question is asked.
 
         Args:
             cache: folder for converted models, should the judge run one here.
+            seed: of the markers around judged text and of the retries.
             engine: used instead of the one the file names; for tests.
 
         Raises:
-            InputError: if the template is missing, lacks a slot or has an unknown one.
+            InputError: if the template is faulty, a server's address is, or its token is missing.
         """
-        self.name, self.file = name, file
+        self.name, self.file, self.model, self._seed, self._cache = name, file, file.model, seed, cache
         self.template = read_template(file.template)
-        self.engine = engine or _engine(file, cache)
+        if engine is not None:
+            self.engine = engine
+        elif file.engine == "api":
+            self.engine = engines.load(
+                file.server,
+                file.model,
+                cache=cache,
+                chat_template_kwargs=file.chat_template_kwargs,
+                **file.model_dump(
+                    include={"key_variable", "concurrency", "requests_per_minute", "max_calls", "timeout"}
+                ),
+            )
+        else:
+            models.context_length(models.resolve(file.model, cache))  # a wrong name is told now, its weights load later
 
-    def score(self, rows: Sequence[Row], store: Store, *, deadline: float = float("inf")) -> list[Judgement]:
-        """Ask for every row in every order; ask again what was not understood, up to three attempts in all."""
-        jobs = [(i, order) for i in range(len(rows)) for order in range(self.file.orders)]
+    @cached_property
+    def engine(self) -> Engine:
+        """The model that runs here; not loaded before it is needed, since a policy may be training beside it."""
+        return engines.load(
+            "transformers",
+            self.model,
+            cache=self._cache,
+            chat_template_kwargs=self.file.chat_template_kwargs,
+            batch_size=self.file.batch_size,
+        )
+
+    def tally(self) -> Tally:
+        """Return what was sent so far; a model that was never needed is not loaded for it."""
+        return self.engine.tally if "engine" in vars(self) else Tally()
+
+    def score(
+        self, rows: Sequence[Row], store: Store, *, deadline: float = float("inf"), repeat: bool = False
+    ) -> list[Judgement]:
+        """Ask for every row in every order; ask again what was not understood, up to three attempts in all.
+
+        Raises:
+            InputError: if a verdict is asked about more than two responses; before anything is asked.
+        """
+        self._check(rows)
+        orders = range(1 if repeat else self.file.orders)
+        jobs = [(i, order) for i, row in enumerate(rows) for order in orders if self._needed(row)]
         said: dict[tuple[int, int], list[Row]] = {job: [] for job in jobs}
-        parsed: dict[tuple[int, int], tuple[list[float], list[str]]] = {}
+        readings: dict[tuple[int, int], Reading] = {}
+        todo = jobs
         for attempt in range(1, ATTEMPTS + 1):
-            todo = [job for job in jobs if job not in parsed]
-            requests = [self.request(rows[i], order, attempt) for i, order in todo]
-            replies = answer(store, self.engine, requests, deadline=deadline, title=f"judging, attempt {attempt}")
-            for job, reply in zip(todo, replies, strict=True):
-                if reply is None:
-                    continue
-                text, cut = reply.samples[0].text, reply.samples[0].finish_reason == "length"
-                # a reply cut off inside its last grade could read 1 for 10
-                result = None if cut else parse(text, len(rows[job[0]]["responses"]), self.file.scale)
-                said[job].append({"order": job[1], "attempt": attempt, "text": text, "parsed": result is not None})
-                if result is not None:
-                    parsed[job] = result
-            if len(parsed) == len(jobs):
+            if not todo:
                 break
-        return [self._judgement(i, said, parsed) for i in range(len(rows))]
+            requests = [self.request(rows[i], order, attempt, repeat=repeat) for i, order in todo]
+            title = f"judging, attempt {attempt}" if attempt > 1 else "judging"
+            replies = answer(store, self.engine, requests, seed=self._seed, deadline=deadline, title=title)
+            again = []
+            for job, reply in zip(todo, replies, strict=True):
+                reading = None
+                if reply is not None:
+                    reading = read(reply.samples[0], len(_different(rows[job[0]])), self.template)
+                said[job].append(self._record(rows[job[0]], job[1], attempt, reply, reading))
+                if reading is not None:
+                    readings[job] = reading
+                elif reply is not None:  # what got no answer at all is for the next run
+                    again.append(job)
+            todo = again
+        return [self._judgement(i, row, orders, said, readings) for i, row in enumerate(rows)]
 
     def explain(self, row: Row) -> str:
         """Return the very prompt the judge is given for this row, in the order given."""
-        return str(self.request(row, 0).messages[0]["content"])
+        shown = row | {"responses": [row["responses"][k] for k in usable(row["responses"])]}
+        self._check([shown])
+        return str(self.request(shown, 0).messages[0]["content"])
 
-    def request(self, row: Row, order: int, attempt: int = 1) -> Request:
-        """Return the request for one row; order 1 shows the responses reversed."""
-        texts = [response["text"] for response in row["responses"]][:: -1 if order else 1]
-        low, high = self.file.scale
-        nonce = digest([row["prompt"], texts], 8)
-        conversation = "\n\n".join(turn["content"] for turn in row["prompt"])
-        numbers = range(1, len(texts) + 1)
+    def request(self, row: Row, order: int, attempt: int = 1, *, repeat: bool = False) -> Request:
+        """Return the request for one row; order 1 shows the responses reversed, a repeat has other markers."""
+        limit, special = self.file.max_characters, self.engine.special_tokens
+        turns = [turn["content"] for turn in row["prompt"]]
+        if len(turns) > 1:
+            turns = [f"{turn['role']}: {turn['content']}" for turn in row["prompt"]]
+        prompt, *texts = [
+            fence.neutral(fence.shorten(text, limit), special)
+            for text in ("\n\n".join(turns), *_different(row)[:: -1 if order else 1])
+        ]
+        mark = fence.nonce(2 * self._seed + repeat, [prompt, *texts])
+        letters = "AB" if self.template.reply == "verdict" else range(1, len(texts) + 1)
         values = {
             "count": str(len(texts)),
-            "low": str(low),
-            "high": str(high),
-            "nonce": nonce,
-            "prompt": conversation,
-            "responses": "\n\n".join(
-                f"[{k}]\n<<{nonce}>>\n{t}\n<</{nonce}>>" for k, t in zip(numbers, texts, strict=True)
-            ),
-            "format": json.dumps({key: "..." for k in numbers for key in (f"feedback_{k}", f"grade_{k}")}),
+            "nonce": mark,
+            "prompt": prompt,
+            "responses": "\n\n".join(f"[{k}]\n{fence.enclose(t, mark)}" for k, t in zip(letters, texts, strict=True)),
+            "format": self.template.skeleton(len(texts)),
         }
-        # one pass over the template: slots inside a response stay what they are
-        content = _SLOT.sub(lambda match: values[match[1]], self.template)
         temperature = self.file.temperature if attempt == 1 else max(self.file.temperature, RETRY_TEMPERATURE)
         return Request(
-            messages=({"role": "user", "content": content},),
+            messages=({"role": "user", "content": self.template.fill(values)},),
             sampling=Sampling(temperature=temperature, top_p=1.0, max_tokens=self.file.max_tokens),
-            response_format=schema(len(texts), self.file.scale),
+            response_format=self.template.schema(len(texts)),
             attempt=attempt,
+            logprobs=self.file.logprobs and self.template.reply != "verdict",
         )
 
-    def _judgement(self, i: int, said: dict, parsed: dict) -> Judgement:
-        low, high = self.file.scale
+    def _check(self, rows: Sequence[Row]) -> None:
+        most = max((len(_different(row)) for row in rows), default=0)
+        if self.template.reply == "verdict" and most > 2:
+            raise InputError(
+                f"judge {self.name}: template {self.file.template} compares two responses and there are up to {most}; "
+                "use a template that rates (reply: json), or sample two per prompt"
+            )
+
+    def _needed(self, row: Row) -> bool:
+        """Tell whether there is something to ask: a comparison of a text with itself is a tie."""
+        return self.template.reply != "verdict" or len(_different(row)) == 2
+
+    def _record(self, row: Row, order: int, attempt: int, reply: Reply | None, reading: Reading | None) -> Row:
+        sample = reply.samples[0] if reply else None
+        if reading is not None:
+            outcome = "expected" if reading.expected else "parsed"
+        elif sample is None:
+            outcome = "unanswered"
+        else:
+            outcome = "cut off" if sample.finish_reason == "length" else "unparsed"
+        return {
+            "order": order,
+            "attempt": attempt,
+            "text": sample.text if sample else "",
+            "outcome": outcome,
+            "prompt_tokens": max(reply.prompt_tokens, 0) if reply else 0,
+            "completion_tokens": max(reply.completion_tokens, 0) if reply else 0,
+            "shortened": sum(len(text) > self.file.max_characters for text in _different(row)),
+        }
+
+    def _judgement(self, i: int, row: Row, orders: range, said: dict, readings: dict) -> Judgement:
+        replies = [reply for order in orders for reply in said.get((i, order), [])]
+        places = [_different(row).index(response["text"]) for response in row["responses"]]
         scores, feedback = [], []
-        for order in range(self.file.orders):
-            if (i, order) not in parsed:
-                # half a judgement would bring back the position bias that two orders are there to cancel
-                return Judgement(replies=[reply for o in range(self.file.orders) for reply in said[i, o]])
-            grades, texts = parsed[i, order]
-            step = -1 if order else 1
-            scores.append([(grade - low) / (high - low) for grade in grades[::step]])
-            feedback.append(texts[::step])
-        return Judgement(scores, feedback, [reply for o in range(self.file.orders) for reply in said[i, o]])
+        for order in orders:
+            if not self._needed(row):
+                scores.append([0.5] * len(places))
+                feedback.append([""] * len(places))
+            elif (i, order) in readings:
+                reading, step = readings[i, order], -1 if order else 1
+                scores.append([reading.scores[::step][place] for place in places])
+                feedback.append([reading.feedback[::step][place] for place in places])
+            else:  # half a judgement would bring back the position bias that two orders are there to cancel
+                return Judgement(replies=replies)
+        return Judgement(scores, feedback, replies)
 
 
-def read_template(name: str) -> str:
-    """Return the text of a template in `nbutils/templates`, or of a file.
-
-    Raises:
-        InputError: if there is none, or naming a slot that is missing or unknown.
-    """
-    packaged = resources.files("nbutils") / "templates" / f"{name}.txt"
-    path = sources.find(name)
-    if packaged.is_file():
-        text = packaged.read_text(encoding="utf-8")
-    elif path is not None and path.is_file():
-        text = path.read_text(encoding="utf-8")
-    else:
-        raise InputError(f"template: {name!r} is neither a file nor a template of the kit")
-    slots = set(_SLOT.findall(text))
-    for slot in sorted(REQUIRED - slots):
-        raise InputError(f"template {name}: the slot {{{slot}}} is missing")
-    for slot in sorted(slots - SLOTS):
-        raise InputError(f"template {name}: unknown slot {{{slot}}}; known are {', '.join(sorted(SLOTS))}")
-    return text
-
-
-def schema(count: int, scale: tuple[int, int]) -> dict[str, Any]:
-    """Return the response format: feedback before grade, answer by answer, in the order of the prompt."""
-    properties: dict[str, Any] = {}
-    for k in range(1, count + 1):
-        properties[f"feedback_{k}"] = {"type": "string"}
-        properties[f"grade_{k}"] = {"type": "integer", "enum": list(range(scale[0], scale[1] + 1))}
-    content = {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
-    return {"type": "json_schema", "json_schema": {"name": "grades", "strict": True, "schema": content}}
-
-
-def parse(text: str, count: int, scale: tuple[int, int]) -> tuple[list[float], list[str]] | None:
-    """Return (grades, feedbacks) of a reply, or None if it does not clearly hold a grade for every response.
-
-    >>> parse('{"feedback_1": "good", "grade_1": 5}', 1, (1, 5))
-    ([5.0], ['good'])
-    >>> parse('{"feedback_1": "good", "grade_1": 7}', 1, (1, 5)) is None
-    True
-    """
-    content = _object(text, count)
-    if content is None:
-        return None
-    grades = []
-    for k in range(1, count + 1):
-        grade = content.get(f"grade_{k}")
-        if isinstance(grade, str) and re.fullmatch(r"\s*\d+([.,]\d+)?\s*", grade):
-            grade = float(grade.replace(",", "."))
-        if isinstance(grade, bool) or not isinstance(grade, int | float) or not scale[0] <= grade <= scale[1]:
-            return None
-        grades.append(float(grade))
-    return grades, [str(content.get(f"feedback_{k}", "")) for k in range(1, count + 1)]
-
-
-def _object(text: str, count: int) -> dict[str, Any] | None:
-    """Return the JSON object in a reply: as it stands, or repaired if every grade is written whole and once."""
-    start, end = text.find("{"), text.rfind("}") + 1
-    try:
-        content = json.loads(text[start:end], object_pairs_hook=_unique)
-    except (ValueError, RecursionError):
-        # a repair takes "1 5" for 1 and the last of two grades for the only one
-        grades = [f"grade_{k}" for k in range(1, count + 1)]
-        if start < 0 or sorted(_KEY.findall(text)) != sorted(grades) or sorted(_GRADE.findall(text)) != sorted(grades):
-            return None
-        try:
-            content = json_repair.loads(text[start:])
-        except (ValueError, RecursionError):
-            return None
-    return content if isinstance(content, dict) else None
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    if len(dict(pairs)) < len(pairs):
-        raise ValueError("a key occurs twice")
-    return dict(pairs)
-
-
-def _engine(file: LlmFile, cache: Path) -> Engine:
-    template = file.chat_template_kwargs
-    if file.engine == "transformers":
-        return load("transformers", file.model, cache=cache, chat_template_kwargs=template)
-    return load(
-        file.server,
-        file.model,
-        cache=cache,
-        chat_template_kwargs=template,
-        key_variable=file.key_variable,
-        concurrency=file.concurrency,
-        timeout=file.timeout,
-    )
+def _different(row: Row) -> list[str]:
+    """Return the texts to judge: equal responses are one text, asked about once, with one score."""
+    return list(dict.fromkeys(response["text"] for response in row["responses"]))

@@ -15,6 +15,7 @@ import langdetect
 from if_verifiable.common import evaluate_instructions
 from if_verifiable.ifeval.instructions_registry import INSTRUCTION_DICT
 
+from nbutils.engines import Tally
 from nbutils.errors import InputError
 from nbutils.judges import Judgement, VerifierFile
 from nbutils.records import Row
@@ -34,11 +35,19 @@ ENGLISH_ONLY = (
 class Verifier:
     """Scores a response by the share of its prompt's checks that it passes; order has no meaning here."""
 
-    def __init__(self, name: str, file: VerifierFile):
-        self.name, self.language = name, file.language
+    model = ""
 
-    def score(self, rows: Sequence[Row], store: Store, *, deadline: float = float("inf")) -> list[Judgement]:
-        """Check every response. Nothing is stored: checking again is cheaper than looking up.
+    def __init__(self, name: str, file: VerifierFile):
+        self.name, self.file, self.language = name, file, file.language
+
+    def tally(self) -> Tally:
+        """Return zeros: nothing is ever asked."""
+        return Tally()
+
+    def score(
+        self, rows: Sequence[Row], store: Store, *, deadline: float = float("inf"), repeat: bool = False
+    ) -> list[Judgement]:
+        """Check every response. Nothing is stored: checking again is cheaper than looking up. Rules never waver.
 
         Raises:
             InputError: naming the checks that cannot be used and how many rows hold them, before any is run.
@@ -47,7 +56,7 @@ class Verifier:
         if faults:
             listed = "; ".join(f"{fault} ({count} rows)" for fault, count in faults.most_common())
             raise InputError(f"judge {self.name} cannot check: {listed}; remove these rows or choose another judge")
-        return [self._judge(row) for row in rows]
+        return [Judgement() if repeat else self._judge(row) for row in rows]
 
     def explain(self, row: Row) -> str:
         """Return the checks of a row, one per line."""

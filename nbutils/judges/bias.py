@@ -1,0 +1,230 @@
+"""Can this judge be trusted? The figures that tell, over any judged rows, and the gate before a run is paid for.
+
+Used by 01, 03 and 04. All figures are shares with 95% intervals (Wilson), counted over rows of which the judge's two
+best-parted responses are compared:
+
+    unanswered          rows with a request that the server never answered, of all rows asked
+    unparsed            of the other rows, those without a readable judgement after all attempts
+    flips               rows whose two orders contradict each other
+    repeat flips        the same for the first order asked twice: the noise that is no matter of place
+    first place gains   of the rows where a place changed the difference by more than EPS, those where the first gained
+    longer wins         of the decided rows with different lengths, those where the longer response won
+    ties                rows without a preference
+    source order kept   of the decided rows, those where the response the source calls better won
+    agreement           rows with a person's label where the verdict is the same; a flip counts as a tie
+    decided agreement   the same, of the rows where both the person and the judge chose one
+    kappa               Cohen's kappa of all labelled rows, which chance agreement makes 0 (Cohen 1960)
+
+A judge is held against pairs that people have labelled (1, 2, or 0 for a tie) like this:
+
+    rows = [{"question": "2+2?", "a": "4", "b": "5", "who": 1}, ...]
+    labelled = pairs.candidates(rows, prompt="question", chosen="a", rejected="b", label="who")
+    qualify(judges.load("rating_en", cache=Path("runs/models")), labelled, Store("runs/store.sqlite"))
+"""
+
+import logging
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import pandas as pd
+
+from nbutils.errors import InputError
+from nbutils.judges import Judge, run
+from nbutils.records import Row, digest
+from nbutils.stats import Interval, kappa, wilson
+from nbutils.store import Store
+from nbutils.verdicts import EPS, decide, mean_scores
+
+log = logging.getLogger(__name__)
+
+# The run stops above these shares, and where the judge agrees with people no more than a coin would.
+MOST = {"unanswered": 0.10, "unparsed": 0.10, "flips": 0.40}
+LEAST = {"decided agreement": 0.50}
+# Beyond these, with the whole interval, a taste is worth a look: it may be right, and a policy will learn it.
+TASTES = {"first place gains": (0.4, 0.6), "longer wins": (0.4, 0.6)}
+MEANING = {
+    "first place gains": "the two orders cancel it out, and rows where it decides are lost as flips",
+    "longer wins": "a policy will learn this taste",
+}
+
+
+def gate(
+    judge: Judge, rows: Sequence[Row], store: Store, *, seed: int = 0, deadline: float = float("inf")
+) -> list[Row]:
+    """Judge a few rows as a trial, the first order of each twice; `figures` and `insist` say what follows.
+
+    The rows with the smallest hashes are taken, so that more rows in the source change little, and what is asked here
+    is in the store for the run itself.
+
+    Returns:
+        The judged rows, each with `repeat`: the scores of the repeated first order, empty if there are none.
+    """
+    open_rows = {
+        digest([seed, row["prompt"], [r["text"] for r in row["responses"]]]): row for row in rows if not row["verdict"]
+    }
+    trial = [open_rows[key] for key in sorted(open_rows)[: judge.file.gate_rows]]
+    judged = run(judge, trial, store, deadline=deadline)
+    again = run(judge, trial, store, deadline=deadline, repeat=True)
+    return [
+        row | {"repeat": other["scores"][0] if other["scores"] else []}
+        for row, other in zip(judged, again, strict=True)
+    ]
+
+
+def figures(rows: Sequence[Row], *, source_order: bool = False) -> pd.DataFrame:
+    """Return the figures of judged rows, one per line, with `share`, `low`, `high`, `rows` and what to think of it.
+
+    Args:
+        rows: as `judges.run` or `gate` return them; rows no judge was asked about are passed over.
+        source_order: whether the first response is the one the source calls better.
+    """
+    lines: dict[str, tuple[Interval, int]] = {}
+
+    def share(name: str, hits: Sequence[bool]) -> None:
+        lines[name] = wilson(sum(hits), len(hits)), len(hits)
+
+    asked = [row for row in rows if row["replies"] or row["scores"]]
+    answered = [row for row in asked if row["scores"] or all(r["outcome"] != "unanswered" for r in row["replies"])]
+    compared = [(row, found) for row in answered if (found := _comparison(row))]
+    seen = [found for _, found in compared]
+    pairs = [c for c in seen if c["second"] is not None]
+    gains = [c["first"] - c["second"] for c in pairs]
+    decided = [c for c in seen if c["verdict"] in ("first", "second")]
+    share("unanswered", [False] * len(answered) + [True] * (len(asked) - len(answered)))
+    share("unparsed", [False] * len(seen) + [True] * (len(answered) - len(seen)))
+    share("flips", [c["verdict"] == "flip" for c in pairs])
+    share("repeat flips", [decide([c["first"], c["again"]]) == "flip" for c in seen if c["again"] is not None])
+    share("first place gains", [gain > 0 for gain in gains if abs(gain) > EPS])
+    share("longer wins", [c["longer"] == c["verdict"] for c in decided if c["longer"]])
+    share("ties", [c["verdict"] == "tie" for c in seen])
+    if source_order:
+        share("source order kept", [c["verdict"] == "first" for c in decided])
+    verdicts = {id(row): "tie" if found["verdict"] == "flip" else found["verdict"] for row, found in compared}
+    said = [(row["label"], verdicts.get(id(row), "unparsed")) for row in answered if row.get("label")]
+    if said:
+        share("agreement", [label == verdict for label, verdict in said])
+        share("decided agreement", [a == b for a, b in said if {a, b} <= {"first", "second"}])
+        lines["kappa"] = kappa(*map(list, zip(*said, strict=True))), len(said)
+    table = pd.DataFrame([line._asdict() for line, _ in lines.values()], index=pd.Index(lines, name="figure"))
+    opinions = [_opinion(name, line, n) for name, (line, n) in lines.items()]
+    return table.rename(columns={"value": "share"}).assign(rows=[n for _, n in lines.values()], verdict=opinions)
+
+
+def insist(table: pd.DataFrame) -> None:
+    """Raise InputError if the figures of a gate forbid the run."""
+    wrong = [
+        f"{name} {row['share']:.1%} of {row['rows']} rows" for name, row in table.iterrows() if row["verdict"] == "stop"
+    ]
+    if wrong:
+        limits = [f"{name} above {limit:.0%}" for name, limit in MOST.items()]
+        limits += [f"{name} of {limit:.0%} or less" for name, limit in LEAST.items()]
+        raise InputError(
+            f"the judge failed its trial: {', '.join(wrong)} (the run stops at {', '.join(limits)}); "
+            + (
+                "run again when the server answers"
+                if "unanswered" in wrong[0]
+                else "read its replies above, then choose a stronger judge or another template"
+            )
+        )
+
+
+def report(judge: Judge, rows: Sequence[Row], *, source_order: bool = False) -> dict[str, Any]:
+    """Return everything to keep about the judging of a run: the figures, every request's outcome, tokens and cost.
+
+    `replies` and `tokens` count what the rows rest on, whenever it was asked; `sent` what this process sent for it;
+    `shortened` the responses that the judge did not read to their end.
+    """
+    table = figures(rows, source_order=source_order)
+    replies = [reply for row in rows for reply in row["replies"]]
+    tokens = {side: sum(reply[f"{side}_tokens"] for reply in replies) for side in ("prompt", "completion")}
+    price = getattr(judge.file, "price", None)
+    cost = sum(n * p / 1e6 for n, p in zip(tokens.values(), price, strict=True)) if price else None
+    return {
+        "judge": judge.name,
+        "model": judge.model,
+        "figures": {str(name): row.drop("verdict").to_dict() for name, row in table.iterrows()},
+        "replies": dict(Counter(reply["outcome"] for reply in replies)),
+        "shortened": sum(max((reply["shortened"] for reply in row["replies"]), default=0) for row in rows),
+        "tokens": tokens,
+        "cost_usd": cost,
+        "sent": asdict(judge.tally()),
+        "own_answers": own_answers(judge, rows),
+    }
+
+
+def in_words(report: dict[str, Any]) -> str:
+    """Return a report's requests, tokens and cost in one line, for the notebook and the card."""
+    if not report["model"]:
+        return f"Judge {report['judge']}: rules, nothing was asked."
+    replies = ", ".join(f"{count} {outcome}" for outcome, count in report["replies"].items()) or "nothing asked"
+    tokens, sent, cost = report["tokens"], report["sent"], report["cost_usd"]
+    price = "price unknown" if cost is None else f"{cost:.2f} US dollars"
+    return (
+        f"Judge {report['judge']} ({report['model']}): {replies}; {tokens['prompt']:,} tokens in, "
+        f"{tokens['completion']:,} out, {price}; this time {sent['calls']} calls, {sent['retries']} of them retries, "
+        f"{sent['failures']} requests given up."
+    )
+
+
+def own_answers(judge: Judge, rows: Sequence[Row]) -> int:
+    """Count the responses that the judge's model wrote itself, by name; judges prefer their own (Panickssery 2024)."""
+    name = _short(judge.model)
+    return sum(_short(r.get("model", "")) == name for row in rows for r in row["responses"]) if name else 0
+
+
+def warnings(judge: Judge, rows: Sequence[Row], table: pd.DataFrame) -> list[str]:
+    """Return what a user should know before trusting the verdicts, one sentence each."""
+    found = []
+    if own := own_answers(judge, rows):
+        found.append(f"the judge {judge.model} wrote {own} of the responses itself, and judges prefer their own")
+    for name, row in table[table.verdict == "look closer"].iterrows():
+        found.append(f"{name}: {row['share']:.0%} [{row.low:.0%}, {row.high:.0%}]; {MEANING[str(name)]}")
+    return found
+
+
+def qualify(judge: Judge, rows: Sequence[Row], store: Store, *, deadline: float = float("inf")) -> pd.DataFrame:
+    """Score a judge against pairs that people have labelled: agreement with ties, kappa, flips, tastes.
+
+    Args:
+        rows: as `pairs.candidates` makes them with a `label` column.
+    """
+    return figures(run(judge, rows, store, deadline=deadline))
+
+
+def _comparison(row: Row) -> Row | None:
+    """Compare the best- and the worst-scored response of a row, in its order: differences are first minus second."""
+    means = mean_scores(row["scores"])
+    scored = [i for i, mean in enumerate(means) if not math.isnan(mean)]
+    if not scored:
+        return None
+    a, b = sorted((max(scored, key=means.__getitem__), min(reversed(scored), key=means.__getitem__)))
+    gaps = [order[a] - order[b] for order in row["scores"]]
+    lengths = [len(row["responses"][i]["text"]) for i in (a, b)]
+    repeat = row.get("repeat")
+    return {
+        "first": gaps[0],
+        "second": gaps[1] if len(gaps) > 1 else None,
+        "again": repeat[a] - repeat[b] if repeat else None,
+        "longer": "" if lengths[0] == lengths[1] else ("first" if lengths[0] > lengths[1] else "second"),
+        "verdict": {"win": "first", "loss": "second"}.get(said := decide(gaps), said),
+    }
+
+
+def _opinion(name: str, line: Interval, rows: int) -> str:
+    if not rows:
+        return "not measured"
+    if line.value > MOST.get(name, 1) or line.value <= LEAST.get(name, -math.inf):
+        return "stop"
+    low, high = TASTES.get(name, (-1, 2))
+    if line.low > high or line.high < low:
+        return "look closer"
+    return "fine" if name in MOST.keys() | LEAST.keys() | TASTES.keys() else ""
+
+
+def _short(model: str) -> str:
+    """Return a model's bare name: without organisation, adapter (`with ...`) and the router's `:provider`."""
+    _, organised, name = model.partition(" with ")[0].rstrip("/").rpartition("/")
+    return (name.partition(":")[0] if organised else name).lower()

@@ -1,0 +1,165 @@
+"""From a judge's reply to scores: a pure function of the stored reply, so a better reader costs no call.
+
+A reply that does not clearly hold one score on the declared scale for every response is None, never a guess: two
+contradictory verdicts, a missing response, a number off the scale, a reply that was cut off.
+"""
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import json_repair
+
+from nbutils.engines import Sample
+from nbutils.judges.template import Template
+
+# scores of the first and the second response
+VERDICTS = {"A>>B": (1.0, 0.0), "A>B": (0.75, 0.25), "A=B": (0.5, 0.5), "B>A": (0.25, 0.75), "B>>A": (0.0, 1.0)}
+
+_THOUGHT = re.compile(r"\A\s*<think>.*?(?:</think>|\Z)", re.DOTALL)
+# possessive: a reply that is all opening brackets or spaces is searched once
+_BRACKETS = re.compile(r"\[\[\s*+([^\[\]]*+)\]\]")
+_NUMBER = re.compile(r"-?\d+(?:[.,]\d+)?")
+_KEY = re.compile(r"""(score(?:_\d+)?)["']?\s*:""")
+_SCORE = re.compile(r"""(score(?:_\d+)?)["']?\s*:\s*["']?(\d+(?:\.\d+)?)\s*(?=[;}\n"']|,(?!\d))""")
+# Probability that must lie on the scale's levels for their mean to stand for the judge's opinion.
+_MASS = 0.5
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Scores (0..1) and feedback in the order shown; `expected` where a mean over the scale took the number's place."""
+
+    scores: tuple[float, ...]
+    feedback: tuple[str, ...]
+    expected: bool = False
+
+
+def read(sample: Sample, count: int, template: Template) -> Reading | None:
+    """Read a reply about `count` responses.
+
+    Where the engine returned the log-probabilities of the score's token, the score is their probability-weighted mean
+    over the scale (Liu et al. 2023, G-Eval), which tells apart what a whole number leaves tied.
+    """
+    if sample.finish_reason == "length":  # cut off inside its last score, a reply could read 1 for 10
+        return None
+    # what a reasoning model thought aloud is no part of its answer
+    thought = _THOUGHT.match(sample.text)
+    start = thought.end() if thought else 0
+    text = sample.text[start:]
+    if template.reply == "verdict":
+        return _verdict(text) if count == 2 else None
+    found = (_from_json if template.reply == "json" else _from_brackets)(text, count)
+    if found is None:
+        return None
+    numbers, places, feedback = found
+    if not all(template.low <= number <= template.high for number in numbers):
+        return None
+    means = [
+        None if place is None else expected_score(sample.numbers.get(start + place, {}), text[place:], template)
+        for place in places
+    ]
+    known = [mean for mean in means if mean is not None]
+    expected = len(known) == count  # half of each would not be comparable
+    width = template.high - template.low
+    scores = tuple((number - template.low) / width for number in (known if expected else numbers))
+    return Reading(scores, tuple(feedback), expected)
+
+
+def expected_score(options: Mapping[str, float], rest: str, template: Template) -> float | None:
+    """Return the mean of the scale's levels weighted by the probabilities of their tokens, or None.
+
+    None unless every level is a single digit, so that one token decides, and the digits written are that one token.
+
+    Args:
+        options: tokens that could have stood there -> log-probability.
+        rest: the reply from the score on.
+    """
+    number = _NUMBER.match(rest)
+    if template.low < 0 or template.high > 9 or number is None or number[0] not in options:
+        return None
+    levels = {
+        int(token): math.exp(p)
+        for token, p in options.items()
+        if len(token) == 1 and template.low <= int(token) <= template.high
+    }
+    mass = sum(levels.values())
+    return sum(level * p for level, p in levels.items()) / mass if mass >= _MASS else None
+
+
+Found = tuple[list[float], list[int | None], list[str]]  # numbers, where they stand in the text, feedback
+
+
+def _verdict(text: str) -> Reading | None:
+    said = {match[1].rstrip() for match in _BRACKETS.finditer(text)}
+    if len(said) != 1 or not said <= set(VERDICTS):
+        return None
+    return Reading(VERDICTS[said.pop()], (text.strip(), text.strip()))
+
+
+def _from_brackets(text: str, count: int) -> Found | None:
+    """Read `[[6.5]]` once per response, in their order; for a single one the same number may be repeated."""
+    found = list(_BRACKETS.finditer(text))
+    numbers = [number for match in found if (number := _number(match[1])) is not None]
+    if len(numbers) < len(found):
+        return None
+    if count == 1 and len(set(numbers)) == 1:
+        found, numbers = found[-1:], numbers[-1:]
+    if len(found) != count:
+        return None
+    starts = [0, *(match.end() for match in found)]
+    feedback = [text[start : match.start()].strip() for start, match in zip(starts, found, strict=False)]
+    return numbers, [match.start(1) for match in found], feedback
+
+
+def _from_json(text: str, count: int) -> Found | None:
+    keys = [f"score_{k}" for k in range(1, count + 1)]
+    content = _object(text, keys)
+    if content is None:
+        return None
+    named = {key for key in content if re.fullmatch(r"score(_\d+)?", key)}
+    if count == 1 and named == {"score"}:  # with one response there is nothing to number
+        content = {f"{key}_1": value for key, value in content.items()}
+    elif named != set(keys):
+        return None
+    numbers = [_number(content.get(key)) for key in keys]
+    if any(number is None for number in numbers):
+        return None
+    written = [(match[1], match.start(2)) for match in _SCORE.finditer(text)]
+    places = []
+    for key in keys:
+        own = [place for name, place in written if name in (key, key.removesuffix("_1"))]
+        places.append(own[0] if len(own) == 1 else None)
+    feedback = [str(content.get(key.replace("score", "feedback"), "")) for key in keys]
+    return [number for number in numbers if number is not None], places, feedback
+
+
+def _object(text: str, keys: list[str]) -> dict[str, Any] | None:
+    """Return the JSON object in a reply: as it stands, or repaired if every score is written whole and once."""
+    start, end = text.find("{"), text.rfind("}") + 1
+    try:
+        content = json.loads(text[start:end], object_pairs_hook=_unique)
+    except (ValueError, RecursionError):
+        # a repair takes "1 5" for 1 and the last of two scores for the only one
+        written = [name for name, _ in _SCORE.findall(text)]
+        if start < 0 or sorted(_KEY.findall(text)) != sorted(keys) or sorted(written) != sorted(keys):
+            return None
+        try:
+            content = json_repair.loads(text[start:])
+        except (ValueError, RecursionError):
+            return None
+    return content if isinstance(content, dict) else None
+
+
+def _number(value: Any) -> float | None:
+    written = str(value).strip() if isinstance(value, str | int | float) else ""
+    return float(written.replace(",", ".")) if _NUMBER.fullmatch(written) else None
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(dict(pairs)) < len(pairs):
+        raise ValueError("a key occurs twice")
+    return dict(pairs)

@@ -1,0 +1,138 @@
+"""A judge's prompt: a text file whose head declares how the judge replies and on which scale.
+
+    ---
+    reply: json            json | rating | verdict
+    scale: [1, 5]          lowest and highest score; a verdict has none
+    ---
+    Grade {count} answers ... <<{nonce}>> ... {prompt} ... {responses} ... {format}
+
+The slots are filled in one pass, so text that comes out of a slot is never expanded a second time.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import resources
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, model_validator
+
+from nbutils import sources
+from nbutils.errors import InputError
+
+SLOTS = {"count", "nonce", "prompt", "responses", "format"}
+REQUIRED = {"nonce", "prompt", "responses"}
+_SLOT = re.compile(r"\{(\w+)\}")
+_HEAD = re.compile(r"\A---\n(.*?)\n---\n", re.DOTALL)
+
+
+class Head(BaseModel):
+    """What a template declares."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+    reply: Literal["json", "rating", "verdict"]
+    scale: tuple[int, int] | None = None
+
+    @field_validator("scale", mode="before")
+    @classmethod
+    def _pair(cls, scale: Any) -> Any:
+        return tuple(scale) if isinstance(scale, list) else scale
+
+    @field_validator("scale")
+    @classmethod
+    def _rising(cls, scale: tuple[int, int] | None) -> tuple[int, int] | None:
+        if scale and scale[0] >= scale[1]:
+            raise ValueError("the first number should be below the second")
+        return scale
+
+    @model_validator(mode="after")
+    def _fits(self) -> "Head":
+        if (self.scale is None) != (self.reply == "verdict"):
+            wanted = "no scale: its five levels are fixed" if self.reply == "verdict" else "a scale, e.g. [1, 5]"
+            raise ValueError(f"reply {self.reply} takes {wanted}")
+        return self
+
+
+@dataclass(frozen=True)
+class Template:
+    """A template as read: its text and what its head declares."""
+
+    text: str
+    reply: Literal["json", "rating", "verdict"]
+    low: int
+    high: int
+
+    def fill(self, values: Mapping[str, str]) -> str:
+        """Put the values into their slots, each once."""
+        return _SLOT.sub(lambda match: values[match[1]], self.text)
+
+    def skeleton(self, count: int) -> str:
+        """Return the reply asked for, as an example to show: `{format}` in a template."""
+        if self.reply == "json":
+            return json.dumps(dict.fromkeys(self._keys(count), "..."))
+        if self.reply == "rating":
+            return "\n".join(f"[[{self.high}]]" for _ in range(count))
+        return "[[A>>B]], [[A>B]], [[A=B]], [[B>A]] or [[B>>A]]"
+
+    def schema(self, count: int) -> dict[str, Any] | None:
+        """Return the JSON schema a server can enforce: feedback before score, answer by answer; None for text."""
+        if self.reply != "json":
+            return None
+        levels = {"type": "integer", "enum": list(range(self.low, self.high + 1))}
+        properties = {key: levels if key.startswith("score") else {"type": "string"} for key in self._keys(count)}
+        content = {
+            "type": "object",
+            "properties": properties,
+            "required": list(properties),
+            "additionalProperties": False,
+        }
+        return {"type": "json_schema", "json_schema": {"name": "scores", "strict": True, "schema": content}}
+
+    @staticmethod
+    def _keys(count: int) -> list[str]:
+        return [key for k in range(1, count + 1) for key in (f"feedback_{k}", f"score_{k}")]
+
+
+def read_template(name: str) -> Template:
+    """Read a template of the kit (`nbutils/templates`) or a file.
+
+    Raises:
+        InputError: if there is none, its head is faulty, or naming a slot that is missing or unknown.
+    """
+    packaged = resources.files("nbutils") / "templates" / f"{name}.txt"
+    path = sources.find(name)
+    if packaged.is_file():
+        content = packaged.read_text(encoding="utf-8")
+    elif path is not None and path.is_file():
+        try:
+            content = path.read_text(encoding="utf-8-sig")
+        except UnicodeDecodeError:
+            raise InputError(f"template {name}: the file is not UTF-8 text") from None
+    else:
+        raise InputError(f"template: {name!r} is neither a file nor a template of the kit")
+    head, text = _read_head(name, content.replace("\r\n", "\n"))
+    slots = set(_SLOT.findall(text))
+    required = REQUIRED | ({"format"} if head.reply == "json" else set())
+    if missing := sorted(required - slots):
+        raise InputError(f"template {name}: missing slot {', '.join(f'{{{slot}}}' for slot in missing)}")
+    if unknown := sorted(slots - SLOTS):
+        raise InputError(
+            f"template {name}: unknown slot {', '.join(f'{{{slot}}}' for slot in unknown)}; "
+            f"known are {', '.join(sorted(SLOTS))}"
+        )
+    return Template(text, head.reply, *(head.scale or (1, 5)))
+
+
+def _read_head(name: str, content: str) -> tuple[Head, str]:
+    match = _HEAD.match(content)
+    if match is None:
+        raise InputError(f"template {name}: expected a head between two lines '---' with `reply` and `scale`")
+    try:
+        return Head.model_validate(yaml.safe_load(match[1])), content[match.end() :]
+    except ValidationError as error:
+        faults = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'head'}: {e['msg']}" for e in error.errors())
+        raise InputError(f"template {name}: {faults}") from None
+    except yaml.YAMLError as error:
+        raise InputError(f"template {name}: its head is no YAML: {str(error).splitlines()[0]}") from None
