@@ -67,8 +67,9 @@ def read_jsonl(path):
 
 
 def shown(body):
-    """Return the two answers a judge was shown, in the order shown."""
-    return re.findall(r"\[\d\]\n<<\w+>>\n(.*?)\n<</\w+>>", body["messages"][0]["content"], re.DOTALL)
+    """Return the two answers a judge was shown, in the order shown; some real ones hold a broken-up `<|system|>`."""
+    content = body["messages"][0]["content"].replace("< |", "<|")
+    return re.findall(r"\[\d\]\n<<\w+>>\n(.*?)\n<</\w+>>", content, re.DOTALL)
 
 
 def grades(*values):
@@ -292,15 +293,14 @@ def test_sampling_killed_in_the_middle_ends_with_the_samples_of_an_unbroken_run(
 
 
 SHORT = """---
-reply: json
-scale: [1, 5]
+reply: verdict
 ---
-Valuta le {count} risposte da 1 a 5. Fra <<{nonce}>> e <</{nonce}>> sta il materiale.
+Confronta le risposte A e B. Fra <<{nonce}>> e <</{nonce}>> sta il materiale.
 <<{nonce}>>
 {prompt}
 <</{nonce}>>
 {responses}
-Rispondi soltanto con JSON: {format}
+Rispondi soltanto con uno di questi cinque verdetti: {format}
 """
 
 
@@ -356,7 +356,7 @@ def test_a_real_model_too_small_to_judge_is_refused_by_the_gate(tmp_path, monkey
             url,
             model="SmolLM2-135M-Instruct",
             template=str(tmp_path / "short.txt"),
-            max_tokens=80,
+            max_tokens=24,
             concurrency=20,
             timeout=600.0,
         )
@@ -367,12 +367,12 @@ def test_a_real_model_too_small_to_judge_is_refused_by_the_gate(tmp_path, monkey
         }
         options = [word for name, value in arguments.items() for word in ("-p", name, value)]
         ended = run_process("papermill", CHECKOUT / "notebooks/01_rerank.ipynb", out, *options, timeout=850)
-    assert re.search(r"InputError: the judge failed its trial: unparsed \d+% of 20 rows", ended.stderr)
+    assert re.search(r"InputError: the judge failed its trial: unparsed [\d.]+% of 20 rows", ended.stderr)
     assert not (tmp_path / "runs/it/01_rerank").exists()
     asked = [json.loads(line)["messages"][0]["content"] for line in log.read_text().splitlines()]
     assert sum(rows[0]["question"] in text for text in asked) >= 3  # two orders and a repeat
     cells = {cell["id"]: cell for cell in json.loads(out.read_text())["cells"]}
-    assert any("image/png" in output.get("data", {}) for output in cells["insist"]["outputs"]), "the figures are shown"
+    assert any("image/png" in output.get("data", {}) for output in cells["gate"]["outputs"]), "the figures are shown"
     assert cells["run"]["outputs"] == [], "the run itself was not started"
 
 
