@@ -19,6 +19,8 @@ import pandas as pd
 
 from nbutils.errors import InputError
 from nbutils.records import Row, digest, messages, pair_id, prompt_id
+from nbutils.texts import language as language_of
+from nbutils.texts import loops
 from nbutils.verdicts import decide, mean_scores
 
 log = logging.getLogger(__name__)
@@ -26,6 +28,8 @@ log = logging.getLogger(__name__)
 Ties = Literal["drop", "shorter", "keep"]
 Strategy = Literal["best_worst", "best_random"]
 PAIR_VERDICTS = ("kept", "swapped", "on_policy")
+# why a response may not enter a pair; the first that holds is its mark
+MARKS = ("empty", "looping", "truncated", "language", "identical")
 # how a person's choice may be written -> the response meant, in the source's order
 LABELS = {"1": "first", "chosen": "first", "2": "second", "rejected": "second", "0": "tie", "tie": "tie"}
 LABELS |= {"first": "first", "second": "second", "": "", "none": "", "nan": "", "<na>": ""}
@@ -67,12 +71,17 @@ def candidates(
     return result
 
 
-def from_samples(row: Row) -> Row:
-    """Turn a row of the `samples` schema into one ready to be judged; every response keeps the name of its policy."""
+def from_samples(row: Row, *, language: str = "") -> Row:
+    """Turn a row of the `samples` schema into one ready to be judged; every response keeps the name of its policy.
+
+    Args:
+        language: the responses should be in, as ISO 639-1 code; empty for any. It is one for all prompts: a prompt
+            that itself asks for another language, a translation say, loses its right answers.
+    """
     model = f"{row['model']} with {row['adapter']}" if row["adapter"] else row["model"]
     kept = ("prompt_id", "prompt", "checks", "category", "chat_template_kwargs")
     responses = [response | {"model": model} for response in row["responses"]]
-    return screen({name: row[name] for name in kept} | {"responses": responses, "label": ""})
+    return screen({name: row[name] for name in kept} | {"responses": responses, "label": ""}, language=language)
 
 
 def prompt_columns(row: Mapping[str, Any], column: str, number: int) -> Row:
@@ -90,35 +99,55 @@ def prompt_columns(row: Mapping[str, Any], column: str, number: int) -> Row:
     }
 
 
+def marked(responses: Iterable[Row], *, language: str = "") -> list[Row]:
+    """Give every response of one prompt a `mark`, one of `MARKS`; it is empty where a pair may contain the response.
+
+    A loop that was cut off is marked as a loop: more tokens would not end it.
+
+    Args:
+        language: the responses should be in; empty for any. One whose language cannot be told is let pass.
+    """
+    result: list[Row] = []
+    seen: set[str] = set()
+    for response in responses:
+        text = response["text"].strip()
+        mark = ""
+        if not text:
+            mark = "empty"
+        elif loops(text):
+            mark = "looping"
+        elif response["finish_reason"] == "length":
+            mark = "truncated"
+        elif language and language_of(text) not in ("", language):
+            mark = "language"
+        elif text in seen:
+            mark = "identical"
+        else:
+            seen.add(text)
+        result.append(response | {"mark": mark})
+    return result
+
+
+def marks(rows: Iterable[Row], *, language: str = "") -> dict[str, int]:
+    """Count the marks that the responses of all rows get, those nobody got included, and the `usable` ones."""
+    counts = Counter(r["mark"] for row in rows for r in marked(row["responses"], language=language))
+    return {"usable": counts[""]} | {mark: counts[mark] for mark in MARKS}
+
+
 def usable(responses: list[Row]) -> list[int]:
-    """Return the indices of the responses a pair may contain: not empty, not cut off, each text once.
+    """Return the indices of the marked responses that a pair may contain.
 
     These are the ones a judge is shown; the others stay in the row for the record.
     """
-    return list(_sort_out(responses)[0].values())
+    return [i for i, response in enumerate(responses) if not response["mark"]]
 
 
-def screen(row: Row) -> Row:
-    """Give a row of samples its verdict before any judge is asked: `filtered:<reason>` with fewer than two usable."""
-    left, reasons = _sort_out(row["responses"])
-    verdict = f"filtered:{Counter(reasons).most_common(1)[0][0]}" if len(left) < 2 and reasons else ""
-    return row | {"verdict": verdict}
-
-
-def _sort_out(responses: list[Row]) -> tuple[dict[str, int], list[str]]:
-    left: dict[str, int] = {}
-    reasons: list[str] = []
-    for i, response in enumerate(responses):
-        text = response["text"].strip()
-        if not text:
-            reasons.append("empty")
-        elif response["finish_reason"] == "length":
-            reasons.append("truncated")
-        elif text in left:
-            reasons.append("identical")
-        else:
-            left[text] = i
-    return left, reasons
+def screen(row: Row, *, language: str = "") -> Row:
+    """Mark the responses of a row; with fewer than two usable ones its verdict is `filtered:<the commonest mark>`."""
+    responses = marked(row["responses"], language=language)
+    reasons = Counter(r["mark"] for r in responses if r["mark"])
+    lost = reasons and len(usable(responses)) < 2
+    return row | {"responses": responses, "verdict": f"filtered:{reasons.most_common(1)[0][0]}" if lost else ""}
 
 
 def rerank(row: Row, *, ties: Ties = "drop", min_margin: float = 0.0, min_chosen: float = 0.0) -> Row:

@@ -21,6 +21,7 @@ STEMS = ("01_rerank", "02_sample", "03_judge", "04_dpo")
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=0)]
 Name = Annotated[str, Field(min_length=1)]
+Language = Annotated[str, Field(pattern="^([a-z]{2})?$")]  # ISO 639-1; empty for any
 
 
 def _valid(check: Callable[[str], Any]) -> AfterValidator:
@@ -117,6 +118,7 @@ class Judge(Common):
     min_margin: Share
     min_chosen: Share
     max_length_gap: Count
+    language: Language
 
 
 class Dpo(Common):

@@ -12,6 +12,7 @@ from matplotlib.ticker import MaxNLocator
 
 from nbutils.evaluation import headline
 from nbutils.judges.bias import LEAST, MOST, TASTES
+from nbutils.pairs import MARKS
 from nbutils.stats import Interval, wilson
 from nbutils.verdicts import mean_scores
 
@@ -69,8 +70,8 @@ def plot_waterfall(counts: Mapping[str, int], *, ax: Axes | None = None) -> Axes
     """Draw how the prompts that gave no pair were lost, step by step, down to the pairs that remain."""
     lost = {name.removeprefix("filtered:"): n for name, n in counts.items() if name != "on_policy"}
     # in the order of the pipeline; what is not in the list keeps its place before the thresholds
-    steps = ["empty", "identical", "truncated", "unparsed", "flip", "tie", "min_chosen", "max_length_gap"]
-    lost = dict(sorted(lost.items(), key=lambda item: steps.index(item[0]) if item[0] in steps else 4))
+    steps = [*MARKS, "unparsed", "flip", "tie", "min_chosen", "max_length_gap"]
+    lost = dict(sorted(lost.items(), key=lambda item: steps.index(item[0] if item[0] in steps else "flip")))
     left = [sum(counts.values())]
     for n in lost.values():
         left.append(left[-1] - n)

@@ -52,7 +52,16 @@ SAMPLES = Features(
 JUDGED = Features(
     {
         **PROMPTS,
-        "responses": List({"text": _text, "n_tokens": Value("int32"), "finish_reason": _text, "model": _text}),
+        "responses": List(
+            {
+                "text": _text,
+                "n_tokens": Value("int32"),
+                "finish_reason": _text,
+                "model": _text,
+                # why no pair may contain it: empty | looping | truncated | language | identical, or nothing
+                "mark": _text,
+            }
+        ),
         # one list per order the judge answered, each with one normalised score (0..1) per response
         "scores": List(List(Value("float64"))),
         "replies": _replies,

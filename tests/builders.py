@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from nbutils.engines import Reply, Request, Sample, Tally
+from nbutils.pairs import marked
 from nbutils.records import messages, prompt_id
 
 DATA = Path(__file__).resolve().parents[2] / "shared/data"
@@ -30,13 +31,14 @@ def prompt_row(text="Name a river.", **columns):
 
 
 def response(text, finish_reason="stop", model="m"):
-    return {"text": text, "n_tokens": len(text.split()), "finish_reason": finish_reason, "model": model}
+    """A response that is taken for usable until `marked` has seen it."""
+    return {"text": text, "n_tokens": len(text.split()), "finish_reason": finish_reason, "model": model, "mark": ""}
 
 
 def scored(texts, scores=(), text="Name a river.", **columns):
     """A row with responses and the scores a judge gave them, not yet decided on."""
     return prompt_row(text) | {
-        "responses": [response(t) if isinstance(t, str) else t for t in texts],
+        "responses": marked(response(t) if isinstance(t, str) else t for t in texts),
         "scores": [list(order) for order in scores],
         "replies": [],
         "feedback": [],

@@ -18,6 +18,7 @@ pair_strategy: str = "best_worst"
 min_margin: float = 0.1
 min_chosen: float = 0.0
 max_length_gap: int = 0
+language: str = ""
 seed: int = 0
 time_budget_hours: float = 0.0
 push_to_hub: str = ""

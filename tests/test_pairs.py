@@ -12,11 +12,14 @@ from hypothesis import strategies as st
 
 from nbutils.errors import InputError
 from nbutils.pairs import (
+    MARKS,
     build,
     candidates,
     drop_report,
     from_samples,
     length_effect,
+    marked,
+    marks,
     mix,
     rerank,
     screen,
@@ -29,6 +32,9 @@ COLUMNS = {"prompt": "q", "chosen": "good", "rejected": "bad"}
 grade = st.sampled_from([0.0, 0.25, 0.5, 0.75, 1.0])
 unit = st.floats(0, 1)
 cut = response("cut off here", "length")
+loop = "La città è bella. " * 20
+english = "The river rises in the Alps and reaches the sea near Venice."
+italian = "Il fiume nasce nelle Alpi e raggiunge il mare vicino a Venezia."
 
 
 def decided(row, decide=rerank, **options):
@@ -62,6 +68,7 @@ def test_of_a_response_that_is_a_conversation_the_last_turn_counts():
         ({"bad": "A"}, "filtered:identical"),
         ({"bad": " A\n"}, "filtered:identical"),
         ({"rejected_finish_reason": "length"}, "filtered:truncated"),
+        ({"bad": loop}, "filtered:looping"),
     ],
 )
 def test_a_row_that_can_give_no_pair_stays_and_says_why(change, verdict):
@@ -148,8 +155,44 @@ def test_real_italian_pairs_are_read_without_loss():
     assert [[r["text"] for r in row["responses"]] for row in result] == [[r["chosen"], r["rejected"]] for r in rows]
 
 
-def test_empty_truncated_and_repeated_responses_are_not_shown_to_a_judge():
-    assert usable([response("a"), response(" "), cut, response("a "), response("b")]) == [0, 4]
+def test_every_response_gets_the_first_mark_that_fits_and_the_rest_are_usable():
+    texts = ["a", " ", cut, "a ", loop, response(loop, "length"), italian, english, response(english, "length")]
+    responses = [response(t) if isinstance(t, str) else t for t in texts]
+    expected = ["", "empty", "truncated", "identical", "looping", "looping", "", "language", "truncated"]
+    result = marked(responses, language="it")
+    assert [r["mark"] for r in result] == expected
+    assert [r | {"mark": ""} for r in result] == responses, "nothing else is touched"
+    assert usable(result) == [0, 6]
+    assert usable(marked(responses)) == [0, 6, 7], "any language will do"
+
+
+def test_a_response_whose_language_cannot_be_told_is_kept():
+    told_nothing = [response("Yes."), response("Emma, Liam, Olivia, Noah, Ava, Mia, Zoe, Max")]
+    assert usable(marked(told_nothing, language="it")) == [0, 1]
+
+
+def test_marks_are_counted_over_all_rows_and_add_up():
+    rows = [{"responses": [response(t) for t in texts]} for texts in (["a", "a", ""], ["a", english, loop])]
+    assert marks(rows, language="it") == {
+        "usable": 2,
+        "empty": 1,
+        "looping": 1,
+        "truncated": 0,
+        "language": 1,
+        "identical": 1,
+    }
+    assert marks([]) == dict.fromkeys(("usable", *MARKS), 0)
+
+
+def test_the_mark_from_the_screening_stays_for_whoever_asks_later():
+    row = from_samples(scored([english, italian, "Sì."]) | {"model": "m", "adapter": ""}, language="it")
+    assert [r["mark"] for r in row["responses"]] == ["language", "", ""]
+    judged = select(row | {"scores": [[1.0, 0.5, 0.0]], "replies": [], "feedback": []})
+    assert (judged["verdict"], judged["chosen"], judged["rejected"]) == ("on_policy", 1, 2)
+    alone = from_samples(
+        scored([english, english + " So it is.", "Sì."]) | {"model": "m", "adapter": ""}, language="it"
+    )
+    assert alone["verdict"] == "filtered:language"
 
 
 @pytest.mark.parametrize(
@@ -158,6 +201,7 @@ def test_empty_truncated_and_repeated_responses_are_not_shown_to_a_judge():
         (["a", "b"], ""),
         (["a", "a", "a"], "filtered:identical"),
         (["", "a"], "filtered:empty"),
+        ([loop, loop, "", "a"], "filtered:looping"),
         ([cut, cut, "", "a"], "filtered:truncated"),
     ],
 )

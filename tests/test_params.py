@@ -16,6 +16,7 @@ SPECIAL = {
     "tuning": "lora",
     "sampling": "temperature: 0.8, max_tokens: 64",
     "chat_template_kwargs": "",
+    "language": "it",
 }
 
 
@@ -65,6 +66,13 @@ def test_a_wrong_parameter_is_named_with_its_value(name, value, fault):
     with pytest.raises(InputError, match=fault) as caught:
         validate("04_dpo", valid("04_dpo") | {name: value})
     assert "04_dpo, 1 wrong parameter(s): " in str(caught.value)
+
+
+@pytest.mark.parametrize("language", ["IT", "ita", "it-IT", "italiano", " ", None])
+def test_a_language_is_two_small_letters_or_none(language):
+    assert validate("03_judge", valid("03_judge") | {"language": ""}).language == ""
+    with pytest.raises(InputError, match="language is "):
+        validate("03_judge", valid("03_judge") | {"language": language})
 
 
 def test_every_fault_is_named_at_once():

@@ -123,7 +123,7 @@ def italian(tmp_path_factory, model):
                               "max_rows": 0},
                 "02_sample": {"prompts": str(DATA / "prompts/vicuna_it_80.jsonl"), "prompt_column": "text",
                               "max_prompts": 24, "exclude": "", "model": model, "sampling": sampling},
-                "03_judge": {"judge": judge, "min_chosen": 0.0},
+                "03_judge": {"judge": judge, "min_chosen": 0.0, "language": ""},
                 "04_dpo": {"model": model, "max_pairs": 20, "training": str(home / "training.yaml"), "judge": judge,
                            "eval_prompts": write_jsonl(home / "held.jsonl", [{"prompt": q} for q in QUESTIONS]),
                            "prompt_column": "prompt", "sampling": sampling},
@@ -143,7 +143,7 @@ def metrics(run_dir, stem):
 
 def test_italian_pairs_come_out_as_the_people_marked_them(italian):
     run_dir, _, _ = italian
-    assert metrics(run_dir, "01_rerank")["verdicts"] == {"kept": 96, "swapped": 8, "tie": 163}
+    assert metrics(run_dir, "01_rerank")["verdicts"] == {"kept": 95, "swapped": 8, "tie": 163} | {"filtered:looping": 1}
 
 
 def test_every_stage_says_its_time_and_an_unchanged_one_is_skipped(italian):
@@ -192,7 +192,7 @@ def test_notebook_runs_alone_with_papermill_from_any_folder(stem, italian, model
         "01_rerank": judged | {"dataset": str(demo / "off_policy.jsonl"), "prompt_column": "prompt"},
         "02_sample": {"prompts": checks, "prompt_column": "prompt", "exclude": "", "model": model,
                       "sampling": "max_tokens: 8", "chat_template_kwargs": ""},
-        "03_judge": judged | {"samples": str(run_dir / "02_sample")},
+        "03_judge": judged | {"samples": str(run_dir / "02_sample"), "language": ""},
         "04_dpo": judged | {"off_policy": "", "on_policy": str(run_dir / "03_judge"), "model": model,
                             "eval_prompts": checks, "prompt_column": "prompt", "sampling": "max_tokens: 8",
                             "training": str(run_dir.parent.parent / "training.yaml")},
@@ -438,7 +438,7 @@ def test_training_without_a_pair_points_at_the_drop_report(tmp_path, model):
                               "judge": "verifier"},
                 "02_sample": {"prompts": write_jsonl(tmp_path / "few.jsonl", prompts), "prompt_column": "prompt",
                               "exclude": "", "model": model, "sampling": "max_tokens: 30"},
-                "03_judge": {"judge": "verifier", "min_chosen": 1.0},
+                "03_judge": {"judge": "verifier", "min_chosen": 1.0, "language": ""},
                 "04_dpo": {"model": model, "off_policy": "", "judge": "verifier",
                            "eval_prompts": str(tmp_path / "few.jsonl"), "prompt_column": "prompt"},
             },
