@@ -64,7 +64,8 @@ def candidates(
             for side, text in zip(("chosen", "rejected"), texts, strict=True)
         ]
         extra = {"responses": responses, "chat_template_kwargs": {}, "label": _label(row, label, number)}
-        result.append(screen(prompt_columns(row, prompt, number) | extra))
+        # a given answer that loops is the judge's to see: people may have labelled the pair
+        result.append(screen(prompt_columns(row, prompt, number) | extra, looping=False))
     labels = Counter(row["label"] for row in result)
     if min(labels["first"], labels["tie"]) >= 5 and not labels["second"]:
         log.warning("column %r holds 0 and 1 but never 2; here 0 is a tie, 1 the chosen and 2 the rejected side", label)
@@ -99,13 +100,14 @@ def prompt_columns(row: Mapping[str, Any], column: str, number: int) -> Row:
     }
 
 
-def marked(responses: Iterable[Row], *, language: str = "") -> list[Row]:
+def marked(responses: Iterable[Row], *, language: str = "", looping: bool = True) -> list[Row]:
     """Give every response of one prompt a `mark`, one of `MARKS`; it is empty where a pair may contain the response.
 
     A loop that was cut off is marked as a loop: more tokens would not end it.
 
     Args:
         language: the responses should be in; empty for any. One whose language cannot be told is let pass.
+        looping: whether a loop is a fault.
     """
     result: list[Row] = []
     seen: set[str] = set()
@@ -114,7 +116,7 @@ def marked(responses: Iterable[Row], *, language: str = "") -> list[Row]:
         mark = ""
         if not text:
             mark = "empty"
-        elif loops(text):
+        elif looping and loops(text):
             mark = "looping"
         elif response["finish_reason"] == "length":
             mark = "truncated"
@@ -142,9 +144,9 @@ def usable(responses: list[Row]) -> list[int]:
     return [i for i, response in enumerate(responses) if not response["mark"]]
 
 
-def screen(row: Row, *, language: str = "") -> Row:
+def screen(row: Row, *, language: str = "", looping: bool = True) -> Row:
     """Mark the responses of a row; with fewer than two usable ones its verdict is `filtered:<the commonest mark>`."""
-    responses = marked(row["responses"], language=language)
+    responses = marked(row["responses"], language=language, looping=looping)
     reasons = Counter(r["mark"] for r in responses if r["mark"])
     lost = reasons and len(usable(responses)) < 2
     return row | {"responses": responses, "verdict": f"filtered:{reasons.most_common(1)[0][0]}" if lost else ""}

@@ -284,11 +284,6 @@ def test_nothing_judged_is_nothing_measured():
 # people's labels
 
 
-def unscreened(rows):
-    """The rows with every response usable: what is published counts those that loop as well."""
-    return [row | {"verdict": "", "responses": [r | {"mark": ""} for r in row["responses"]]} for row in rows]
-
-
 def test_a_judge_that_says_what_people_say_is_perfect(store):
     rows = candidates(
         real("preferences/mtbench_human_200.json"),
@@ -297,7 +292,7 @@ def test_a_judge_that_says_what_people_say_is_perfect(store):
         rejected="output_2",
         label="label",
     )
-    table = bias.qualify(Hand(labelled), unscreened(rows), store)
+    table = bias.qualify(Hand(labelled), rows, store)
     assert measured(table) == {
         "unanswered": (0, 200),
         "unparsed": (0, 200),
@@ -311,7 +306,7 @@ def test_a_judge_that_says_what_people_say_is_perfect(store):
     bias.insist(table)
 
 
-@pytest.mark.parametrize(("nothing", "right", "asked"), [("(nothing)", 628, 794), ("", 528, 675)])
+@pytest.mark.parametrize(("nothing", "right", "asked"), [("(nothing)", 628, 794), ("", 587, 744)])
 def test_the_recorded_verdicts_of_gpt_35_agree_with_people_as_published(nothing, right, asked, store):
     people, recorded = (real(f"preferences/pandalm_999{name}.json") for name in ("", "_gpt35_verdicts"))
     unanimous = [
@@ -322,12 +317,11 @@ def test_the_recorded_verdicts_of_gpt_35_agree_with_people_as_published(nothing,
     ]
     rows = candidates(unanimous, prompt="q", chosen="response1", rejected="response2", label="label")
     rows = [row | {"said": source["said"]} for row, source in zip(rows, unanimous, strict=True)]
-    rows = unscreened(rows) if nothing else rows
     said = {"1": [1.0, 0.0], "2": [0.0, 1.0], "Tie": [0.5, 0.5]}
     table = bias.qualify(Hand(lambda row, texts: said.get(row["said"]), orders=1), rows, store)
-    # answers of nothing and endless ones are never shown to a judge of the kit, and the rest is harder to judge
+    # answers of nothing are never shown to a judge of the kit
     assert measured(table)["agreement"] == (pytest.approx(right / asked), asked)
-    assert table.share["agreement"] == pytest.approx(0.79 if nothing else 0.78, abs=0.003)
+    assert table.share["agreement"] == pytest.approx(0.79, abs=0.002)
     if asked == 794:
         assert measured(table)["unparsed"] == (8 / 794, 794)
         assert measured(table)["ties"] == (28 / 786, 786)

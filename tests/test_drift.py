@@ -54,17 +54,15 @@ def test_what_build_trainer_passes_is_known_and_arrives(tiny_llama, tmp_path):
     assert len(trained) == 2 * 2 * 7  # A and B of seven projections in two layers; neither embeddings nor head
 
 
-def test_what_the_client_is_asked_for_is_known(monkeypatch):
-    calls = []
-    signature = inspect.signature(openai.resources.chat.AsyncCompletions.create)
-    monkeypatch.setattr(openai.resources.chat.AsyncCompletions, "create", recorder(calls))
-    request = Request(
-        ({"role": "user", "content": "hi"},), 1, Sampling(0.8, top_k=5), {"type": "json_schema", "json_schema": {}}
-    )
-    with ChatServer() as server, pytest.raises(Recorded):
+def test_what_the_server_is_asked_for_is_known_to_the_client():
+    known = set(inspect.signature(openai.resources.chat.AsyncCompletions.create).parameters)
+    schema = {"type": "json_schema", "json_schema": {}}
+    request = Request(({"role": "user", "content": "hi"},), 1, Sampling(0.8, top_k=5), schema, logprobs=True)
+    with ChatServer() as server:
         list(ApiEngine(server.url, "m", chat_template_kwargs={"a": 1}).generate([request], seed=0))
-    assert set(calls[0]) <= set(signature.parameters)
-    assert {"temperature", "top_p", "max_tokens", "seed", "response_format"} <= set(calls[0])
+    [asked] = server.calls
+    assert set(asked) - known == {"top_k", "chat_template_kwargs"}, "what vLLM takes beyond OpenAI's names"
+    assert {"temperature", "top_p", "max_tokens", "seed", "response_format", "logprobs", "top_logprobs"} <= set(asked)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.8])

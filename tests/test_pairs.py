@@ -68,13 +68,17 @@ def test_of_a_response_that_is_a_conversation_the_last_turn_counts():
         ({"bad": "A"}, "filtered:identical"),
         ({"bad": " A\n"}, "filtered:identical"),
         ({"rejected_finish_reason": "length"}, "filtered:truncated"),
-        ({"bad": loop}, "filtered:looping"),
     ],
 )
 def test_a_row_that_can_give_no_pair_stays_and_says_why(change, verdict):
     (row,) = candidates([{"q": "Ciao?", "good": "A", "bad": "B"} | change], **COLUMNS)
     assert row["verdict"] == verdict
     assert decided(row) == (verdict, -1, -1)
+
+
+def test_a_given_answer_that_loops_is_for_the_judge_to_see():
+    (row,) = candidates([{"q": "Ciao?", "good": "A", "bad": loop}], **COLUMNS)
+    assert (row["verdict"], [r["mark"] for r in row["responses"]]) == ("", ["", ""])
 
 
 @pytest.mark.parametrize(
