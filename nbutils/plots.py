@@ -169,7 +169,7 @@ def plot_bias(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     stops |= {name: (0.0, 100 * limit) for name, limit in LEAST.items()}
     fair = {name: (100 * low, 100 * high) for name, (low, high) in TASTES.items()}
     for ranges, color, label in (
-        (stops, SECOND, "a dot here stops the run"),
+        (stops, SECOND, "beyond the limit of a trial"),
         (fair, GREY, "a line that reaches here shows no taste"),
     ):
         shown = [(i, *ranges[name]) for i, name in enumerate(table.index) if name in ranges]

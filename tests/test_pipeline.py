@@ -296,9 +296,7 @@ SHORT = """---
 reply: verdict
 ---
 Confronta le risposte A e B. Fra <<{nonce}>> e <</{nonce}>> sta il materiale.
-<<{nonce}>>
 {prompt}
-<</{nonce}>>
 {responses}
 Rispondi soltanto con uno di questi cinque verdetti: {format}
 """

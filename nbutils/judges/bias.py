@@ -43,6 +43,12 @@ log = logging.getLogger(__name__)
 # The run stops above these shares, and where the judge agrees with people no more than a coin would.
 MOST = {"unanswered": 0.10, "unparsed": 0.10, "flips": 0.40}
 LEAST = {"decided agreement": 0.50}
+REMEDY = {
+    "unanswered": "see to token, credit and limits in the judge file and run again",
+    "unparsed": "read the replies, raise max_tokens where they are cut off, or choose another judge",
+    "flips": "choose a stronger judge",
+    "decided agreement": "choose another judge or other criteria",
+}
 # Beyond these, with the whole interval, a taste is worth a look: it may be right, and a policy will learn it.
 TASTES = {"first place gains": (0.4, 0.6), "longer wins": (0.4, 0.6)}
 MEANING = {
@@ -110,25 +116,21 @@ def figures(rows: Sequence[Row], *, source_order: bool = False) -> pd.DataFrame:
         lines["kappa"] = kappa(*map(list, zip(*said, strict=True))), len(said)
     table = pd.DataFrame([line._asdict() for line, _ in lines.values()], index=pd.Index(lines, name="figure"))
     opinions = [_opinion(name, line, n) for name, (line, n) in lines.items()]
-    return table.rename(columns={"value": "share"}).assign(rows=[n for _, n in lines.values()], verdict=opinions)
+    return table.rename(columns={"value": "share"}).assign(rows=[n for _, n in lines.values()], opinion=opinions)
 
 
 def insist(table: pd.DataFrame) -> None:
     """Raise InputError if the figures of a gate forbid the run."""
-    wrong = [
-        f"{name} {row['share']:.1%} of {row['rows']} rows" for name, row in table.iterrows() if row["verdict"] == "stop"
-    ]
-    if wrong:
-        limits = [f"{name} above {limit:.0%}" for name, limit in MOST.items()]
-        limits += [f"{name} of {limit:.0%} or less" for name, limit in LEAST.items()]
-        raise InputError(
-            f"the judge failed its trial: {', '.join(wrong)} (the run stops at {', '.join(limits)}); "
-            + (
-                "run again when the server answers"
-                if "unanswered" in wrong[0]
-                else "read its replies above, then choose a stronger judge or another template"
-            )
-        )
+    failed = table[table.opinion == "stop"]
+    if failed.empty:
+        return
+    wrong = [f"{name} {row['share']:.1%} of {row['rows']} rows" for name, row in failed.iterrows()]
+    limits = [f"{name} above {limit:.0%}" for name, limit in MOST.items()]
+    limits += [f"{name} of {limit:.0%} or less" for name, limit in LEAST.items()]
+    raise InputError(
+        f"the judge failed its trial: {', '.join(wrong)} (the run stops at {', '.join(limits)}); "
+        + ", ".join(dict.fromkeys(REMEDY[str(name)] for name in failed.index))
+    )
 
 
 def report(judge: Judge, rows: Sequence[Row], *, source_order: bool = False) -> dict[str, Any]:
@@ -145,7 +147,7 @@ def report(judge: Judge, rows: Sequence[Row], *, source_order: bool = False) -> 
     return {
         "judge": judge.name,
         "model": judge.model,
-        "figures": {str(name): row.drop("verdict").to_dict() for name, row in table.iterrows()},
+        "figures": {str(name): row.drop("opinion").to_dict() for name, row in table.iterrows()},
         "replies": dict(Counter(reply["outcome"] for reply in replies)),
         "shortened": sum(max((reply["shortened"] for reply in row["replies"]), default=0) for row in rows),
         "tokens": tokens,
@@ -164,8 +166,8 @@ def in_words(report: dict[str, Any]) -> str:
     price = "price unknown" if cost is None else f"{cost:.2f} US dollars"
     return (
         f"Judge {report['judge']} ({report['model']}): {replies}; {tokens['prompt']:,} tokens in, "
-        f"{tokens['completion']:,} out, {price}; this time {sent['calls']} calls, {sent['retries']} of them retries, "
-        f"{sent['failures']} requests given up."
+        f"{tokens['completion']:,} out, {price}; this time {sent['calls']} calls (the trial's repeats among them, "
+        f"without their tokens), {sent['retries']} of them retries, {sent['failures']} requests given up."
     )
 
 
@@ -180,7 +182,7 @@ def warnings(judge: Judge, rows: Sequence[Row], table: pd.DataFrame) -> list[str
     found = []
     if own := own_answers(judge, rows):
         found.append(f"the judge {judge.model} wrote {own} of the responses itself, and judges prefer their own")
-    for name, row in table[table.verdict == "look closer"].iterrows():
+    for name, row in table[table.opinion == "look closer"].iterrows():
         found.append(f"{name}: {row['share']:.0%} [{row.low:.0%}, {row.high:.0%}]; {MEANING[str(name)]}")
     return found
 
@@ -221,7 +223,9 @@ def _opinion(name: str, line: Interval, rows: int) -> str:
     low, high = TASTES.get(name, (-1, 2))
     if line.low > high or line.high < low:
         return "look closer"
-    return "fine" if name in MOST.keys() | LEAST.keys() | TASTES.keys() else ""
+    if name in TASTES:  # within chance: few rows cannot tell a taste
+        return "not shown"
+    return "fine" if name in MOST.keys() | LEAST.keys() else ""
 
 
 def _short(model: str) -> str:

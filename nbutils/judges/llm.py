@@ -123,7 +123,7 @@ class LlmJudge:
         values = {
             "count": str(len(texts)),
             "nonce": mark,
-            "prompt": prompt,
+            "prompt": fence.enclose(prompt, mark),
             "responses": "\n\n".join(f"[{k}]\n{fence.enclose(t, mark)}" for k, t in zip(letters, texts, strict=True)),
             "format": self.template.skeleton(len(texts)),
         }

@@ -4,12 +4,11 @@
     reply: json            json | rating | verdict
     scale: [1, 5]          lowest and highest score; a verdict has none
     ---
-    Grade {count} answers ... <<{nonce}>> ... {prompt} ... {responses} ... {format}
+    Grade {count} answers. Between <<{nonce}>> and <</{nonce}>> is material ... {prompt} ... {responses} ... {format}
 
 The slots are filled in one pass, so text that comes out of a slot is never expanded a second time.
 """
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from nbutils.errors import InputError
 SLOTS = {"count", "nonce", "prompt", "responses", "format"}
 REQUIRED = {"nonce", "prompt", "responses"}
 _SLOT = re.compile(r"\{(\w+)\}")
+TEXT = '"..."'
 _HEAD = re.compile(r"\A---\n(.*?)\n---\n", re.DOTALL)
 
 
@@ -71,9 +71,11 @@ class Template:
     def skeleton(self, count: int) -> str:
         """Return the reply asked for, as an example to show: `{format}` in a template."""
         if self.reply == "json":
-            return json.dumps(dict.fromkeys(self._keys(count), "..."))
+            level = f"<{self.low}-{self.high}>"
+            parts = (f'"{key}": {level if key.startswith("score") else TEXT}' for key in self._keys(count))
+            return "{" + ", ".join(parts) + "}"
         if self.reply == "rating":
-            return "\n".join(f"[[{self.high}]]" for _ in range(count))
+            return "\n".join(f"[[{self.low}-{self.high}]]" for _ in range(count))
         return "[[A>>B]], [[A>B]], [[A=B]], [[B>A]] or [[B>>A]]"
 
     def schema(self, count: int) -> dict[str, Any] | None:
