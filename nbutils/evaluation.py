@@ -80,13 +80,11 @@ def compare(
 
 def judge_report(judge: Judge, compared: Mapping[str, Sequence[Row]]) -> dict[str, Any]:
     """Return `judges.bias.report` on each held-out set; the answer before is the first response."""
-    return {
-        name: bias.report(
-            judge,
-            [row | {"responses": [{"text": row[f"{side}_text"]} for side in ("before", "after")]} for row in rows],
-        )
-        for name, rows in compared.items()
-    }
+    result = {}
+    for name, rows in compared.items():
+        judged = [row | {"responses": [{"text": row[f"{side}_text"]} for side in ("before", "after")]} for row in rows]
+        result[name] = bias.report(judge, judged, bias.figures(judged))
+    return result
 
 
 def summarise(rows: Sequence[Row], *, seed: int = 0) -> dict[str, Any]:

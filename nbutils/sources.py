@@ -10,6 +10,7 @@ Local folders are read file by file: `load_dataset` caches them by folder name, 
 import hashlib
 import json
 import re
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,26 @@ def find(name: str, *, run_dir: Path | None = None) -> Path | None:
     if found is None and "/" not in name and MOUNTS.is_dir():
         found = next((p.parent for p in sorted(MOUNTS.rglob(f"{name}/params.json"))), None)
     return found.resolve() if found else None
+
+
+def read_named(name: str, folder: Traversable, suffix: str, what: str) -> str | None:
+    """Return the text of a file that comes with the package under this name, or else of a path; None if neither is.
+
+    Args:
+        what: the file is, for the error.
+
+    Raises:
+        InputError: if a path's file is not UTF-8.
+    """
+    packaged, path = folder / f"{name}{suffix}", find(name)
+    if packaged.is_file():
+        return packaged.read_text(encoding="utf-8")
+    if path is None or not path.is_file():
+        return None
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise InputError(f"{what} {name}: the file is not UTF-8 text") from None
 
 
 def label(name: str) -> str:

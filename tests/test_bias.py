@@ -433,7 +433,7 @@ def test_the_report_adds_up_replies_tokens_and_what_they_cost():
         scored(["a", ""], verdict="filtered:empty"),
     ]
     judge = Hand(first, price=(0.5, 2.0), sent=(7, 2, 1))
-    report = bias.report(judge, rows, source_order=True)
+    report = bias.report(judge, rows, bias.figures(rows, source_order=True))
     assert report | {"figures": 0} == {
         "judge": "by hand",
         "model": "org/judge",
@@ -455,12 +455,12 @@ def test_the_report_adds_up_replies_tokens_and_what_they_cost():
 
 
 def test_without_a_price_no_cost_is_made_up():
-    assert bias.report(Hand(first), [judged(WIN)])["cost_usd"] is None
+    assert bias.report(Hand(first), [judged(WIN)], bias.figures([judged(WIN)]))["cost_usd"] is None
 
 
 @pytest.mark.parametrize("rows", [[], [judged(WIN, label="first")], [judged(WIN, label="tie"), judged(FLIP)]])
 def test_a_report_can_be_written_as_strict_json(rows):
-    written = json.loads(json.dumps(_finite(bias.report(Hand(first), rows)), allow_nan=False))
+    written = json.loads(json.dumps(_finite(bias.report(Hand(first), rows, bias.figures(rows))), allow_nan=False))
     assert written["figures"]["unanswered"]["rows"] == len(rows)
     assert written["figures"]["repeat flips"] == {"share": None, "low": 0, "high": 1, "rows": 0}
 

@@ -142,7 +142,7 @@ def test_with_three_faults_in_ten_calls_every_row_is_judged_or_unparsed_and_ever
     with ChatServer(faulty) as server:
         judge = judge_at(server.url, tmp_path, timeout=1.5)
         judged = run(judge, rows, store)
-    report = bias.report(judge, judged)
+    report = bias.report(judge, judged, bias.figures(judged))
     did, replies, sent = faulty.did, report["replies"], report["sent"]
     assert min(did[name] for name in FAULTS) >= 10
     # every row
@@ -174,7 +174,7 @@ def test_what_a_server_never_answered_is_accounted_for_too(store, tmp_path):
         judge = judge_at(server.url, tmp_path)
         judge.engine._wait = 0.001
         judged = run(judge, [pair(i) for i in range(6)], store)
-    report = bias.report(judge, judged)
+    report = bias.report(judge, judged, bias.figures(judged))
     assert verdicts(judged) == ["swapped"] * 3 + ["unparsed"] + ["swapped"] * 2
     assert report["replies"] == {"parsed": 10, "unanswered": 2}
     assert report["sent"] == {"calls": len(server.calls), "retries": 14, "failures": 2}

@@ -416,7 +416,9 @@ def test_wrong_parameter_stops_the_command_before_the_first_stage(stages, senten
     ],
 )
 def test_wrong_input_stops_the_stage_in_one_sentence_and_leaves_no_folder(values, sentence, tmp_path):
-    assert sentence in fails(tmp_path, {"01_rerank": values})
+    said = fails(tmp_path, {"01_rerank": values})
+    assert sentence in said
+    assert said.rstrip().endswith(f"to go on: python -m nbutils.run {tmp_path / 'profile'} {tmp_path / 'run'}")
     assert not (tmp_path / "run" / "01_rerank").exists()
 
 

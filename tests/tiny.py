@@ -8,15 +8,14 @@ would, so samples differ in length and few are cut off. In another process: `pyt
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
-    LlamaConfig,
     LlamaForCausalLM,
     LlamaForSequenceClassification,
     PreTrainedTokenizerFast,
-    Qwen3Config,
     Qwen3ForCausalLM,
     Qwen3ForSequenceClassification,
 )
@@ -70,18 +69,8 @@ def make(folder: Path, kind: str = "llama", *, seed: int = 0, **sizes: int) -> P
         sizes: in place of those in SIZES.
     """
     tokenizer = make_tokenizer(kind)
-    config_class, model_class = {
-        "llama": (LlamaConfig, LlamaForCausalLM),
-        "qwen3": (Qwen3Config, Qwen3ForCausalLM),
-    }[kind]
-    ends = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        model = model_class(config_class(vocab_size=len(tokenizer), **SIZES | sizes, **ends))
-        _speak(model, tokenizer)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return Path(folder)
+    model_class = {"llama": LlamaForCausalLM, "qwen3": Qwen3ForCausalLM}[kind]
+    return _save(folder, model_class, tokenizer, seed, speaks=True, **sizes)
 
 
 def make_reward(folder: Path, kind: str = "llama", *, seed: int = 0, labels: int = 1, **sizes: int) -> Path:
@@ -94,14 +83,19 @@ def make_reward(folder: Path, kind: str = "llama", *, seed: int = 0, labels: int
     """
     tokenizer = make_tokenizer(kind)
     tokenizer.pad_token = tokenizer.eos_token
-    config_class, model_class = {
-        "llama": (LlamaConfig, LlamaForSequenceClassification),
-        "qwen3": (Qwen3Config, Qwen3ForSequenceClassification),
-    }[kind]
+    model_class = {"llama": LlamaForSequenceClassification, "qwen3": Qwen3ForSequenceClassification}[kind]
+    return _save(folder, model_class, tokenizer, seed, num_labels=labels, **sizes)
+
+
+def _save(
+    folder: Path, model_class: Any, tokenizer: PreTrainedTokenizerFast, seed: int, *, speaks: bool = False, **sizes: int
+) -> Path:
     ends = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = model_class(config_class(vocab_size=len(tokenizer), num_labels=labels, **SIZES | sizes, **ends))
+        model = model_class(model_class.config_class(vocab_size=len(tokenizer), **SIZES | sizes, **ends))
+        if speaks:
+            _speak(model, tokenizer)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return Path(folder)

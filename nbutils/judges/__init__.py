@@ -122,18 +122,12 @@ def read_file(name: str) -> tuple[str, VerifierFile | LlmFile | RewardFile]:
     Raises:
         InputError: if there is no such file, or naming every key that is unknown, missing or of the wrong type.
     """
-    packaged = resources.files(__package__)
-    known = sorted(p.name.removesuffix(".yaml") for p in packaged.iterdir() if p.name.endswith(".yaml"))
-    if name in known:
-        text = (packaged / f"{name}.yaml").read_text(encoding="utf-8")
-    else:
-        path = sources.find(name)
-        if path is None or not path.is_file():
-            raise InputError(f"judge: {name!r} is neither a file nor one of {', '.join(known)}")
-        try:
-            text, name = path.read_text(encoding="utf-8"), path.stem
-        except UnicodeDecodeError:
-            raise InputError(f"judge file {name} is not UTF-8 text") from None
+    folder = resources.files(__package__)
+    text = sources.read_named(name, folder, ".yaml", "judge file")
+    if text is None:
+        known = sorted(p.name.removesuffix(".yaml") for p in folder.iterdir() if p.name.endswith(".yaml"))
+        raise InputError(f"judge: {name!r} is neither a file nor one of {', '.join(known)}")
+    name = Path(name).stem
     try:
         return name, TypeAdapter(JudgeFile).validate_json(_as_json(text))
     except ValidationError as error:

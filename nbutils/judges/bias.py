@@ -22,7 +22,6 @@ A judge is held against pairs that people have labelled (1, 2, or 0 for a tie) l
     qualify(judges.load("rating_en", cache=Path("runs/models")), labelled, Store("runs/store.sqlite"))
 """
 
-import logging
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -37,8 +36,6 @@ from nbutils.records import Row, digest
 from nbutils.stats import Interval, kappa, wilson
 from nbutils.store import Store
 from nbutils.verdicts import EPS, decide, mean_scores
-
-log = logging.getLogger(__name__)
 
 # The run stops above these shares, and where the judge agrees with people no more than a coin would.
 MOST = {"unanswered": 0.10, "unparsed": 0.10, "flips": 0.40}
@@ -133,13 +130,15 @@ def insist(table: pd.DataFrame) -> None:
     )
 
 
-def report(judge: Judge, rows: Sequence[Row], *, source_order: bool = False) -> dict[str, Any]:
+def report(judge: Judge, rows: Sequence[Row], table: pd.DataFrame) -> dict[str, Any]:
     """Return everything to keep about the judging of a run: the figures, every request's outcome, tokens and cost.
 
     `replies` and `tokens` count what the rows rest on, whenever it was asked; `sent` what this process sent for it;
     `shortened` the responses that the judge did not read to their end.
+
+    Args:
+        table: the `figures` of these rows.
     """
-    table = figures(rows, source_order=source_order)
     replies = [reply for row in rows for reply in row["replies"]]
     tokens = {side: sum(reply[f"{side}_tokens"] for reply in replies) for side in ("prompt", "completion")}
     price = getattr(judge.file, "price", None)

@@ -103,16 +103,8 @@ def read_template(name: str) -> Template:
     Raises:
         InputError: if there is none, its head is faulty, or naming a slot that is missing or unknown.
     """
-    packaged = resources.files("nbutils") / "templates" / f"{name}.txt"
-    path = sources.find(name)
-    if packaged.is_file():
-        content = packaged.read_text(encoding="utf-8")
-    elif path is not None and path.is_file():
-        try:
-            content = path.read_text(encoding="utf-8-sig")
-        except UnicodeDecodeError:
-            raise InputError(f"template {name}: the file is not UTF-8 text") from None
-    else:
+    content = sources.read_named(name, resources.files("nbutils") / "templates", ".txt", "template")
+    if content is None:
         raise InputError(f"template: {name!r} is neither a file nor a template of the kit")
     head, text = _read_head(name, content.replace("\r\n", "\n"))
     slots = set(_SLOT.findall(text))
