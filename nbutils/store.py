@@ -137,34 +137,43 @@ def answer(
         Interrupted: at the deadline. Everything answered so far is stored.
     """
     size = engine.chunk_size or max(len(requests), 1)
-    replies: list[Reply | None] = []
+    known: dict[str, Reply | None] = {}
+    order: list[str] = []
+    queued: set[str] = set()
+    todo: list[tuple[list[str], list[Request], int]] = []
+    for start in range(0, len(requests), size):
+        chunk = requests[start : start + size]
+        chunk_seed = _chunk_seed(seed, chunk) if engine.chunk_size else seed
+        keys = [_key(engine, request, chunk_seed) for request in chunk]
+        wanted = dict(zip(keys, chunk, strict=True))  # a request that occurs twice is asked once
+        known |= {key: store.get(key) for key in wanted if key not in known}
+        missing = [key for key in wanted if known[key] is None and key not in queued]
+        if missing and engine.chunk_size and any(request.sampling.temperature for request in chunk):
+            missing = list(wanted)
+        if missing:
+            queued |= set(missing)
+            todo.append((missing, [wanted[key] for key in missing], chunk_seed))
+        order += keys
     with tqdm(total=len(requests), desc=title, mininterval=10, unit="request") as bar:
-        for start in range(0, len(requests), size):
-            chunk = requests[start : start + size]
-            chunk_seed = _chunk_seed(seed, chunk) if engine.chunk_size else seed
-            keys = [_key(engine, request, chunk_seed) for request in chunk]
-            wanted = dict(zip(keys, chunk, strict=True))  # a request that occurs twice is asked once
-            known = {key: store.get(key) for key in wanted}
-            missing = [key for key, reply in known.items() if reply is None]
-            if missing and engine.chunk_size:
-                if time.time() > deadline:
-                    raise Interrupted(f"time budget used up after {start} of {len(requests)} requests; {GO_ON}")
-                if any(request.sampling.temperature for request in chunk):
-                    missing = list(wanted)
-            bar.update(len(chunk) - len(missing))
-            batch = []
-            asked = [wanted[key] for key in missing]
-            for i, reply in engine.generate(asked, seed=chunk_seed, deadline=deadline) if asked else ():
-                known[missing[i]] = reply
-                batch.append((missing[i], engine, asked[i], reply))
-                bar.set_postfix(retries=engine.tally.retries, failures=engine.tally.failures, refresh=False)
-                bar.update(1)
-                if not engine.chunk_size:
+        bar.update(len(order) - sum(len(missing) for missing, _, _ in todo))
+        batch: list[tuple[str, Engine, Request, Reply]] = []
+        current = 0
+        for c, i, reply in engine.generate_chunks([(asked, s) for _, asked, s in todo], deadline=deadline):
+            if c != current:
+                if batch:  # the last chunk had requests that failed for good
                     store.put(batch)
-                    batch = []
-            if batch:
+                batch, current = [], c
+            missing, asked, _ = todo[c]
+            known[missing[i]] = reply
+            batch.append((missing[i], engine, asked[i], reply))
+            bar.set_postfix(retries=engine.tally.retries, failures=engine.tally.failures, refresh=False)
+            bar.update(1)
+            if not engine.chunk_size or len(batch) == len(asked):
                 store.put(batch)
-            replies += [known[key] for key in keys]
+                batch = []
+        if batch:
+            store.put(batch)
+    replies = [known[key] for key in order]
     unanswered = sum(reply is None for reply in replies)
     if unanswered and time.time() > deadline:
         raise Interrupted(f"time budget used up with {unanswered} of {len(requests)} requests to go; {GO_ON}")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from nbutils.engines import Reply, Request, Sample, Tally
+from nbutils.engines import Engine, Reply, Request, Sample, Tally
 from nbutils.pairs import marked
 from nbutils.records import messages, prompt_id
 
@@ -54,7 +54,7 @@ def request(text="hi", **fields):
     return Request(messages=({"role": "user", "content": text},), **fields)
 
 
-class ScriptedEngine:
+class ScriptedEngine(Engine):
     """Answers with `script(request, rng)`, a text or a Sample, and remembers what it was asked.
 
     None is a request that fails for good.

@@ -135,7 +135,7 @@ def test_a_request_that_failed_is_not_stored_and_asked_again(store):
 
 def test_no_chunk_is_started_after_the_deadline_and_the_next_run_goes_on(store):
     engine = ScriptedEngine(hello, chunk_size=2)
-    with pytest.raises(Interrupted, match="0 of 3 requests"):
+    with pytest.raises(Interrupted, match="3 of 3 requests to go"):
         answer(store, engine, [request(t) for t in "abc"], deadline=time.time() - 1)
     assert engine.asked == []
     assert texts(answer(store, engine, [request(t) for t in "abc"])) == ["hello"] * 3

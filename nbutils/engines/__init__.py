@@ -4,6 +4,8 @@ An engine takes requests and yields replies as they come. `local.TransformersEng
 GPU or CPU; `api.ApiEngine` asks an OpenAI-compatible server. Both are used through `nbutils.store.answer`.
 """
 
+import time
+from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -133,9 +135,25 @@ class Engine(Protocol):
     # what frames a turn for this engine's tokenizer, where it is known
     special_tokens: tuple[str, ...]
 
+    @abstractmethod
     def generate(self, requests: Sequence[Request], *, seed: int, deadline: float) -> Iterator[tuple[int, Reply]]:
         """Yield (index into requests, reply) in any order; a request that fails for good is left out."""
         ...
+
+    def generate_chunks(
+        self, chunks: Sequence[tuple[Sequence[Request], int]], *, deadline: float
+    ) -> Iterator[tuple[int, int, Reply]]:
+        """Yield (index into chunks, index into its requests, reply), one chunk after the other.
+
+        Args:
+            chunks: requests drawn together, and their seed.
+            deadline: `time.time()` after which no further chunk is started.
+        """
+        for c, (requests, seed) in enumerate(chunks):
+            if self.chunk_size and time.time() > deadline:
+                return
+            for i, reply in self.generate(requests, seed=seed, deadline=deadline):
+                yield c, i, reply
 
 
 def load(

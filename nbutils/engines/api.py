@@ -23,7 +23,7 @@ from openai.types.chat import ChatCompletion
 from tenacity import AsyncRetrying, RetryCallState, RetryError, retry_if_exception, stop_after_attempt
 from tenacity.wait import wait_exponential, wait_random
 
-from nbutils.engines import Reply, Request, Tally, completions
+from nbutils.engines import Engine, Reply, Request, Tally, completions
 from nbutils.errors import InputError, Interrupted
 
 log = logging.getLogger(__name__)
@@ -48,7 +48,7 @@ _REASONS = {
 }
 
 
-class ApiEngine:
+class ApiEngine(Engine):
     """A chat model behind an OpenAI-compatible server."""
 
     chunk_size = 0

@@ -14,7 +14,7 @@ import torch
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from nbutils import models
-from nbutils.engines import Reply, Request, Sample, Sampling, Tally, numbers_in
+from nbutils.engines import Engine, Reply, Request, Sample, Sampling, Tally, numbers_in
 from nbutils.errors import InputError
 from nbutils.preflight import Device
 
@@ -83,7 +83,7 @@ class Watch(LogitsProcessor):  # type: ignore[misc]
         return scores
 
 
-class TransformersEngine:
+class TransformersEngine(Engine):
     """A causal language model, optionally with a LoRA adapter that stays unmerged."""
 
     chunk_size = 32

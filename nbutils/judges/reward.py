@@ -19,7 +19,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from nbutils import models, preflight
-from nbutils.engines import Reply, Request, Sample, Sampling, Tally
+from nbutils.engines import Engine, Reply, Request, Sample, Sampling, Tally
 from nbutils.errors import InputError
 from nbutils.judges import Judgement, RewardFile
 from nbutils.judges.fence import neutral, shorten
@@ -116,7 +116,7 @@ class RewardJudge:
         return Judgement([scores], [feedback], [record]) if answered else Judgement(replies=[record])
 
 
-class RewardEngine:
+class RewardEngine(Engine):
     """Answers a request with the raw score of its messages, as text; see `engines.Engine`."""
 
     chunk_size = 0
