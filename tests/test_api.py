@@ -342,7 +342,7 @@ def test_a_request_that_waits_for_its_next_try_is_not_sent_once_the_run_has_stop
     with ChatServer(comes_back_later_then_is_out_of_credit) as server, pytest.raises(InputError, match="credit"):
         answer(store, engine(server), ask("a", "b"))
     assert time.monotonic() - started < 10
-    assert server.asked() == ["a", "b"]
+    assert sorted(server.asked()) == ["a", "b"]  # both are in flight at once
 
 
 def test_a_request_that_waits_for_its_turn_is_not_sent_once_the_run_has_stopped(store):
