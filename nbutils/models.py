@@ -21,6 +21,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -157,6 +158,24 @@ def special_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
     """
     added, template = tokenizer.added_tokens_decoder.values(), str(tokenizer.chat_template)
     return tuple(t.content for t in added if t.special or (t.content.strip() and t.content in template))
+
+
+def stop_ids(path: str, tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """Return the tokens that end a completion: those the model's generation settings declare, and the tokenizer's."""
+    try:
+        declared = GenerationConfig.from_pretrained(path).eos_token_id
+    except OSError:  # a model saved without them
+        declared = _from_pretrained(AutoConfig, path).get_text_config().eos_token_id
+    ids = {*(declared if isinstance(declared, list) else [declared]), tokenizer.eos_token_id}
+    return {i for i in ids if i is not None}
+
+
+def adapter_rank(adapter: str) -> int:
+    """Return the highest rank among an adapter's matrices."""
+    from peft import PeftConfig
+
+    config = PeftConfig.from_pretrained(adapter)
+    return max(int(config.r), *map(int, (config.rank_pattern or {}).values()), 0)
 
 
 def weights_digest(path: str) -> str:

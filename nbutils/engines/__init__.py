@@ -1,9 +1,11 @@
 """One interface for everything that turns messages into text: the policy, a local judge, a judge over the network.
 
 An engine takes requests and yields replies as they come. `local.TransformersEngine` runs a model in this process on any
-GPU or CPU; `api.ApiEngine` asks an OpenAI-compatible server. Both are used through `nbutils.store.answer`.
+GPU or CPU, `vllm.VllmEngine` in worker processes, one per GPU; `api.ApiEngine` asks an OpenAI-compatible server. All
+are used through `nbutils.store.answer`.
 """
 
+import logging
 import time
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -14,6 +16,10 @@ from typing import Any, Protocol
 import numpy as np
 
 from nbutils.errors import InputError
+
+log = logging.getLogger(__name__)
+
+ENGINES = ("auto", "vllm", "transformers")
 
 
 @dataclass(frozen=True)
@@ -165,29 +171,49 @@ def load(
     chat_template_kwargs: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> Engine:
-    """Return the engine a parameter names: `transformers`, or the URL of an OpenAI-compatible server.
+    """Return the engine a parameter names: `transformers`, `vllm`, or the URL of an OpenAI-compatible server.
+
+    `auto` is vLLM where it can run, found out by starting it, otherwise transformers; the reason is logged.
 
     Args:
         cache: folder for converted models.
-        options: what only this engine takes: batch_size, or concurrency and the other limits of `api.ApiEngine`.
+        options: what only one engine takes: batch_size of transformers, workers of vLLM, limits of `api.ApiEngine`.
 
     Raises:
-        InputError: if the name is neither, or an adapter is asked of a server (it serves what it was started with).
+        InputError: if the name is none of these, or the engine cannot run here.
     """
-    template = dict(chat_template_kwargs or {})
-    if name == "transformers":
-        from nbutils.engines.local import TransformersEngine
-        from nbutils.preflight import pick_device
+    options |= {"chat_template_kwargs": dict(chat_template_kwargs or {})}
+    if name.startswith(("http://", "https://")):
+        if adapter:
+            raise InputError(
+                "adapter: a server samples the model it was started with; start it with the adapter instead"
+            )
+        from nbutils.engines.api import ApiEngine
 
-        return TransformersEngine(
-            model, device=pick_device(), cache=cache, adapter=adapter, chat_template_kwargs=template, **options
-        )
-    if not name.startswith(("http://", "https://")):
+        return ApiEngine(name, model, **options)
+    if name in ("auto", "vllm"):
+        from nbutils.engines.vllm import VllmEngine
+
+        try:
+            engine = VllmEngine(model, cache=cache, adapter=adapter, **_without(options, "batch_size"))
+            if name == "vllm":
+                return engine
+            engine.start()
+            log.info("engine: vllm %s on %s", engine.version, engine.device.reason)
+            return engine
+        except InputError as error:
+            if name == "vllm":
+                raise
+            log.info("engine: transformers, because %s", error)
+    elif name != "transformers":
         raise InputError(
-            f"engine: expected 'transformers' or a server's URL like http://127.0.0.1:8000/v1, got {name!r}"
+            f"engine: expected {', '.join(ENGINES)} or a server's URL like http://127.0.0.1:8000/v1, got {name!r}"
         )
-    if adapter:
-        raise InputError("adapter: a server samples the model it was started with; start it with the adapter instead")
-    from nbutils.engines.api import ApiEngine
+    from nbutils.engines.local import TransformersEngine
+    from nbutils.preflight import pick_device
 
-    return ApiEngine(name, model, chat_template_kwargs=template, **options)
+    return TransformersEngine(model, device=pick_device(), cache=cache, adapter=adapter, **options)
+
+
+def _without(options: Mapping[str, Any], name: str) -> dict[str, Any]:
+    return {key: value for key, value in options.items() if key != name}
