@@ -1,13 +1,18 @@
 """Choosing the prompts to sample: readable, of a sensible length, each once, none that an evaluation set holds.
 
 Used by 02, and by 04 to keep its held-out prompts apart from the training pairs. Near-duplicates are found by MinHash
-over character 5-grams, which needs no word splitter and so works for any language (Broder 1997).
+over character 5-grams, which needs no word splitter and so works for any language (Broder 1997). It sees that two
+texts resemble each other as a whole; a passage that two otherwise different prompts share is found by `Runs`.
+Neither sees that two differently worded prompts ask the same: of the 80 Vicuna questions in two Italian translations
+MinHash finds 12, both together 18, without a false hit (tests/test_prompts.py).
 """
 
 import functools
+import logging
 import random
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from datasketch import MinHash, MinHashLSH
@@ -16,13 +21,35 @@ from nbutils.errors import InputError
 from nbutils.pairs import prompt_columns
 from nbutils.records import Messages, Row
 
-# Jaccard similarity of 5-gram sets from which two prompts count as the same
+log = logging.getLogger(__name__)
+
+# Jaccard similarity of 5-gram sets from which two prompts count as the same. Lower finds more translations of one
+# question, but "the square root of 121" and "of two" are at 0.76 already, and at 0.5 all questions for a capital match.
 NEAR = 0.7
+# words in a row that two prompts share by no accident (Brown et al. 2020, appendix C)
+RUN = 13
+# words of a stock phrase, and the share of all prompts that hold it; below 100 prompts nothing can be called frequent
+PHRASE, COMMON = 5, 0.01
 
 
 def from_rows(rows: Iterable[Mapping[str, Any]], column: str) -> list[Row]:
-    """Turn source rows into rows of the `prompts` schema; an empty prompt is an error that names its row."""
-    return [prompt_columns(row, column, number) for number, row in enumerate(rows)]
+    """Turn source rows into rows of the `prompts` schema.
+
+    Raises:
+        InputError: naming row and column, if a prompt is empty or neither text nor a list of messages, or if the
+            column holds both: then it is not the column it was taken for, or two sources were run together.
+    """
+    result = []
+    kinds: dict[bool, Any] = {}
+    for number, row in enumerate(rows):
+        result.append(prompt_columns(row, column, number))
+        kinds.setdefault(isinstance(row[column], str), row.get("id", number))
+        if len(kinds) == 2:
+            raise InputError(
+                f"row {row.get('id', number)}, column {column!r}: prompts must be all text or all lists of messages; "
+                f"row {kinds[True]} holds text, row {kinds[False]} messages"
+            )
+    return result
 
 
 def select(
@@ -30,46 +57,70 @@ def select(
     *,
     min_chars: int,
     max_chars: int,
+    fits: Callable[[Row], bool] | None = None,
     exclude: Sequence[Row] = (),
     max_prompts: int = 0,
     seed: int = 0,
 ) -> tuple[list[Row], dict[str, int]]:
     """Return the prompts to sample and how many were dropped for what.
 
-    They keep their order unless `max_prompts` is set: then they are shuffled first, so that a larger `max_prompts`
-    adds prompts to the same ones.
+    They keep their order unless `max_prompts` is set: then they are shuffled first and taken from one `category`
+    after the other, so that each gives the same number, or all it has and the others fill up (a warning names it).
+    A larger `max_prompts` adds prompts to the same ones.
 
     Args:
         min_chars, max_chars: window for the last turn, in characters.
-        exclude: prompts whose near-duplicates must not be sampled (held-out sets).
+        fits: whether a prompt leaves the model room for an answer, in tokens; asked last, of prompts that are dropped
+            for nothing else.
+        exclude: prompts that must not be sampled (held-out sets): themselves, near-duplicates, shared passages.
         max_prompts: how many to return at most; 0 sets no limit.
         seed: of the shuffle.
 
     Raises:
         InputError: if nothing is left.
     """
+    ids = set[str]()
+    seen, held_out, passages = Near(), Near(exclude), Runs(exclude, among=rows)
+
+    def fault(row: Row) -> str:
+        length = len(row["prompt"][-1]["content"])
+        checks: dict[str, Callable[[], bool]] = {
+            "too short": lambda: length < min_chars,
+            "too long": lambda: length > max_chars,
+            "in exclude": lambda: held_out.holds(row) or passages.holds(row),
+            "duplicate": lambda: row["prompt_id"] in ids,
+            "near-duplicate": lambda: seen.holds(row),
+            "over context": lambda: fits is not None and not fits(row),
+        }
+        return next((reason for reason, holds in checks.items() if holds()), "")
+
     dropped: Counter[str] = Counter()
     kept: list[Row] = []
-    held_out, seen = Near(exclude), Near()
-    order = random.Random(seed).sample(rows, len(rows)) if max_prompts else rows
-    for number, row in enumerate(order):
-        if max_prompts and len(kept) == max_prompts:
-            dropped["over max_prompts"] = len(rows) - number
-            break
-        length = len(row["prompt"][-1]["content"])
-        if length < min_chars:
-            dropped["too short"] += 1
-        elif length > max_chars:
-            dropped["too long"] += 1
-        elif held_out.holds(row):
-            dropped["in exclude"] += 1
-        elif seen.holds(row):
-            dropped["duplicate"] += 1
+    groups: dict[str, deque[Row]] = {}
+    for row in random.Random(seed).sample(rows, len(rows)) if max_prompts else rows:
+        groups.setdefault(row["category"] if max_prompts else "", deque()).append(row)
+    waiting = deque(groups.values())
+    while waiting and len(kept) < (max_prompts or len(rows)):
+        row = waiting[0].popleft()
+        reason = fault(row)
+        if reason:
+            dropped[reason] += 1
         else:
-            seen.add(row)
             kept.append(row)
+            ids.add(row["prompt_id"])
+            seen.add(row)
+        if not waiting[0]:
+            waiting.popleft()
+        elif not reason:
+            waiting.rotate(-1)  # it is the next category's turn
     if not kept:
-        raise InputError(f"no prompt is left of {len(rows)}: {dict(dropped)}; look at the window and at `exclude`")
+        raise InputError(
+            f"no prompt is left of {len(rows)}: {dict(dropped)}; look at the window and at `exclude`, and for those "
+            "over context at max_tokens"
+        )
+    if waiting:
+        dropped["over max_prompts"] = sum(map(len, waiting))
+    _warn_of_small(groups, kept, max_prompts // len(groups))
     return kept, dict(dropped)
 
 
@@ -91,6 +142,41 @@ class Near:
         return row["prompt_id"] in self._ids or bool(self._index.query(_minhash(row["prompt"])))
 
 
+class Runs:
+    """The runs of 13 words of held-out prompts; it can tell whether another prompt shares one of them.
+
+    As in the decontamination of GPT-3 (Brown et al. 2020, appendix C), case and punctuation do not count, and runs
+    that are frequent are ignored: they are how tasks of a kind are worded ("explain your answer step by step, so
+    that the reader..."), not what is asked. GPT-3 ignored runs found in more than 10 documents. Sets of prompts are
+    small and their wordings combine, so frequency is told by phrases of five words here: a phrase that one prompt in a
+    hundred holds, and three at least, is stock, and a run counts when most of its words stand in no stock phrase.
+
+    Args:
+        rows: the held-out prompts.
+        among: the prompts that will be asked about; with `rows` they tell what is frequent.
+    """
+
+    def __init__(self, rows: Iterable[Row], *, among: Iterable[Row]):
+        held_out = [_words(text) for text in {_text(row["prompt"]) for row in rows}]
+        self._runs = {run for words in held_out for run in _grams(words, RUN)}
+        self._stock: set[tuple[str, ...]] = set()
+        if not self._runs:
+            return
+        phrases = {phrase for words in held_out for phrase in _grams(words, PHRASE)}
+        others = [_words(text) for text in {_text(row["prompt"]) for row in among}]
+        prompts = {tuple(words) for words in held_out + others}
+        counts = Counter(p for words in prompts for p in phrases.intersection(_grams(words, PHRASE)))
+        if len(prompts) * COMMON >= 1:
+            self._stock = {p for p, count in counts.items() if count >= max(3, len(prompts) * COMMON)}
+
+    def holds(self, row: Row) -> bool:
+        words = _words(_text(row["prompt"]))
+        shared = [i for i, run in enumerate(_grams(words, RUN)) if run in self._runs]
+        starts = [i for i, p in enumerate(_grams(words, PHRASE)) if p in self._stock] if shared else []
+        stock = {i + k for i in starts for k in range(PHRASE)}
+        return any(len(stock.intersection(range(i, i + RUN))) <= RUN // 2 for i in shared)
+
+
 def given(row: Row, *, system_prompt: str, suffix: str) -> Row:
     """Return the row with its prompt exactly as the model is given it: system prompt before, suffix after.
 
@@ -104,8 +190,31 @@ def given(row: Row, *, system_prompt: str, suffix: str) -> Row:
     return row | {"prompt": turns}
 
 
+def _warn_of_small(groups: Mapping[str, Any], kept: Iterable[Row], share: int) -> None:
+    counts = Counter(row["category"] for row in kept)
+    small = [f"{name or 'no category'} ({counts[name]})" for name in groups if counts[name] < share]
+    if len(groups) > 1 and small:
+        more = f" and {len(small) - 8} more" if len(small) > 8 else ""
+        log.warning(
+            "%d of %d categories hold fewer prompts than an equal share of %d, and give all they have: %s",
+            len(small), len(groups), share, ", ".join(small[:8]) + more,
+        )  # fmt: skip
+
+
+def _text(prompt: Messages) -> str:
+    return " ".join(" ".join(turn["content"] for turn in prompt if turn["role"] != "system").lower().split())
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"\w+", text)
+
+
+def _grams(words: Sequence[str], n: int) -> Iterator[tuple[str, ...]]:
+    return zip(*(words[i:] for i in range(n)), strict=False)
+
+
 def _minhash(prompt: Messages) -> MinHash:
-    return _of_text(" ".join(" ".join(t["content"] for t in prompt if t["role"] != "system").lower().split()))
+    return _of_text(_text(prompt))
 
 
 @functools.lru_cache(maxsize=4)  # a prompt is looked up in two sets and then added to one

@@ -171,6 +171,22 @@ def test_real_answers_in_english_are_told_to_be_english():
     assert told.count("en") / (len(told) - 10) >= 0.98
 
 
+@pytest.mark.parametrize(
+    ("name", "columns", "others"),
+    [
+        # read: six answers to two requests for a translation into French
+        ("preferences/pandalm_999.json", ("response1", "response2"), {"fr": 6}),
+        ("preferences/mtbench_human_200.json", ("output_1", "output_2"), {}),
+    ],
+)
+def test_whatever_language_is_told_of_a_real_english_answer_is_right(name, columns, others):
+    texts = [row[column] for row in real(name) for column in columns if isinstance(row[column], str)]
+    told = [language(text) for text in texts if len(text.strip()) > 40]
+    assert {code: told.count(code) for code in set(told) - {"en", ""}} == others
+    # what cannot be told, by a look at forty of them, is lists of names, tables, forms, JSON and code
+    assert told.count("en") / len(told) >= 0.83
+
+
 def test_of_real_answers_only_those_that_loop_are_said_to():
     falcon = [s["output"] for row in real("samples/falcon7b_100x5.jsonl.gz") for s in row["samples"]]
     italian = [row[s] for row in real("preferences/shroom_it_pairs_267.jsonl.gz") for s in ("chosen", "rejected")]
