@@ -38,7 +38,7 @@ class LlmFile(BaseModel):
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
     kind: Literal["llm"]
-    engine: Literal["api", "transformers"] = "api"
+    engine: Literal["api", "auto", "vllm", "transformers"] = "api"
     model: str
     template: str  # a name in nbutils/templates, or a path
     orders: Literal[1, 2] = 2
@@ -48,7 +48,7 @@ class LlmFile(BaseModel):
     logprobs: bool = False  # score by the mean over the scale, where the engine tells probabilities
     gate_rows: int = Field(40, ge=0)  # rows judged as a trial before all are; 0 for none
     chat_template_kwargs: dict[str, Any] = {}
-    batch_size: int = Field(8, ge=1)  # of engine transformers: requests answered at once
+    batch_size: int = Field(8, ge=1)  # of engine transformers, also where auto takes it: requests answered at once
     # of engine api
     server: str = ""  # base URL
     key_variable: str = ""  # environment variable with the server's token; empty where it wants none

@@ -58,7 +58,7 @@ class LlmJudge:
     def engine(self) -> Engine:
         """The model that runs here; not loaded before it is needed, since a policy may be training beside it."""
         return engines.load(
-            "transformers",
+            self.file.engine,
             self.model,
             cache=self._cache,
             chat_template_kwargs=self.file.chat_template_kwargs,
