@@ -40,7 +40,7 @@ def open_stage(stem: str) -> Session:
     """Check the parameters of the notebook this is called in, and open its stage.
 
     Raises:
-        InputError: naming every wrong parameter at once, a missing token, or a run folder that cannot be used.
+        InputError: naming every wrong parameter at once, a missing token, or a run folder or store that cannot be used.
     """
     _log_to_notebook()
     datasets.disable_progress_bars()  # bars for what takes a second; the long cells have their own
@@ -55,9 +55,14 @@ def open_stage(stem: str) -> Session:
     if _session:  # the cell is run a second time
         _session.pop().stage.close()
     stage = stages.Stage(stem, run_folder(checked.run_dir))
+    try:
+        store = _open_store(stage.store_path)
+    except BaseException:
+        stage.close()  # or the cell, run again, would find the stage locked
+        raise
     hours = checked.time_budget_hours
     deadline = time.time() + hours * 3600 if hours else float("inf")
-    _session.append(Session(checked, stage, Store(stage.store_path), deadline))
+    _session.append(Session(checked, stage, store, deadline))
     return _session[0]
 
 
@@ -69,6 +74,15 @@ def run_folder(name: str) -> Path:
     path = Path(name).expanduser()
     inside = Path.cwd().is_relative_to(CHECKOUT) and (CHECKOUT / "notebooks").is_dir()
     return (CHECKOUT if inside and not path.is_absolute() else Path.cwd()) / path
+
+
+def _open_store(path: Path) -> Store:
+    """Open the run's store and take over what stands in mounted ones: the output of a run on an earlier machine."""
+    store = Store(path)
+    for mounted in sorted(MOUNTS.rglob("store.sqlite")) if MOUNTS.is_dir() else []:
+        if new := store.take(mounted):
+            log.info("%d replies taken over from %s", new, mounted)
+    return store
 
 
 def _kaggle_overrides(*, injected: bool) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from datasets import Dataset, Features, Json, List, Value
+from datasets import Dataset, Features, Json, List, Value, concatenate_datasets
 
 from nbutils.errors import InputError
 
@@ -173,8 +173,10 @@ def dataset(rows: Iterable[Row], features: Features) -> Dataset:
     rows = list(rows)
     for row in rows:
         check(row, features)
-    columns = {name: [_encodable(row[name]) for row in rows] for name in features}
-    return Dataset.from_dict(columns, features=features)
+    # in parts: the copy that turns rows into columns is never one of everything
+    parts = [rows[start : start + 1000] for start in range(0, len(rows) or 1, 1000)]
+    columns = ({name: [_encodable(row[name]) for row in part] for name in features} for part in parts)
+    return concatenate_datasets([Dataset.from_dict(part, features=features) for part in columns])
 
 
 def check(row: Row, features: Features) -> None:

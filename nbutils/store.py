@@ -2,13 +2,17 @@
 
 Used by 01, 02, 03 and 04 through `answer`. A reply is stored under a key of everything that determines it, so a second
 run, a killed run or an ablation asks only what is missing. Replies that make no sense to a parser are stored like any
-other: parsing happens later, on the stored text. Errors of a server are logged and never stored.
+other: parsing happens later, on the stored text. Errors of a server are logged and never stored. `Store.take` brings
+in the replies of another machine.
 """
 
 import hashlib
 import json
 import logging
+import os
+import shutil
 import sqlite3
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -26,6 +30,7 @@ log = logging.getLogger(__name__)
 
 VERSION = 1
 GO_ON = "everything answered is stored: run the same command or cell again to go on"
+ON_KAGGLE = "; in a new session, first add this notebook's output as its input"
 
 
 class Store:
@@ -38,6 +43,7 @@ class Store:
             InputError: if it is no store, was written by another version, or its folder is not writable.
         """
         self.path = Path(path)
+        self.unreadable: set[str] = set()  # keys whose stored reply makes no sense; `put` replaces it
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._db = sqlite3.connect(self.path, timeout=60, isolation_level=None)
@@ -49,7 +55,7 @@ class Store:
                 self._create()
         except (sqlite3.DatabaseError, OSError) as error:
             raise InputError(
-                f"cannot open the store {self.path}: {error}; name another run_dir or move the file"
+                f"cannot open the store {self.path}: {error}; move it away to start a new one, or name another run_dir"
             ) from None
         if version not in (0, VERSION):
             raise InputError(
@@ -69,24 +75,92 @@ class Store:
         )
 
     def get(self, key: str) -> Reply | None:
-        """Return the reply stored under this key, or None."""
-        row = self._db.execute("SELECT reply FROM replies WHERE key = ?", (key,)).fetchone()
+        """Return the reply stored under this key, or None; one that cannot be read counts as missing.
+
+        Raises:
+            InputError: if the file is damaged.
+        """
+        # as bytes: decoding damaged ones is up to us, SQLite would stop there
+        row = self._first("SELECT CAST(reply AS BLOB) FROM replies WHERE key = ?", key)
         if row is None:
             return None
-        reply = json.loads(row[0])
-        return Reply(tuple(map(_sample, reply.pop("samples"))), **reply)
+        try:
+            reply = json.loads(row[0])
+            return Reply(tuple(map(_sample, reply.pop("samples"))), **reply)
+        except (ValueError, TypeError, KeyError, AttributeError):
+            self.unreadable.add(key)
+            return None
 
     def put(self, replies: Sequence[tuple[str, Engine, Request, Reply]]) -> None:
         """Store replies in one transaction: all of them or, if the process dies or the disk is full, none.
 
-        Two writers may answer the same request; the first one's reply stays.
+        Two writers may answer the same request; the first one's reply stays, unless it cannot be read.
+
+        Raises:
+            InputError: if there is no room or the file is damaged.
         """
         rows = [
             (key, engine.identity["model"], json.dumps(asdict(request)), json.dumps(asdict(reply)), time.time())
             for key, engine, request, reply in replies
         ]
-        with self._transaction():
-            self._db.executemany("INSERT OR IGNORE INTO replies VALUES (?, ?, ?, ?, ?)", rows)
+        bad = self.unreadable.intersection(row[0] for row in rows)
+        try:
+            with self._transaction():
+                self._db.executemany("DELETE FROM replies WHERE key = ?", [(key,) for key in bad])
+                self._db.executemany("INSERT OR IGNORE INTO replies VALUES (?, ?, ?, ?, ?)", rows)
+        except sqlite3.DatabaseError as error:
+            raise self._damaged(error) from None
+        self.unreadable -= bad
+
+    def take(self, path: Path) -> int:
+        """Add the replies of another store and return how many are new here; that store may lie on a read-only input.
+
+        A copy is opened, since SQLite writes beside whatever it opens. The copy is made with the -wal, in which a
+        killed process left its last replies. A file that is no sound store is warned of and passed over.
+
+        Raises:
+            InputError: if there is no room for the copy or for the replies.
+        """
+        try:
+            with tempfile.TemporaryDirectory() as folder:
+                copy = Path(folder) / "taken.sqlite"
+                for end in ("", "-wal"):
+                    if (part := Path(f"{path}{end}")).exists():
+                        shutil.copyfile(part, f"{copy}{end}")
+                return self._merge(copy)
+        except sqlite3.DatabaseError as error:
+            log.warning("the store %s is damaged or not of this kit and is passed over: %s", path, error)
+            return 0
+        except OSError as error:
+            raise InputError(
+                f"cannot copy the store {path} to {tempfile.gettempdir()}: {error.strerror or error}; free space there "
+                "or detach that input, and run the same command again"
+            ) from None
+
+    def _merge(self, other: Path) -> int:
+        self._db.execute("ATTACH ? AS other", (str(other),))
+        try:
+            (version,) = self._db.execute("PRAGMA other.user_version").fetchone()
+            if version != VERSION:
+                raise sqlite3.DatabaseError(f"it has version {version} of the format, expected {VERSION}")
+            new = "SELECT key, model, request, reply, at FROM other.replies WHERE key NOT IN (SELECT key FROM replies)"
+            self._db.execute(f"{new} LIMIT 0")  # no such table or column: told before the disk can be to blame
+            with self._transaction():
+                return self._db.execute(f"INSERT OR IGNORE INTO replies {new}").rowcount
+        finally:
+            self._db.execute("DETACH other")
+
+    def _first(self, query: str, *values: str) -> Any:
+        try:
+            return self._db.execute(query, values).fetchone()
+        except sqlite3.DatabaseError as error:
+            raise self._damaged(error) from None
+
+    def _damaged(self, error: sqlite3.DatabaseError) -> InputError:
+        return InputError(
+            f"cannot read the store {self.path}: {error}; run again, and if that does not help move it away, with its "
+            "-wal, to start a new one"
+        )
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
@@ -105,7 +179,7 @@ class Store:
             raise
 
     def __len__(self) -> int:
-        return int(self._db.execute("SELECT count(*) FROM replies").fetchone()[0])
+        return int(self._first("SELECT count(*) FROM replies")[0])
 
     def close(self) -> None:
         self._db.close()
@@ -154,6 +228,8 @@ def answer(
             queued |= set(missing)
             todo.append((missing, [wanted[key] for key in missing], chunk_seed))
         order += keys
+    if store.unreadable:
+        log.warning("%d replies in %s cannot be read and are asked again", len(store.unreadable), store.path)
     with tqdm(total=len(requests), desc=title, mininterval=10, unit="request") as bar:
         bar.update(len(order) - sum(len(missing) for missing, _, _ in todo))
         batch: list[tuple[str, Engine, Request, Reply]] = []
@@ -176,7 +252,8 @@ def answer(
     replies = [known[key] for key in order]
     unanswered = sum(reply is None for reply in replies)
     if unanswered and time.time() > deadline:
-        raise Interrupted(f"time budget used up with {unanswered} of {len(requests)} requests to go; {GO_ON}")
+        how = GO_ON + (ON_KAGGLE if os.environ.get("KAGGLE_KERNEL_RUN_TYPE") else "")
+        raise Interrupted(f"time budget used up with {unanswered} of {len(requests)} requests to go; {how}")
     if unanswered:
         log.warning("%d of %d requests were not answered; the next run asks them again", unanswered, len(requests))
     return replies

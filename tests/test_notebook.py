@@ -6,10 +6,13 @@ import time
 import types
 
 import pytest
+from builders import ScriptedEngine, request
 
 from nbutils import notebook
+from nbutils.engines import Reply, Sample
 from nbutils.errors import InputError
 from nbutils.notebook import open_stage, run_folder
+from nbutils.store import Store
 
 PARAMETERS = """run_dir: str = "run"
 samples: str = "02_sample"
@@ -89,6 +92,34 @@ def test_the_cell_can_be_run_twice(cells):
     open_stage("03_judge")
     cells(PARAMETERS.replace("seed: int = 0", "seed: int = 1"))
     assert open_stage("03_judge").params.seed == 1
+
+
+def test_mounted_stores_are_taken_over_and_named_once(cells, tmp_path, capsys):
+    for place, key in (("a/runs", "k"), ("notebooks/me/b/runs", "l")):
+        mounted = Store(tmp_path / "input" / place / "store.sqlite")
+        mounted.put([(key, ScriptedEngine(None), request(), Reply((Sample(f"re {key}"),)))])
+        mounted.close()
+    (tmp_path / "input" / "store.sqlite").write_text("no database, hence passed over" * 99)
+    cells(PARAMETERS)
+    store = open_stage("03_judge").store
+    assert [store.get(key).samples[0].text for key in "kl"] == ["re k", "re l"]
+    shown = capsys.readouterr().out.splitlines()
+    assert shown[:2] == [
+        f"1 replies taken over from {tmp_path}/input/a/runs/store.sqlite",
+        f"1 replies taken over from {tmp_path}/input/notebooks/me/b/runs/store.sqlite",
+    ]
+    assert shown[2].startswith(f"the store {tmp_path}/input/store.sqlite is damaged or not of this kit")
+    open_stage("03_judge")
+    assert "taken over" not in capsys.readouterr().out
+
+
+def test_a_store_that_is_refused_leaves_the_stage_open_for_another_try(cells, tmp_path):
+    (tmp_path / "store.sqlite").write_text("this is a diary, not a database" * 99)
+    cells(PARAMETERS)
+    with pytest.raises(InputError, match=r"cannot open the store .*move it away") as caught:
+        open_stage("03_judge")
+    (tmp_path / "store.sqlite").unlink()
+    assert len(open_stage("03_judge").store) == 0, f"after {caught.value}"
 
 
 def test_an_upload_without_a_token_is_refused_at_once(cells, monkeypatch):

@@ -1,8 +1,12 @@
+import errno
 import json
+import logging
 import os
 import resource
 import signal
 import sqlite3
+import subprocess
+import tempfile
 import time
 
 import pytest
@@ -17,6 +21,7 @@ from nbutils.store import Store, _key, answer
 
 ECHO = ScriptedEngine(lambda r, rng: f"re {r.messages[0]['content']}")
 HOT, COLD = Sampling(temperature=1.0), Sampling(temperature=0.0)
+TWELVE = [request(text, sampling=HOT) for text in "abcdefghijkl"]
 
 
 def hello(r, rng):
@@ -141,6 +146,20 @@ def test_no_chunk_is_started_after_the_deadline_and_the_next_run_goes_on(store):
     assert texts(answer(store, engine, [request(t) for t in "abc"])) == ["hello"] * 3
 
 
+@pytest.mark.parametrize(
+    ("kernel", "end"),
+    [
+        ("", "run the same command or cell again to go on"),
+        ("Batch", "to go on; in a new session, first add this notebook's output as its input"),
+    ],
+)
+def test_whoever_runs_out_of_time_is_told_how_to_go_on(store, monkeypatch, kernel, end):
+    monkeypatch.setenv("KAGGLE_KERNEL_RUN_TYPE", kernel)
+    with pytest.raises(Interrupted) as caught:
+        answer(store, ScriptedEngine(hello, chunk_size=2), [request()], deadline=time.time() - 1)
+    assert str(caught.value).endswith(end)
+
+
 def test_what_is_stored_needs_no_time(store):
     answer(store, ECHO, [request()])
     assert texts(answer(store, ECHO, [request()], deadline=time.time() - 1)) == ["re hi"]
@@ -262,6 +281,106 @@ def test_a_disk_full_from_the_start_is_one_sentence(tmp_path):
     assert process.exitcode == 0
 
 
+def restart(path, script=drawn):
+    """Answer twelve requests in chunks of four and return the texts and what had to be asked for them."""
+    store, engine = Store(path), ScriptedEngine(script, chunk_size=4)
+    try:
+        said = texts(answer(store, engine, TWELVE))
+    finally:
+        store.close()
+    return said, engine.asked
+
+
+def bulky(r, rng):
+    return f"{rng.random()} {'x' * 30_000}"
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A disk of 300 KB, which a chunk of four bulky replies does not fill and three do."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", disk]
+    if subprocess.run(mount, check=False, capture_output=True).returncode:
+        pytest.skip("mounting a small disk needs root")
+    yield disk
+    subprocess.run(["umount", "--lazy", disk], check=True)
+
+
+def test_on_a_full_disk_whole_chunks_stay_and_with_room_the_same_call_goes_on(small_disk, tmp_path):
+    whole, _ = restart(tmp_path / "whole.sqlite", bulky)
+    path = small_disk / "s.sqlite"
+    with pytest.raises(InputError, match=r"cannot write to the store .*full.*; free space there and run the same"):
+        restart(path, bulky)
+    with sqlite3.connect(path) as seen:
+        (kept,) = seen.execute("SELECT count(*) FROM replies").fetchone()
+    seen.close()
+    assert kept in (4, 8)
+    subprocess.run(["mount", "-o", "remount,size=9m", small_disk], check=True)
+    said, asked = restart(path, bulky)
+    assert said == whole
+    assert asked == TWELVE[kept:]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "UPDATE replies SET reply = substr(reply, 1, 20)",  # half a JSON
+        "UPDATE replies SET reply = CAST(X'FFFE00FF' AS TEXT)",  # not UTF-8
+        "UPDATE replies SET reply = NULL",
+        "UPDATE replies SET reply = '[]'",
+        """UPDATE replies SET reply = '{"samples": [{"words": "hm"}]}'""",
+    ],
+)
+def test_a_reply_that_cannot_be_read_is_asked_again_and_replaced(tmp_path, caplog, damage):
+    path = tmp_path / "s.sqlite"
+    whole, _ = restart(path)
+    with sqlite3.connect(path) as other:
+        other.execute(damage + " WHERE request LIKE '%\"f\"%'")
+    other.close()
+    said, asked = restart(path)
+    assert said == whole
+    assert asked == TWELVE[4:8], "its chunk"
+    assert [r.message for r in caplog.records] == [f"1 replies in {path} cannot be read and are asked again"]
+    assert restart(path) == (whole, [])
+    assert len(caplog.records) == 1
+
+
+def test_a_reply_that_cannot_be_read_stays_until_there_is_another(store):
+    put(store, "k")
+    store._db.execute("UPDATE replies SET reply = 'torn'")
+    assert store.get("k") is None
+    put(store, "other")
+    assert len(store) == 2
+    put(store, "k")
+    assert (len(store), store.get("k").samples[0].text[:4]) == (2, "re k")
+
+
+def damage_page(path, page):
+    """Overwrite one page of the file, of 4,096 bytes, with rubbish."""
+    with path.open("r+b") as file:
+        file.seek(4096 * page)
+        file.write(b"\x99" * 4096)
+
+
+@pytest.mark.parametrize("use", [lambda s: [s.get(str(i)) for i in range(200)], len, lambda s: put(s, "new")])
+def test_a_damaged_file_is_one_sentence_that_names_it(tmp_path, use):
+    path = tmp_path / "s.sqlite"
+    store = Store(path)
+    put(store, *map(str, range(200)))
+    (root,) = store._db.execute("SELECT rootpage FROM sqlite_master WHERE type = 'index'").fetchone()
+    store.close()
+    damage_page(path, root - 1)
+    store = Store(path)
+    with pytest.raises(InputError, match=r"malformed.*move it away, with its -wal, to start a new one") as caught:
+        use(store)
+    assert str(caught.value).startswith(f"cannot read the store {path}: ")
+
+
+def write_diary(path):
+    path.write_text("this is a diary, not a database" * 99)
+
+
 def write_foreign(path):
     other = sqlite3.connect(path)
     other.execute("CREATE TABLE replies (id INTEGER, note TEXT)")
@@ -287,7 +406,7 @@ def write_torn(path):
 @pytest.mark.parametrize(
     ("make", "fault"),
     [
-        (lambda path: path.write_text("this is a diary, not a database" * 99), "file is not a database"),
+        (write_diary, "file is not a database; move it away to start a new one"),
         (write_foreign, "is a database of another program"),
         (write_newer, "was written by version 7 of its format, expected 1"),
         (write_torn, "malformed"),
@@ -306,3 +425,129 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match=r"cannot open the store .*file/s\.sqlite"):
         Store(tmp_path / "file" / "s.sqlite")
+
+
+def mounted(path):
+    """Write a store as a run leaves it that is killed in its third chunk, then make its folder read-only."""
+    path.parent.mkdir(parents=True)
+
+    def killed(r, rng):
+        if r == TWELVE[9]:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return drawn(r, rng)
+
+    def run():
+        store = Store(path)
+        put(store, "early")
+        store._db.execute("PRAGMA wal_checkpoint")  # so that the file itself holds something, as that of a long run
+        answer(store, ScriptedEngine(killed, chunk_size=4), TWELVE)
+
+    process = child(run)
+    process.join(20)
+    assert process.exitcode == -signal.SIGKILL
+    for part in path.parent.iterdir():
+        part.chmod(0o444)
+    path.parent.chmod(0o555)
+    return path
+
+
+def content(folder):
+    return {part.name: part.read_bytes() for part in folder.iterdir()}
+
+
+def test_a_store_on_a_read_only_input_goes_on_on_a_new_machine(tmp_path):
+    whole, _ = restart(tmp_path / "whole.sqlite")
+    path = mounted(tmp_path / "input" / "store.sqlite")
+    before = content(path.parent)
+    assert set(before) == {"store.sqlite", "store.sqlite-wal", "store.sqlite-shm"}
+    store, engine = Store(tmp_path / "new.sqlite"), ScriptedEngine(drawn, chunk_size=4)
+    assert store.take(path) == 9, "two chunks and the early one"
+    assert texts(answer(store, engine, TWELVE)) == whole
+    assert engine.asked == TWELVE[8:]
+    assert store.take(path) == 0, "nothing is new any more"
+    assert len(store) == 13
+    assert content(path.parent) == before
+
+
+def test_without_its_wal_a_store_lacks_what_a_killed_run_stored_last(tmp_path, store):
+    path = mounted(tmp_path / "input" / "store.sqlite")
+    path.parent.chmod(0o755)
+    (path.parent / "store.sqlite-wal").unlink()
+    assert store.take(path) == 1
+
+
+def test_a_reply_that_is_already_here_stays(tmp_path, store):
+    other = Store(tmp_path / "other.sqlite")
+    for place, text in ((other, "there"), (store, "here")):
+        place.put([("k", ECHO, request(), Reply((Sample(text),)))])
+    put(other, "new")
+    assert store.take(other.path) == 1
+    assert store.get("k").samples[0].text == "here"
+    assert store.get("new").samples[0].text.startswith("re new")
+
+
+def write_torn_late(path):
+    """A file that is found to be damaged only after some replies were read from it."""
+    store = Store(path)
+    put(store, *map(str, range(400)))
+    store.close()
+    damage_page(path, path.stat().st_size // 4096 - 20)
+
+
+def write_namesake(path):
+    write_foreign(path)
+    other = sqlite3.connect(path)
+    other.execute("PRAGMA user_version = 1")
+    other.close()
+
+
+@pytest.mark.parametrize(
+    ("make", "fault"),
+    [
+        (write_diary, "file is not a database"),
+        (write_foreign, "it has version 0 of the format, expected 1"),
+        (write_namesake, "no such column"),
+        (write_newer, "it has version 7 of the format, expected 1"),
+        (write_torn, "malformed"),
+        (write_torn_late, "malformed"),
+        (lambda path: path.write_bytes(b""), "version 0"),
+    ],
+)
+def test_a_mounted_file_that_is_no_sound_store_is_passed_over(tmp_path, store, caplog, make, fault):
+    put(store, "here")
+    path = tmp_path / "input.sqlite"
+    make(path)
+    before = path.read_bytes()
+    assert store.take(path) == 0
+    (record,) = caplog.records
+    assert record.levelno == logging.WARNING
+    assert f"the store {path} " in record.message
+    assert fault in record.message
+    assert path.read_bytes() == before
+    assert len(store) == 1
+    put(store, "after")
+    assert len(store) == 2
+
+
+def test_no_room_for_the_copy_of_a_mounted_store_is_one_sentence(small_disk, tmp_path, store, monkeypatch):
+    other = Store(tmp_path / "other.sqlite")
+    put(other, *map(str, range(900)))
+    monkeypatch.setattr(tempfile, "tempdir", str(small_disk))
+    with pytest.raises(InputError) as caught:
+        store.take(other.path)
+    assert str(caught.value) == (
+        f"cannot copy the store {other.path} to {small_disk}: {os.strerror(errno.ENOSPC)}; free space there or detach "
+        "that input, and run the same command again"
+    )
+    assert list(small_disk.iterdir()) == [], "the copy is gone"
+
+
+def test_no_room_for_the_replies_of_a_mounted_store_takes_none(small_disk, tmp_path):
+    store, other = Store(small_disk / "s.sqlite"), Store(tmp_path / "other.sqlite")
+    put(store, "here")
+    put(other, *map(str, range(900)))
+    with pytest.raises(InputError, match=r"cannot write to the store .*the 1 replies already in it are safe"):
+        store.take(other.path)
+    assert len(store) == 1
+    subprocess.run(["mount", "-o", "remount,size=9m", small_disk], check=True)
+    assert store.take(other.path) == 900
