@@ -151,6 +151,34 @@ def render(tokenizer: PreTrainedTokenizerBase, prompt: Messages, chat_template_k
     return cast(list[int], ids)
 
 
+def greedy(path: str, ids: list[int], *, steps: int, adapter: str = "") -> tuple[list[int], torch.Tensor]:
+    """Return how the model goes on when it takes its likeliest token each time, and the logits it took them from.
+
+    The weights are loaded onto the CPU, in the checkpoint's own format, and dropped again: a GPU stays free for the
+    engine, which may not show its logits or may stand on another machine.
+
+    Args:
+        ids: what is continued, as `render` gives it.
+        steps: tokens at most; a stop token ends them earlier.
+
+    Returns:
+        The new token ids, and logits of shape (new tokens, vocabulary).
+    """
+    dtype = _from_pretrained(AutoConfig, path).get_text_config().dtype or torch.float32
+    model = load_model(path, Device("cpu", (0, 0), "one look at the model"), dtype)
+    if adapter:
+        model = load_adapter(model, adapter)
+    stop = model.generation_config.eos_token_id
+    config = GenerationConfig(max_new_tokens=steps, do_sample=False, eos_token_id=stop, return_dict_in_generate=True)
+    config.output_logits = True
+    # `generate` would add the model's own defaults, a repetition penalty say
+    model.generation_config = GenerationConfig()
+    text = torch.tensor([ids])
+    with torch.inference_mode():
+        output = model.generate(inputs=text, attention_mask=torch.ones_like(text), generation_config=config)
+    return output.sequences[0, len(ids) :].tolist(), torch.cat(output.logits).float()
+
+
 def special_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
     """Return the texts that become control tokens when a message holds them.
 

@@ -57,6 +57,39 @@ def plot_scores(
     return ax
 
 
+def plot_next_token(tokens: Sequence[str], chances: Mapping[float, np.ndarray], kept: Mapping[float, int]) -> Axes:
+    """Draw how likely the next tokens are at several temperatures and which of them may be drawn, a panel each.
+
+    Args:
+        tokens: the likeliest tokens' texts; all others share the last bar.
+        chances: temperature -> probability of every token of the vocabulary, falling.
+        kept: temperature -> how many of them may be drawn. Temperature keeps their order: they are always the first.
+    """
+    figure, grid = plt.subplots(
+        1, len(chances), figsize=(9, 4), layout="constrained", sharex=True, sharey=True, squeeze=False
+    )
+    figure.suptitle("Which token comes next?")
+    rows = np.arange(len(tokens) + 1)
+    for ax, (temperature, p) in zip(grid[0], chances.items(), strict=True):
+        n = kept[temperature]
+        title = f"temperature {temperature:g}:\n{n:,} token{'s' if n > 1 else ''} can be drawn"
+        _axes(ax, title, "probability (%)", "")
+        ax.title.set_fontsize(10)
+        inside = np.where(np.arange(len(p)) < n, 100 * p, 0)
+        # one bar for each token, and their sum for the rest
+        drawn, all_of = (np.append(v[: len(tokens)], v[len(tokens) :].sum()) for v in (inside, 100 * p))
+        ax.barh(rows, drawn, color=FIRST, label="can be drawn")
+        ax.barh(rows, all_of - drawn, left=drawn, color=SECOND, label="cut off")
+        if n < len(tokens):
+            ax.axhline(n - 0.5, color=SECOND, linestyle="--", linewidth=1)
+    first: Axes = grid[0, 0]
+    # quotes show the spaces of a token, and its dollar signs are no formula
+    first.set_yticks(rows, [*map(repr, tokens), "all others"], parse_math=False)
+    first.set_ylim(len(tokens) + 0.5, -0.5)
+    grid[0, -1].legend(frameon=False, fontsize=8, loc="center right")
+    return first
+
+
 def plot_lengths(lengths: Sequence[int], limit: int, *, ax: Axes | None = None) -> Axes:
     """Draw the lengths of samples in tokens and the limit they may not pass."""
     ax = _axes(ax, "How long are the answers?", "tokens in an answer", "answers")

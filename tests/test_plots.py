@@ -1,6 +1,7 @@
 import math
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 import pytest
 from builders import scored
@@ -74,6 +75,28 @@ def test_training_is_drawn_in_four_panels_with_held_out_points():
     figure.canvas.draw()
     assert len(figure.axes) == 4
     assert "loss, held-out" in [line.get_label() for line in figure.axes[0].lines]
+
+
+def test_the_next_token_is_drawn_in_a_panel_per_temperature_with_what_is_cut_off_and_the_rest_as_one_bar():
+    chances = {0.3: np.array([0.9, 0.06, 0.04]), 1.2: np.array([0.5, 0.3, 0.2])}
+    figure = plots.plot_next_token([" a", "$$"], chances, {0.3: 1, 1.2: 2}).figure
+    figure.canvas.draw()  # "$$" would be an unfinished formula
+    assert [tick.get_text() for tick in figure.axes[0].get_yticklabels()] == ["' a'", "'$$'", "all others"]
+    assert [ax.get_title().split("\n") for ax in figure.axes] == [
+        ["temperature 0.3:", "1 token can be drawn"],
+        ["temperature 1.2:", "2 tokens can be drawn"],
+    ]
+    # 0.3 keeps the first token alone, under a line; 1.2 keeps both that are shown
+    assert [[line.get_ydata()[0] for line in ax.lines] for ax in figure.axes] == [[0.5], []]
+    widths = [[bar.get_width() for bar in ax.patches] for ax in figure.axes]
+    assert widths[0] == pytest.approx([90, 0, 0, 0, 6, 4])
+    assert widths[1] == pytest.approx([50, 30, 0, 0, 0, 20])
+
+
+def test_the_bar_of_the_other_tokens_is_split_where_the_nucleus_ends():
+    ax = plots.plot_next_token(["a"], {1.0: np.array([0.4, 0.3, 0.2, 0.1])}, {1.0: 3})
+    drawn, cut = (ax.patches[i] for i in (1, 3))
+    assert (drawn.get_width(), cut.get_x(), cut.get_width()) == pytest.approx((50, 50, 10))
 
 
 def test_the_figures_of_a_judge_are_drawn_in_percent_where_they_were_measured_and_kappa_is_not():
