@@ -1,12 +1,14 @@
-# make demo | test | run PROFILE=kaggle-t4 RUN=name | bench-judge | lint | clean
+# make demo | test | test-vllm | run PROFILE=kaggle-t4 RUN=name | bench-judge | bench-sample | lint | clean
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PROFILE ?= demo
 RUN ?= $(PROFILE)
+VLLM := .venv-vllm
+VLLM_PYTHON := $(CURDIR)/$(VLLM)/bin/python
 
-.PHONY: demo test run bench-judge lint clean
+.PHONY: demo test test-vllm run bench-judge bench-sample lint clean
 
 demo: $(STAMP)
 	$(BIN)/python -m nbutils.run params/demo runs/demo
@@ -14,12 +16,19 @@ demo: $(STAMP)
 test: $(STAMP)
 	$(BIN)/python -m pytest
 
+# the real vLLM, on the CPU
+test-vllm: $(STAMP) $(VLLM)/.installed
+	NBUTILS_VLLM_PYTHON=$(VLLM_PYTHON) $(BIN)/python -m pytest tests/check_vllm.py
+
 run: $(STAMP)
 	$(BIN)/python -m nbutils.run params/$(PROFILE) runs/$(RUN)
 
 # measures beside what it is compared with; no test, since a timed test on a shared machine lies
 bench-judge: $(STAMP)
 	$(BIN)/python bench/judge.py
+
+bench-sample: $(STAMP) $(VLLM)/.installed
+	NBUTILS_VLLM_PYTHON=$(VLLM_PYTHON) $(BIN)/python bench/sample.py
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -29,7 +38,7 @@ lint: $(STAMP)
 
 # runs/ stays: its store holds replies that were paid for
 clean:
-	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache notebooks/.ruff_cache .hypothesis
+	rm -rf $(VENV) $(VLLM) build *.egg-info .pytest_cache .mypy_cache .ruff_cache notebooks/.ruff_cache .hypothesis
 
 # installed once; again when a requirements file changes
 $(STAMP): requirements.txt requirements-demo.txt constraints.txt pyproject.toml
@@ -37,3 +46,9 @@ $(STAMP): requirements.txt requirements-demo.txt constraints.txt pyproject.toml
 	$(BIN)/python -m pip install -q -c constraints.txt -e ".[dev]"
 	$(BIN)/python -m pip install -q -c constraints.txt --no-deps -r requirements-demo.txt
 	touch $(STAMP)
+
+$(VLLM)/.installed: requirements-vllm.txt
+	test -x $(VLLM_PYTHON) || $(PYTHON) -m venv $(VLLM)
+	$(VLLM_PYTHON) -m pip install -q -r requirements-vllm.txt
+	$(VLLM_PYTHON) -m pip uninstall -q -y torchvision torchaudio torchcodec
+	touch $@

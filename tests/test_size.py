@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from builders import ScriptedEngine, prompt_row
 
-from nbutils import pairs, records, sources, stages, texts
+from nbutils import pairs, records, sources, stages, stats, texts
 from nbutils.engines import Reply, Request, Sample
 from nbutils.store import Store, answer
 
@@ -57,6 +57,7 @@ def sample(stage):
     replies = answer(store, engine, requests)
     answers = [s for reply in replies for s in reply.samples]
     distinct = sum(len({s.text for s in reply.samples}) for reply in replies)
+    pairs_of_words = stats.distinct(s.text for s in answers)
     sampled = [
         row
         | {
@@ -73,7 +74,13 @@ def sample(stage):
     told = {texts.language(row["prompt"][-1]["content"]) for row in sampled}
     marks = pairs.marks(sampled)  # not their language: that takes twice as long and no memory
     stage.write({"samples": records.dataset(sampled, records.SAMPLES)}, params={}, metrics=marks, summary="")
-    return {"answers": len(answers), "distinct": distinct, "told": len(told) > 0, "usable": marks["usable"]}
+    return {
+        "answers": len(answers),
+        "distinct": distinct,
+        "told": len(told) > 0,
+        "varied": pairs_of_words > 0.5,
+        "usable": marks["usable"],
+    }
 
 
 def judge(stage):
@@ -109,7 +116,7 @@ def test_25000_prompts_pass_through_sampling_and_judging_in_two_gib():
         pytest.skip("the peak is read from /proc")
     with tempfile.TemporaryDirectory() as folder:
         for stem, expected in (
-            ("02_sample", {"answers": 125_000, "distinct": 125_000, "told": True, "usable": 125_000}),
+            ("02_sample", {"answers": 125_000, "distinct": 125_000, "told": True, "varied": True, "usable": 125_000}),
             ("03_judge", {"judged": 25_000, "characters": 125_000_000}),
         ):
             script = subprocess.run(
