@@ -16,6 +16,7 @@ from typing import Any, cast
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -25,6 +26,8 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils.hub import extract_commit_hash
+from transformers.utils.peft_utils import find_adapter_config_file
 
 from nbutils.errors import InputError
 from nbutils.preflight import Device
@@ -103,26 +106,53 @@ def load_reward_model(path: str, device: Device) -> PreTrainedModel:
     return cast(PreTrainedModel, model.to(device.name).eval())
 
 
-def load_adapter(model: PreTrainedModel, adapter: str) -> PreTrainedModel:
-    """Attach a LoRA adapter, unmerged.
+def check_adapter(path: str, adapter: str) -> None:
+    """Compare a LoRA adapter with the base model it is to be put on, before the weights of the base are loaded.
+
+    Names and shapes are compared, the base's taken from its config; bases that agree in all of them, two fine-tunes of
+    one model for example, cannot be told apart.
+
+    Args:
+        path: of the base model, from `resolve`.
+        adapter: folder or Hub id.
 
     Raises:
-        InputError: if the folder holds no adapter or it was trained on another base model.
+        InputError: if there is no LoRA adapter, or it was trained on another base model.
     """
-    from peft import PeftModel, get_peft_model_state_dict
+    from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model_state_dict
     from peft.utils import load_peft_weights
 
     try:
-        loaded = PeftModel.from_pretrained(cast(Any, model), adapter)
-        # peft passes over weights that have no place here, and places that no weights were saved for
-        names = (get_peft_model_state_dict(loaded, save_embedding_layers=False), load_peft_weights(adapter, "cpu"))
-        odd = {n for n in names[0] if "lora_" in n} ^ {n for n in names[1] if "lora_" in n}
-        if odd:
-            raise KeyError(f"{len(odd)} weights have no counterpart")
-    except (ValueError, OSError) as error:
+        lora = PeftConfig.from_pretrained(adapter)
+        if not isinstance(lora, LoraConfig):
+            raise ValueError(f"it is of type {lora.peft_type}, expected LORA")
+        saved = load_peft_weights(adapter, "cpu")
+    except (ValueError, KeyError, OSError, SafetensorError) as error:
         raise InputError(f"adapter: {adapter} holds no adapter ({_first_line(error)})") from None
-    except (RuntimeError, KeyError) as error:
-        raise InputError(f"adapter: {adapter} was trained on another base model ({_first_line(error)})") from None
+    base = _from_pretrained(AutoConfig, path)
+    named = lora.base_model_name_or_path or "the one it was trained on"
+    lora.init_lora_weights = False  # some ways to begin need the weights of the base
+    try:
+        with torch.device("meta"):
+            blank = PeftModel(cast(Any, AutoModelForCausalLM.from_config(base)), lora)
+        places = get_peft_model_state_dict(blank, save_embedding_layers=False)
+        for name in sorted(saved.keys() | places.keys()):
+            # peft would pass over a weight that has no place here, and over a place that no weight was saved for
+            mine, its = (str(tuple(side[name].shape)) if name in side else "missing" for side in (saved, places))
+            if mine != its and ("lora_" in name or "missing" not in (mine, its)):
+                raise ValueError(f"{name} is {mine} in the adapter and {its} on this base")
+    except ValueError as error:  # or peft's own: the base has none of the layers that were trained
+        reason = _first_line(error).partition(". ")[0]
+        raise InputError(
+            f"adapter: {adapter} was trained on another base model ({reason}); set model to {named}"
+        ) from None
+
+
+def load_adapter(model: PreTrainedModel, adapter: str) -> PreTrainedModel:
+    """Attach a LoRA adapter that `check_adapter` has found to fit, unmerged."""
+    from peft import PeftModel
+
+    loaded = PeftModel.from_pretrained(cast(Any, model), adapter)
     # peft keeps adapters in float32, which training wants and sampling pays for with a cast at every layer
     return cast(PreTrainedModel, loaded.to(model.dtype).eval())
 
@@ -141,6 +171,20 @@ def context_length(path: str) -> int:
     """Return how many tokens prompt and completion may have together."""
     config = _from_pretrained(AutoConfig, path).get_text_config()
     return int(config.max_position_embeddings)
+
+
+def room(path: str, max_tokens: int) -> int:
+    """Return how many tokens a prompt may have beside an answer of `max_tokens`.
+
+    Raises:
+        InputError: if the answer alone would fill the model's context.
+    """
+    context = context_length(path)
+    if max_tokens >= context:
+        raise InputError(
+            f"sampling: max_tokens is {max_tokens} and the model's context is {context} tokens; lower max_tokens"
+        )
+    return context - max_tokens
 
 
 def render(tokenizer: PreTrainedTokenizerBase, prompt: Messages, chat_template_kwargs: dict[str, Any]) -> list[int]:
@@ -209,6 +253,8 @@ def adapter_rank(adapter: str) -> int:
 def weights_digest(path: str) -> str:
     """Return a hash that changes with the weights: of the files of a folder, or the commit a Hub id stands at."""
     if not Path(path).is_dir():
+        if file := find_adapter_config_file(path):  # the repository of an adapter has no config.json
+            return extract_commit_hash(file, None) or ""
         return str(getattr(_from_pretrained(AutoConfig, path), "_commit_hash", "") or "")
     result = hashlib.sha256()
     for file in sorted(Path(path).glob("*.safetensors")) + sorted(Path(path).glob("*config.json")):

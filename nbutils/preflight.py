@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 # Their activations exceed float16's largest number (65,504): they need float32 where there is no bfloat16.
-FLOAT32_MODELS = ("gemma", "qwen3_moe", "qwen3_5")
+# Gemma and GLM-4 are refused in float16 by vLLM, the two of Qwen are on Unsloth's list of forced float32.
+FLOAT32_MODELS = ("gemma", "glm4", "qwen3_moe", "qwen3_5")
 
 
 @dataclass(frozen=True)
@@ -68,8 +69,12 @@ def unusable(name: str, capability: tuple[int, int], architectures: list[str], e
     first = error.strip().splitlines()[0] if error.strip() else "no message"
     if wanted in architectures:
         return f"{name} is visible but failed its first kernel ({first}); using the CPU"
+    remedy = "install a newer one"
+    if capability < (7, 5):  # builds for CUDA 12.8 begin at sm_70, those for 13 at sm_75
+        remedy = "install a torch build for CUDA 12.6, which still has it"
+    if capability[0] == 6:
+        remedy += ", or on Kaggle choose the accelerator T4 instead of P100"
     return (
         f"{name} is visible but this torch build has no code for it ({wanted}; it has {', '.join(architectures)}): "
-        + ("on Kaggle choose the accelerator T4 instead of P100; " if capability[0] == 6 else "")
-        + "using the CPU"
+        f"{remedy}; using the CPU"
     )

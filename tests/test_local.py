@@ -187,20 +187,111 @@ def test_an_unmerged_adapter_answers_as_the_merged_model_does(engine, adapter, t
     assert unmerged.identity != engine.identity
 
 
-@pytest.mark.parametrize("other", [{"hidden_size": 48}, {"num_hidden_layers": 1}], ids=["wider", "less deep"])
-def test_an_adapter_of_another_base_is_refused(other, adapter, tmp_path):
-    base = tiny.make(tmp_path / "base", "llama", **other)
-    with pytest.raises(InputError, match="trained on another base model"):
-        load(base, tmp_path, adapter=str(adapter / "lora"))
-
-
-def test_a_folder_without_an_adapter_is_refused(tiny_llama, tmp_path):
-    with pytest.raises(InputError, match="holds no adapter"):
-        load(tiny_llama, tmp_path, adapter=str(tmp_path))
+@pytest.mark.parametrize(
+    ("sizes", "name", "sentence"),
+    [({"hidden_size": 48}, "lora", "trained on another base model"), ({}, "merged", "holds no adapter")],
+)
+def test_an_adapter_that_does_not_fit_is_refused_before_any_weights_are_loaded(
+    sizes, name, sentence, adapter, tmp_path, monkeypatch
+):
+    base = tiny.make(tmp_path / "base", "llama", **sizes)
+    monkeypatch.setattr("nbutils.models.load_model", lambda *_: pytest.fail("weights were loaded"))
+    with pytest.raises(InputError, match=sentence):
+        load(base, tmp_path, adapter=str(adapter / name))
 
 
 class Killed(Exception):
     pass
+
+
+# memory that runs out
+
+CUDA_ERROR = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has 14.56 GiB in all.")
+CPU_ERROR = RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.")
+
+
+def limit_memory(engine, monkeypatch, fits, error=CUDA_ERROR):
+    """Let `generate` fail, some random numbers on, for batches of which `fits(rows, width)` does not hold."""
+    draw = engine.model.generate
+
+    def limited(inputs, **options):
+        if not fits(*inputs.shape):
+            torch.rand(5)
+            raise error
+        return draw(inputs=inputs, **options)
+
+    monkeypatch.setattr(engine.model, "generate", limited)
+
+
+def halvings(caplog):
+    """Return (rows that did not fit, rows then drawn at a time) of every warning."""
+    return [record.args for record in caplog.records if record.name == "nbutils.engines.local"]
+
+
+@pytest.mark.parametrize("error", [CUDA_ERROR, CPU_ERROR], ids=["GPU", "CPU"])
+def test_a_batch_that_does_not_fit_is_drawn_in_halves_as_if_it_had_never_been_tried(
+    error, tiny_llama, tmp_path, monkeypatch, caplog
+):
+    small, large = (load(tiny_llama, tmp_path, batch_size=size) for size in (4, 16))
+    requests = ask(*PROMPTS, n=4, sampling=DRAWN)
+    limit_memory(large, monkeypatch, lambda rows, width: rows <= 4, error)
+    assert generate(large, requests, seed=3) == generate(small, requests, seed=3)
+    assert halvings(caplog) == [(16, 8), (8, 4)]  # then nothing above four is tried
+    assert caplog.messages[0] == (
+        "16 sequences at once do not fit the memory; the rest of this chunk is drawn with 8 at a time"
+    )
+
+
+def test_what_is_drawn_when_memory_runs_out_depends_on_the_chunk_alone(tiny_llama, tmp_path, monkeypatch, caplog):
+    engine = load(tiny_llama, tmp_path, batch_size=16)
+    monkeypatch.setattr(type(engine), "chunk_size", 4)
+    monkeypatch.setattr("nbutils.engines.local.STRETCH", 3)
+    requests = ask(*(f"{i} {text}" for i in range(2) for text in PROMPTS[:5]), n=3, sampling=DRAWN)
+    limit_memory(engine, monkeypatch, lambda rows, width: rows * width <= 400)  # the longest prompt has 165 tokens
+    unbroken = answer(Store(tmp_path / "unbroken.sqlite"), engine, requests, seed=7)
+    assert [len(reply.samples) for reply in unbroken] == [3] * 10
+    warned = halvings(caplog)
+    assert len(warned) >= 3  # every chunk finds out for itself
+    caplog.clear()
+    assert answer(Store(tmp_path / "again.sqlite"), engine, requests, seed=7) == unbroken
+    assert halvings(caplog) == warned
+
+    draw, chunks = engine.generate, []
+
+    def dies_in_the_second_chunk(asked, **options):
+        chunks.append(len(asked))
+        for count, reply in enumerate(draw(asked, **options)):
+            if len(chunks) == 2 and count == 2:
+                raise Killed
+            yield reply
+
+    monkeypatch.setattr(engine, "generate", dies_in_the_second_chunk)
+    with pytest.raises(Killed):
+        answer(Store(tmp_path / "killed.sqlite"), engine, requests, seed=7)
+    assert answer(Store(tmp_path / "killed.sqlite"), engine, requests, seed=7) == unbroken
+    assert chunks == [4, 4, 4, 2]
+
+
+def test_one_sequence_that_does_not_fit_is_refused_and_finished_chunks_stay_stored(tiny_llama, tmp_path, monkeypatch):
+    engine = load(tiny_llama, tmp_path)
+    monkeypatch.setattr(type(engine), "chunk_size", 2)
+    limit_memory(engine, monkeypatch, lambda rows, width: width < 150)
+    requests = ask(*PROMPTS, n=2, sampling=DRAWN)  # the fifth is the long one
+    length = len(engine.tokenizer.apply_chat_template(list(requests[4].messages), add_generation_prompt=True).input_ids)
+    with pytest.raises(InputError) as caught:
+        answer(Store(tmp_path / "store.sqlite"), engine, requests)
+    assert str(caught.value) == (
+        f"the model {tiny_llama} and one sequence of {length + 12} tokens do not fit the memory of this machine (cpu); "
+        "lower max_tokens, leave out the longest prompts or choose a smaller model"
+    )
+    assert len(Store(tmp_path / "store.sqlite")) == 4
+
+
+def test_another_error_of_the_model_is_not_taken_for_lack_of_memory(tiny_llama, tmp_path, monkeypatch):
+    engine = load(tiny_llama, tmp_path)
+    limit_memory(engine, monkeypatch, lambda *_: False, RuntimeError("CUDA error: device-side assert triggered"))
+    with pytest.raises(RuntimeError, match="device-side assert"):
+        generate(engine, ask("Bread", "Why?"))
 
 
 def test_a_killed_run_goes_on_by_whole_chunks_and_gives_the_samples_of_an_unbroken_one(engine, tmp_path, monkeypatch):
@@ -323,6 +414,17 @@ def test_neither_batches_nor_stretches_change_the_numbers(counting, tmp_path, mo
         for other in others:
             assert other.keys() == one.keys()
             assert all(other[place] == pytest.approx(one[place], abs=1e-4) for place in one)
+
+
+def test_halved_batches_keep_every_answer_with_its_own_numbers(counting, monkeypatch):
+    requests = ask("Bread") + judging(*JUDGED)
+    whole = generate(counting, requests)
+    limit_memory(counting, monkeypatch, lambda rows, width: rows <= 2)
+    for one, other in zip(whole, generate(counting, requests), strict=True):
+        assert one.samples[0].text == other.samples[0].text
+        assert one.samples[0].numbers.keys() == other.samples[0].numbers.keys()
+        for place, options in one.samples[0].numbers.items():
+            assert other.samples[0].numbers[place] == pytest.approx(options, abs=1e-4)
 
 
 def test_numbers_survive_the_store(counting, tmp_path):

@@ -1,17 +1,24 @@
 """models.py: one rendering for sampling and training, and one clear sentence for every model that cannot be had."""
 
+import shutil
 import subprocess
 import sys
 from importlib import resources
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 import tiny
 from dpo import CPU, pair, small_trainer
+from huggingface_hub.constants import HF_HUB_CACHE
+from jinja2 import TemplateError
+from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from tokenizers.processors import TemplateProcessing
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, GPT2Config
 
 from nbutils import models
+from nbutils.engines import Request, Sampling
+from nbutils.engines.local import TransformersEngine
 from nbutils.errors import InputError
 from nbutils.training import prepare
 
@@ -78,17 +85,176 @@ def test_bos_comes_at_most_once_when_the_tokenizer_would_add_one_itself(template
     assert ids.count(bos) == template_names_it
 
 
-@pytest.mark.parametrize(("kind", "kwargs"), KINDS, ids=["smollm2", "qwen3-no-thinking", "qwen3-thinking"])
-def test_the_trainer_sees_the_very_prompt_tokens_the_samples_were_drawn_from(kind, kwargs, request, tmp_path):
+@pytest.fixture(scope="module")
+def tiny_gemma(tmp_path_factory):
+    """Folder of a tiny random Gemma 2: its template and its tokenizer both write BOS, and no turn is the system's."""
+    return tiny.make(tmp_path_factory.mktemp("tiny") / "gemma2", "gemma2")
+
+
+def test_gemmas_prompt_begins_with_bos_once_and_has_no_system_turn(tiny_gemma):
+    tokenizer = models.load_tokenizer(str(tiny_gemma))
+    text = "<bos><start_of_turn>user\nWrite a frase.<end_of_turn>\n<start_of_turn>model\n"
+    ids = models.render(tokenizer, HI, {})
+    assert tokenizer.decode(ids) == text
+    assert tokenizer(text).input_ids == [tokenizer.bos_token_id, *ids]  # what tokenizing the text again would give
+    with pytest.raises(TemplateError, match="System role not supported"):
+        models.render(tokenizer, CONVERSATIONS["system turn"], {})
+
+
+def given_to_the_model(folder, prompts, kwargs, cache):
+    """Return the token ids that reach the model's `generate` for each prompt, without padding."""
+    engine = TransformersEngine(str(folder), device=CPU, cache=cache, chat_template_kwargs=kwargs, batch_size=1)
+    draw, seen = engine.model.generate, []
+
+    def watched(inputs, attention_mask, **options):
+        seen.append(inputs[attention_mask.bool()].tolist())
+        return draw(inputs=inputs, attention_mask=attention_mask, **options)
+
+    engine.model.generate = watched
+    for prompt in prompts:
+        list(engine.generate([Request(tuple(prompt), sampling=Sampling(max_tokens=2))], seed=0))
+    return seen
+
+
+def trained_on(trainer):
+    """Return the prompt ids of every pair as they stand in the trainer's batches, without padding and answers."""
+    rows = []
+    for batch in trainer.get_train_dataloader():
+        kept = (batch["attention_mask"] == 1) & (batch["completion_mask"] == 0)
+        sides = [ids[mask].tolist() for ids, mask in zip(batch["input_ids"], kept, strict=True)]
+        count = len(sides) // 2
+        assert sides[:count] == sides[count:]  # the chosen answers come first, then the rejected ones
+        rows += sides[:count]
+    return rows
+
+
+@pytest.mark.parametrize(
+    ("kind", "kwargs"), [*KINDS, ("tiny_gemma", {})], ids=["smollm2", "qwen3-no-thinking", "qwen3-thinking", "gemma"]
+)
+def test_engine_and_trainer_give_the_model_the_very_prompt_tokens_that_are_rendered(kind, kwargs, request, tmp_path):
     folder = str(request.getfixturevalue(kind))
-    rows = [pair(prompt, chosen="A river of sand.", rejected="\nNo.") for prompt in CONVERSATIONS.values()]
-    trainer = small_trainer(folder, tmp_path, prepare(rows, kwargs))
     tokenizer = models.load_tokenizer(folder)
-    sampled = [models.render(tokenizer, prompt, kwargs) for prompt in CONVERSATIONS.values()]
-    assert [list(ids) for ids in trainer.train_dataset["prompt_ids"]] == sampled
+    prompts = [p for p in CONVERSATIONS.values() if kind != "tiny_gemma" or p[0]["role"] != "system"]
+    rendered = [models.render(tokenizer, prompt, kwargs) for prompt in prompts]  # what the vLLM engine sends
+    assert given_to_the_model(folder, prompts, kwargs, tmp_path) == rendered
+    rows = [pair(prompt, chosen="A river of sand.", rejected="\nNo.") for prompt in prompts]
+    trainer = small_trainer(folder, tmp_path, prepare(rows, kwargs))
+    assert [list(ids) for ids in trainer.train_dataset["prompt_ids"]] == rendered
+    in_batches = trained_on(trainer)
+    assert len(in_batches) >= len(prompts) - 1  # an odd one may be left out
+    assert all(ids in rendered for ids in in_batches)
     chosen = tokenizer.decode(trainer.train_dataset[0]["chosen_ids"])
-    assert chosen.removeprefix("<think>\n\n</think>\n\n") == "A river of sand.<|im_end|>\n"
+    end = "<end_of_turn>\n" if kind == "tiny_gemma" else "<|im_end|>\n"
+    assert chosen.removeprefix("<think>\n\n</think>\n\n") == "A river of sand." + end
     assert ("<think>" in chosen) == (kind == "tiny_qwen" and not kwargs)  # never trained on without thinking
+    if kind == "tiny_gemma":
+        assert {ids.count(tokenizer.bos_token_id) for ids in rendered + in_batches} == {1}
+
+
+# adapters
+
+
+@pytest.fixture(scope="module")
+def adapter(tiny_llama, tmp_path_factory):
+    """Folder of a LoRA adapter of the tiny Llama."""
+    folder = tmp_path_factory.mktemp("adapter")
+    base, layers = models.load_model(str(tiny_llama), CPU), ["q_proj", "v_proj", "down_proj"]
+    get_peft_model(base, LoraConfig(r=4, target_modules=layers, task_type="CAUSAL_LM")).save_pretrained(folder)
+    return folder
+
+
+def test_an_adapter_fits_the_base_it_was_trained_on_and_one_of_the_same_shape(adapter, tiny_llama, tmp_path):
+    models.check_adapter(str(tiny_llama), str(adapter))
+    models.check_adapter(str(tiny.make(tmp_path / "same", seed=1)), str(adapter))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "reason"),
+    [
+        ({"hidden_size": 48}, r"layers\.0\.mlp\.down_proj\.lora_B\.\w+ is \(32, 4\) in .* and \(48, 4\) on this base"),
+        ({"num_hidden_layers": 1}, r"layers\.1\..* is \(4, 48\) in the adapter and missing on this base"),
+        ({"num_hidden_layers": 3}, r"layers\.2\..* is missing in the adapter and \(4, 48\) on this base"),
+    ],
+    ids=["wider", "less deep", "deeper"],
+)
+def test_an_adapter_of_another_base_is_refused_with_the_first_weight_that_does_not_fit(
+    sizes, reason, adapter, tiny_llama, tmp_path
+):
+    base = tiny.make(tmp_path / "base", **sizes)
+    (base / "model.safetensors").unlink()  # only the config is looked at
+    with pytest.raises(InputError, match=rf"{adapter} was trained on another base model \(.*{reason}\)") as caught:
+        models.check_adapter(str(base), str(adapter))
+    assert str(caught.value).endswith(f"; set model to {tiny_llama}")
+
+
+def test_an_adapter_of_another_architecture_is_refused(adapter, tmp_path):
+    GPT2Config(n_embd=32, n_layer=2, n_head=2).save_pretrained(tmp_path)
+    with pytest.raises(InputError, match=r"was trained on another base model \(Target modules .* not found") as caught:
+        models.check_adapter(str(tmp_path), str(adapter))
+    assert "\n" not in str(caught.value)
+
+
+def without_weights(folder):
+    (folder / "adapter_model.safetensors").unlink()
+
+
+def with_torn_weights(folder):
+    (folder / "adapter_model.safetensors").write_bytes(b"\x10\x00\x00")
+
+
+def of_another_kind(folder):
+    PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4).save_pretrained(folder)
+
+
+def with_a_torn_config(folder):
+    (folder / "adapter_config.json").write_text("{")
+
+
+def without_a_config(folder):
+    (folder / "adapter_config.json").unlink()
+
+
+@pytest.mark.parametrize(
+    "spoil", [without_weights, with_torn_weights, of_another_kind, with_a_torn_config, without_a_config]
+)
+def test_what_is_no_lora_adapter_is_refused(spoil, adapter, tiny_llama, tmp_path):
+    folder = Path(shutil.copytree(adapter, tmp_path / "adapter"))
+    spoil(folder)
+    with pytest.raises(InputError, match=rf"adapter: {folder} holds no adapter \(") as caught:
+        models.check_adapter(str(tiny_llama), str(folder))
+    assert "\n" not in str(caught.value)
+
+
+def test_an_adapter_on_the_hub_is_checked_and_known_by_its_commit(adapter, tiny_llama, tmp_path):
+    with pytest.raises(InputError, match="no-such-org/adapter holds no adapter"):
+        models.check_adapter(str(tiny_llama), "no-such-org/adapter")
+    commit, cached = "0123456789abcdef" * 2 + "01234567", Path(HF_HUB_CACHE) / "models--some-org--adapter"
+    shutil.copytree(adapter, cached / "snapshots" / commit)
+    (cached / "refs").mkdir()
+    (cached / "refs/main").write_text(commit)
+    models.check_adapter(str(tiny_llama), "some-org/adapter")
+    with pytest.raises(InputError, match="some-org/adapter was trained on another base model"):
+        models.check_adapter(str(tiny.make(tmp_path / "wider", hidden_size=48)), "some-org/adapter")
+    assert models.weights_digest("some-org/adapter") == commit
+    loaded = models.load_adapter(models.load_model(str(tiny_llama), CPU), "some-org/adapter")
+    assert sum("lora_A" in name for name, _ in loaded.named_parameters()) == 6  # 3 matrices in each of 2 layers
+
+
+# what fits the context
+
+
+def test_a_prompt_has_the_room_that_the_answer_leaves(tiny_qwen):
+    assert models.room(str(tiny_qwen), 512) == 1536
+    assert models.room(str(tiny_qwen), 2047) == 1
+
+
+@pytest.mark.parametrize("max_tokens", [2048, 4096])
+def test_an_answer_as_long_as_the_context_is_refused(max_tokens, tiny_qwen):
+    with pytest.raises(InputError) as caught:
+        models.room(str(tiny_qwen), max_tokens)
+    assert str(caught.value) == (
+        f"sampling: max_tokens is {max_tokens} and the model's context is 2048 tokens; lower max_tokens"
+    )
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ SPECIAL = {
     "sampling": "temperature: 0.8, max_tokens: 64",
     "chat_template_kwargs": "",
     "language": "it",
+    "engine": "transformers",
 }
 
 
@@ -66,6 +67,43 @@ def test_a_wrong_parameter_is_named_with_its_value(name, value, fault):
     with pytest.raises(InputError, match=fault) as caught:
         validate("04_dpo", valid("04_dpo") | {name: value})
     assert "04_dpo, 1 wrong parameter(s): " in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "fault"),
+    [
+        ("n_samples", 1, "n_samples is 1: Input should be greater than or equal to 2"),
+        ("n_samples", 65, "n_samples is 65: Input should be less than or equal to 64"),
+        (
+            "sampling",
+            "temperature: 0, max_tokens: 64",
+            "sampling: temperature is 0, so all answers to a prompt would be the same; raise it",
+        ),
+        ("sampling", "top_k: 1", "sampling: top_k is 1, so all answers to a prompt would be the same; raise it"),
+        ("sampling", "min_p: 0.1", "sampling: unknown option 'min_p'; known are temperature, top_p, max_tokens, top_k"),
+        ("sampling", "temperature: -1", "sampling: temperature is -1.0, expected 0 to 5"),
+        *(
+            ("engine", name, "engine: expected auto, vllm, transformers or a server's URL like http://127.0.0.1")
+            for name in ("vLLM", "transformer", "", "127.0.0.1:8000/v1", "http://", "ftp://server/v1")
+        ),
+    ],
+)
+def test_what_could_only_give_useless_samples_is_refused(name, value, fault):
+    with pytest.raises(InputError) as caught:
+        validate("02_sample", valid("02_sample") | {name: value})
+    assert "02_sample, 1 wrong parameter(s): " in str(caught.value)
+    assert fault in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "engine", ["auto", "vllm", "transformers", "http://127.0.0.1:8000/v1", "https://router.huggingface.co/v1"]
+)
+def test_an_engine_is_one_of_ours_or_a_server(engine):
+    assert validate("02_sample", valid("02_sample") | {"engine": engine}).engine == engine
+
+
+def test_the_proof_may_be_sampled_greedily():
+    assert validate("04_dpo", valid("04_dpo") | {"sampling": "temperature: 0"}).options.temperature == 0
 
 
 @pytest.mark.parametrize("language", ["IT", "ita", "it-IT", "italiano", " ", None])

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from nbutils.preflight import Device, pick_device
+from nbutils.preflight import Device, pick_device, unusable
 
 P100_ERROR = "CUDA error: no kernel image is available for execution on the device\nCompile with TORCH_USE_CUDA_DSA"
 
@@ -62,14 +62,29 @@ def test_a_gpu_that_ran_a_kernel_is_used(monkeypatch):
     assert device.reason == "Tesla T4 (compute capability 7.5) ran a kernel"
 
 
-def test_a_p100_the_torch_build_has_no_code_for_falls_to_the_cpu_and_says_what_to_choose(monkeypatch):
+def test_a_p100_the_torch_build_has_no_code_for_falls_to_the_cpu_and_says_which_build_has(monkeypatch):
     FakeGpu(monkeypatch, "Tesla P100-PCIE-16GB", (6, 0), ["sm_70", "sm_75"], RuntimeError(P100_ERROR))
     device = pick_device()
     assert device.name == "cpu"
-    assert "Tesla P100-PCIE-16GB is visible but this torch build has no code for it" in device.reason
-    assert "sm_60; it has sm_70, sm_75" in device.reason
-    assert "choose the accelerator T4 instead of P100" in device.reason
+    assert device.reason.startswith(
+        "Tesla P100-PCIE-16GB is visible but this torch build has no code for it (sm_60; it has sm_70, sm_75): install "
+        "a torch build for CUDA 12.6, which still has it, or on Kaggle choose the accelerator T4 instead of P100; "
+        "using the CPU; "
+    )
     assert "\n" not in device.reason
+
+
+@pytest.mark.parametrize(
+    ("name", "capability", "architectures", "remedy"),
+    [
+        ("Tesla V100", (7, 0), ["sm_75", "sm_80"], "install a torch build for CUDA 12.6, which still has it"),
+        ("RTX 5090", (12, 0), ["sm_75", "sm_90"], "install a newer one"),
+    ],
+)
+def test_a_gpu_too_old_or_too_new_for_the_torch_build_is_told_which_to_install(name, capability, architectures, remedy):
+    sentence = unusable(name, capability, architectures, P100_ERROR)
+    assert sentence.endswith(f"{', '.join(architectures)}): {remedy}; using the CPU")
+    assert "Kaggle" not in sentence
 
 
 def test_a_broken_gpu_the_build_has_code_for_falls_to_the_cpu_with_its_own_error(monkeypatch):
@@ -94,13 +109,16 @@ def test_a_gpu_that_computes_nonsense_is_not_used(monkeypatch):
     [
         ("cpu", (0, 0), "llama", torch.float32),
         ("cpu", (0, 0), "gemma3_text", torch.float32),
-        ("cuda", (6, 0), "llama", torch.float16),
+        ("cuda", (6, 0), "qwen3", torch.float16),
+        ("cuda", (6, 0), "gemma3_text", torch.float32),
         ("cuda", (7, 5), "qwen3", torch.float16),
         ("cuda", (7, 5), "gemma3_text", torch.float32),
         ("cuda", (7, 5), "gemma2", torch.float32),
+        ("cuda", (7, 5), "glm4", torch.float32),
         ("cuda", (7, 5), "qwen3_moe", torch.float32),
         ("cuda", (7, 5), "qwen3_5_text", torch.float32),
         ("cuda", (8, 0), "gemma3_text", torch.bfloat16),
+        ("cuda", (8, 0), "glm4", torch.bfloat16),
         ("cuda", (8, 9), "llama", torch.bfloat16),
         ("cuda", (9, 0), "qwen3", torch.bfloat16),
         ("cuda", (12, 0), "qwen3", torch.bfloat16),

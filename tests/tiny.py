@@ -1,6 +1,6 @@
 """Tiny random chat models with a real tokenizer, made in a second without a download.
 
-    folder = tiny.make(tmp_path / "tiny", "llama")     # or "qwen3"; the same seed gives the same weights
+    folder = tiny.make(tmp_path / "tiny", "llama")     # or "qwen3", "gemma2"; the same seed gives the same weights
 
 Their answers are made-up words of the sentences below. An answer ends after about a dozen tokens, as a trained model's
 would, so samples differ in length and few are cut off. In another process: `python tests/tiny.py FOLDER qwen3`.
@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
+    Gemma2ForCausalLM,
     LlamaForCausalLM,
     LlamaForSequenceClassification,
+    PreTrainedModel,
     PreTrainedTokenizerFast,
     Qwen3ForCausalLM,
     Qwen3ForSequenceClassification,
@@ -49,6 +51,27 @@ QWEN3_TEMPLATE = (
     "{% endif %}{% endif %}"
 )
 
+# Gemma's template in short: it begins with BOS, calls the assistant "model" and takes no system turn.
+GEMMA_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}"
+    "{% if message['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    "{{ '<start_of_turn>' + ('model' if message['role'] == 'assistant' else message['role']) + '\n' }}"
+    "{{ message['content'] | trim + '<end_of_turn>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}"
+)
+TEMPLATES = {"llama": SMOLLM2_TEMPLATE, "qwen3": QWEN3_TEMPLATE, "gemma2": GEMMA_TEMPLATE}
+CHATML = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+SPECIAL = {
+    "llama": CHATML,
+    "qwen3": CHATML,
+    "gemma2": ("<pad>", "<eos>", "<bos>", "<start_of_turn>", "<end_of_turn>"),
+}
+NAMED = {
+    "llama": {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>", "pad_token": "<|im_end|>"},
+    "qwen3": {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"},
+    "gemma2": {"bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>"},
+}
+
 SIZES = {
     "hidden_size": 32,
     "intermediate_size": 48,
@@ -63,14 +86,15 @@ SIZES = {
 
 
 def make(folder: Path, kind: str = "llama", *, seed: int = 0, **sizes: int) -> Path:
-    """Save a random model of this kind (`llama` or `qwen3`) with its tokenizer and chat template; return the folder.
+    """Save a random model with its tokenizer and chat template; return the folder.
 
     Args:
+        kind: `llama`, `qwen3` or `gemma2`.
         sizes: in place of those in SIZES.
     """
     tokenizer = make_tokenizer(kind)
-    model_class = {"llama": LlamaForCausalLM, "qwen3": Qwen3ForCausalLM}[kind]
-    return _save(folder, model_class, tokenizer, seed, speaks=True, **sizes)
+    model_class = {"llama": LlamaForCausalLM, "qwen3": Qwen3ForCausalLM, "gemma2": Gemma2ForCausalLM}[kind]
+    return _save(folder, model_class, tokenizer, seed, end_of_turn=SPECIAL[kind][-1], **sizes)
 
 
 def make_reward(folder: Path, kind: str = "llama", *, seed: int = 0, labels: int = 1, **sizes: int) -> Path:
@@ -88,14 +112,23 @@ def make_reward(folder: Path, kind: str = "llama", *, seed: int = 0, labels: int
 
 
 def _save(
-    folder: Path, model_class: Any, tokenizer: PreTrainedTokenizerFast, seed: int, *, speaks: bool = False, **sizes: int
+    folder: Path,
+    model_class: Any,
+    tokenizer: PreTrainedTokenizerFast,
+    seed: int,
+    *,
+    end_of_turn: str = "",
+    **sizes: int,
 ) -> Path:
     ends = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = model_class(model_class.config_class(vocab_size=len(tokenizer), **SIZES | sizes, **ends))
-        if speaks:
-            _speak(model, tokenizer)
+        if end_of_turn:
+            end = tokenizer.convert_tokens_to_ids(end_of_turn)
+            _speak(model, tokenizer, end)
+            if end != tokenizer.eos_token_id:  # only the generation config of such a model says that turns end there
+                model.generation_config.eos_token_id = [tokenizer.eos_token_id, end]
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return Path(folder)
@@ -108,21 +141,21 @@ def make_tokenizer(kind: str = "llama") -> PreTrainedTokenizerFast:
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=700,
-        special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
+        special_tokens=list(SPECIAL[kind]),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
     tokenizer.train_from_iterator(SENTENCES * 3, trainer)
-    named = (
-        {"bos_token": "<|im_start|>", "pad_token": "<|im_end|>"} if kind == "llama" else {"pad_token": "<|endoftext|>"}
-    )
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|im_end|>", **named)
-    fast.chat_template = {"llama": SMOLLM2_TEMPLATE, "qwen3": QWEN3_TEMPLATE}[kind]
+    if kind == "gemma2":  # its tokenizer puts BOS before every text, whether or not the text begins with one
+        bos = ("<bos>", tokenizer.token_to_id("<bos>"))
+        tokenizer.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[bos])
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, **NAMED[kind])
+    fast.chat_template = TEMPLATES[kind]
     return fast
 
 
 @torch.no_grad()
-def _speak(model: LlamaForCausalLM | Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
+def _speak(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, end: int) -> None:
     """Give the model words to say: one hidden unit is always on and carries each token's base rate."""
     words, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
     words.normal_()
@@ -130,8 +163,8 @@ def _speak(model: LlamaForCausalLM | Qwen3ForCausalLM, tokenizer: PreTrainedToke
     head.normal_(std=0.4)
     texts = [tokenizer.decode(token) for token in range(len(head))]
     head[:, 0] = torch.tensor([0.0 if t.startswith(" ") and t.isascii() and t[1:].isalpha() else -8.0 for t in texts])
-    head[tokenizer.eos_token_id] = 0.0
-    head[tokenizer.eos_token_id, 0] = 2.6
+    head[end] = 0.0
+    head[end, 0] = 1.2 if model.config.model_type == "gemma2" else 2.6  # Gemma's layers add less to the words
 
 
 if __name__ == "__main__":

@@ -2,10 +2,11 @@
 
 One chunk of requests is expanded to n sequences each and drawn in batches from one seed. `generate` runs a batch until
 its last answer ends, and most end early: so it is called for a stretch of tokens at a time, and what is unfinished goes
-on in new, full batches.
+on in new, full batches. A batch that does not fit the memory is drawn in halves.
 """
 
 import itertools
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,10 @@ from nbutils.engines import Engine, Reply, Request, Sample, Sampling, Tally, num
 from nbutils.errors import InputError
 from nbutils.preflight import Device
 
+log = logging.getLogger(__name__)
+
 # Tokens generated before the unfinished answers are gathered into new batches; doubled from stretch to stretch.
 STRETCH = 48
-
 
 # The nucleus nearly always lies within this many tokens; sorting them alone takes a tenth of the time of sorting all.
 PREFIX = 1024
@@ -83,6 +85,10 @@ class Watch(LogitsProcessor):  # type: ignore[misc]
         return scores
 
 
+# New token ids, and for each what else could have stood there (token id -> log-probability) where that was asked for.
+Piece = tuple[list[int], list[dict[int, float]]]
+
+
 class TransformersEngine(Engine):
     """A causal language model, optionally with a LoRA adapter that stays unmerged."""
 
@@ -106,8 +112,13 @@ class TransformersEngine(Engine):
             adapter: folder or Hub id of a LoRA adapter; empty for none.
             chat_template_kwargs: arguments of the chat template, e.g. {"enable_thinking": False}.
             batch_size: sequences generated at once; part of the identity, since it shapes the random draws.
+
+        Raises:
+            InputError: if the model or the adapter cannot be had, or the adapter was trained on another base.
         """
         path = models.resolve(model, cache)
+        if adapter:
+            models.check_adapter(path, adapter)
         self.tokenizer = models.load_tokenizer(path)
         self.context = models.context_length(path)
         self.model = models.load_model(path, device)
@@ -136,8 +147,11 @@ class TransformersEngine(Engine):
     ) -> Iterator[tuple[int, Reply]]:
         """Yield one reply per request; the whole call is one chunk and draws from one seed.
 
+        Where memory runs out, batches are halved for the rest of the chunk. The next chunk starts from `batch_size`
+        again: were the smaller size kept, a resumed run would draw other samples than an unbroken one.
+
         Raises:
-            InputError: if a prompt and its completion would not fit the model's context.
+            InputError: if a prompt and its completion would not fit the model's context, or a single one the memory.
         """
         prompts = [
             models.render(self.tokenizer, [dict(m) for m in r.messages], self.chat_template_kwargs) for r in requests
@@ -150,6 +164,7 @@ class TransformersEngine(Engine):
                     f"{request.messages[-1]['content'][:60]!r}"
                 )
         torch.manual_seed(seed)
+        self._at_once = self.batch_size
         samples: dict[tuple[int, int], Sample] = {}
         pending: dict[tuple[int, int], list[int]] = {
             (i, k): [] for i, request in enumerate(requests) for k in range(request.n)
@@ -160,13 +175,12 @@ class TransformersEngine(Engine):
             for sampling, batch in self._batches(requests, prompts, pending):
                 texts = [prompts[i] + pending[i, k] for i, k in batch]
                 left = sampling.max_tokens - len(pending[batch[0]])
-                watch = Watch() if any(requests[i].logprobs for i, _ in batch) else None
-                drawn = self._continue(texts, sampling, min(stretch, left), watch)
-                for row, (job, new) in enumerate(zip(batch, drawn, strict=True)):
+                watched = any(requests[i].logprobs for i, _ in batch)
+                drawn = self._continue(texts, sampling, min(stretch, left), watched)
+                for job, (new, seen) in zip(batch, drawn, strict=True):
                     pending[job] = pending[job] + new
-                    if watch and requests[job[0]].logprobs:  # beside it in the batch may be one without
-                        steps = [(values[row], tokens[row]) for values, tokens in watch.steps[: len(new)]]
-                        options[job] += [dict(zip(tokens, values, strict=True)) for values, tokens in steps]
+                    if requests[job[0]].logprobs:  # beside it in the batch may be one without
+                        options[job] += seen
                     if new[-1] in self.stop_ids or len(new) == left:
                         samples[job] = self._sample(pending.pop(job), options.pop(job))
             stretch *= 2
@@ -185,9 +199,48 @@ class TransformersEngine(Engine):
             for start in range(0, len(alike), self.batch_size):
                 yield sampling, alike[start : start + self.batch_size]
 
+    def _continue(self, texts: list[list[int]], sampling: Sampling, limit: int, watched: bool) -> list[Piece]:
+        """Return the piece that continues each text, in as many batches as the memory asks for."""
+        pieces: list[Piece] = []
+        while len(pieces) < len(texts):
+            batch = texts[len(pieces) : len(pieces) + self._at_once]
+            drawn = self._try(batch, sampling, limit, watched)
+            if drawn is not None:
+                pieces += drawn
+                continue
+            if len(batch) == 1:
+                raise InputError(
+                    f"the model {self.identity['model']} and one sequence of {len(batch[0]) + limit} tokens do not fit "
+                    f"the memory of this machine ({self.model.device}); lower max_tokens, leave out the longest "
+                    "prompts or choose a smaller model"
+                )
+            self._at_once = len(batch) // 2
+            log.warning(
+                "%d sequences at once do not fit the memory; the rest of this chunk is drawn with %d at a time",
+                len(batch),
+                self._at_once,
+            )
+        return pieces
+
+    def _try(self, texts: list[list[int]], sampling: Sampling, limit: int, watched: bool) -> list[Piece] | None:
+        """Return the piece of each text, or None where memory ran out: no random number is used up then."""
+        on_gpu = self.model.device.type == "cuda"
+        states = torch.get_rng_state(), torch.cuda.get_rng_state_all() if on_gpu else []
+        try:
+            return self._draw(texts, sampling, limit, watched)
+        except RuntimeError as error:
+            if not isinstance(error, torch.OutOfMemoryError) and "DefaultCPUAllocator" not in str(error):
+                raise
+        # outside of `except`: the error holds the frames, and so the tensors, of what failed
+        torch.cuda.empty_cache()
+        torch.set_rng_state(states[0])
+        torch.cuda.set_rng_state_all(states[1])
+        return None
+
     @torch.inference_mode()
-    def _continue(self, texts: list[list[int]], sampling: Sampling, limit: int, watch: Watch | None) -> list[list[int]]:
-        """Return up to `limit` new token ids for each text, ending with its first stop token if there is one."""
+    def _draw(self, texts: list[list[int]], sampling: Sampling, limit: int, watched: bool) -> list[Piece]:
+        """Return up to `limit` new tokens for each text, ending with its first stop token if there is one."""
+        watch = Watch()
         width = max(map(len, texts))
         pad = self.tokenizer.pad_token_id
         ids = torch.tensor([[pad] * (width - len(t)) + t for t in texts], device=self.model.device)
@@ -196,13 +249,18 @@ class TransformersEngine(Engine):
         config = GenerationConfig(
             max_new_tokens=limit, do_sample=False, pad_token_id=pad, eos_token_id=sorted(self.stop_ids)
         )
-        processors = LogitsProcessorList([watch] if watch else [])
+        processors = LogitsProcessorList([watch] if watched else [])
         if sampling.temperature > 0:
             processors.append(Draw(sampling))
         output = self.model.generate(
             inputs=ids, attention_mask=mask, generation_config=config, logits_processor=processors
         )
-        return [self._until_stop(row[width:].tolist()) for row in output]
+        pieces = []
+        for row, ids_row in enumerate(output[:, width:].tolist()):
+            new = self._until_stop(ids_row)
+            steps = [(values[row], tokens[row]) for values, tokens in watch.steps[: len(new)]]
+            pieces.append((new, [dict(zip(tokens, values, strict=True)) for values, tokens in steps]))
+        return pieces
 
     def _until_stop(self, ids: list[int]) -> list[int]:
         end = next((i for i, token in enumerate(ids) if token in self.stop_ids), len(ids) - 1)
