@@ -208,6 +208,8 @@ def greedy(path: str, ids: list[int], *, steps: int, adapter: str = "") -> tuple
     Returns:
         The new token ids, and logits of shape (new tokens, vocabulary).
     """
+    if adapter:
+        check_adapter(path, adapter)
     dtype = _from_pretrained(AutoConfig, path).get_text_config().dtype or torch.float32
     model = load_model(path, Device("cpu", (0, 0), "one look at the model"), dtype)
     if adapter:

@@ -15,6 +15,7 @@ import datasets
 from IPython.core.getipython import get_ipython
 
 from nbutils import params, stages
+from nbutils.engines.environment import GPUS_VARIABLE
 from nbutils.sources import CHECKOUT, MOUNTS
 from nbutils.store import Store
 
@@ -50,7 +51,8 @@ def open_stage(stem: str) -> Session:
     checked = params.validate(stem, values)
     _fetch_secrets()
     stages.check_push(checked.push_to_hub)
-    # training refuses to run on several GPUs without a launcher; choose before torch looks
+    # training refuses to run on several GPUs without a launcher; choose before torch looks, but let vLLM use them all
+    os.environ.setdefault(GPUS_VARIABLE, os.environ.get("CUDA_VISIBLE_DEVICES", "all"))
     os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")
     if _session:  # the cell is run a second time
         _session.pop().stage.close()

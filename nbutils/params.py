@@ -9,16 +9,14 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from nbutils.engines import Sampling, parse_sampling
+from nbutils.engines import Sampling, check_name, parse_sampling
 from nbutils.errors import InputError
 
 STEMS = ("01_rerank", "02_sample", "03_judge", "04_dpo")
-ENGINES = ("auto", "vllm", "transformers")
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=0)]
@@ -61,19 +59,6 @@ def drawn(text: str) -> None:
             raise InputError(f"sampling: {name} is {value}, so all answers to a prompt would be the same; raise it")
 
 
-def engine_name(text: str) -> None:
-    """Check the name of an engine, before anything is loaded.
-
-    Raises:
-        InputError: if it is none of ours and no server's URL.
-    """
-    url = urlsplit(text)
-    if text not in ENGINES and not (url.scheme in ("http", "https") and url.netloc):
-        raise InputError(
-            f"engine: expected {', '.join(ENGINES)} or a server's URL like http://127.0.0.1:8000/v1, got {text!r}"
-        )
-
-
 def names(text: str) -> list[str]:
     """Split a comma-separated parameter.
 
@@ -85,7 +70,7 @@ def names(text: str) -> list[str]:
 
 SamplingText = Annotated[str, _valid(parse_sampling)]
 DrawnText = Annotated[str, _valid(drawn)]
-EngineName = Annotated[str, _valid(engine_name)]
+EngineName = Annotated[str, _valid(check_name)]
 TemplateText = Annotated[str, _valid(template_kwargs)]
 # marks a parameter whose content, not only its name, decides whether a stage has to run again
 Input = Annotated[str, "input"]

@@ -67,6 +67,7 @@ def test_gpus_are_those_the_driver_names(tools):
         ({"CUDA_VISIBLE_DEVICES": "1"}, ["1"]),
         ({"CUDA_VISIBLE_DEVICES": "GPU-a"}, ["0"]),
         ({"CUDA_VISIBLE_DEVICES": ""}, []),
+        ({"CUDA_VISIBLE_DEVICES": "0", "NBUTILS_GPUS": "all"}, ["0", "1"]),
         ({"CUDA_VISIBLE_DEVICES": "0", "NBUTILS_GPUS": "0,1"}, ["0", "1"]),  # a notebook keeps to one itself
     ],
 )

@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 import tiny
+import torch
 from dpo import CPU, pair, small_trainer
 from huggingface_hub.constants import HF_HUB_CACHE
 from jinja2 import TemplateError
 from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from tokenizers.processors import TemplateProcessing
-from transformers import AutoTokenizer, GPT2Config
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config
 
 from nbutils import models
 from nbutils.engines import Request, Sampling
@@ -335,3 +336,17 @@ def test_a_packages_gguf_weights_are_converted_once_and_the_next_process_reuses_
     prompt = AutoTokenizer.from_pretrained(first)("The capital of France is", return_tensors="pt")
     output = model.generate(**prompt, max_new_tokens=1, do_sample=False)
     assert tokenizer.decode(output[0, -1:]) == " Paris"
+
+
+def test_the_greedy_continuation_comes_with_the_logits_it_was_taken_from(tiny_llama):
+    tokenizer = models.load_tokenizer(str(tiny_llama))
+    ids = models.render(tokenizer, [{"role": "user", "content": "Name a river."}], {})
+    said, logits = models.greedy(str(tiny_llama), ids, steps=40)
+    assert 1 < len(said) <= 40
+    assert logits.shape == (len(said), len(tokenizer))
+    assert logits.argmax(-1).tolist() == said
+    model = AutoModelForCausalLM.from_pretrained(tiny_llama)
+    with torch.inference_mode():
+        forced = model(torch.tensor([ids + said])).logits[0, len(ids) - 1 : -1]
+    torch.testing.assert_close(logits, forced, atol=1e-3, rtol=1e-3)
+    assert models.greedy(str(tiny_llama), ids, steps=1)[0] == said[:1]

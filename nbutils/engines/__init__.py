@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Protocol
+from urllib.parse import urlsplit
 
 import numpy as np
 
@@ -64,6 +65,19 @@ def parse_sampling(text: str) -> Sampling:
         except ValueError:
             raise InputError(f"sampling: {name} is {value!r}, expected a number") from None
     return Sampling(**values)
+
+
+def check_name(text: str) -> None:
+    """Check the name of an engine, before anything is loaded.
+
+    Raises:
+        InputError: if it is none of ours and no server's URL.
+    """
+    url = urlsplit(text)
+    if text not in ENGINES and not (url.scheme in ("http", "https") and url.netloc):
+        raise InputError(
+            f"engine: expected {', '.join(ENGINES)} or a server's URL like http://127.0.0.1:8000/v1, got {text!r}"
+        )
 
 
 @dataclass(frozen=True)
@@ -182,6 +196,7 @@ def load(
     Raises:
         InputError: if the name is none of these, or the engine cannot run here.
     """
+    check_name(name)
     options |= {"chat_template_kwargs": dict(chat_template_kwargs or {})}
     if name.startswith(("http://", "https://")):
         if adapter:
@@ -205,10 +220,6 @@ def load(
             if name == "vllm":
                 raise
             log.info("engine: transformers, because %s", error)
-    elif name != "transformers":
-        raise InputError(
-            f"engine: expected {', '.join(ENGINES)} or a server's URL like http://127.0.0.1:8000/v1, got {name!r}"
-        )
     from nbutils.engines.local import TransformersEngine
     from nbutils.preflight import pick_device
 

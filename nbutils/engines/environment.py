@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 # names an interpreter that has vLLM
 PYTHON_VARIABLE = "NBUTILS_VLLM_PYTHON"
-# the GPUs that workers may use, as CUDA_VISIBLE_DEVICES writes them; a notebook's own process keeps to one of them
+# the GPUs that workers may use, as CUDA_VISIBLE_DEVICES writes them, or `all`; a notebook itself keeps to one of them
 GPUS_VARIABLE = "NBUTILS_GPUS"
 
 
@@ -43,7 +43,7 @@ def gpus() -> list[Gpu]:
     except (OSError, subprocess.SubprocessError):  # no driver
         return []
     allowed = os.environ.get(GPUS_VARIABLE, os.environ.get("CUDA_VISIBLE_DEVICES"))
-    named = None if allowed is None else [name.strip() for name in allowed.split(",")]
+    named = None if allowed in (None, "all") else [name.strip() for name in str(allowed).split(",")]
     found = []
     for line in answer.splitlines():
         fields = [field.strip() for field in line.split(",")]

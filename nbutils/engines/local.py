@@ -15,7 +15,7 @@ import torch
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from nbutils import models
-from nbutils.engines import Engine, Reply, Request, Sample, Sampling, Tally, numbers_in
+from nbutils.engines import Engine, Reply, Request, Sample, Sampling, Tally, token_ids
 from nbutils.errors import InputError
 from nbutils.preflight import Device
 
@@ -128,7 +128,7 @@ class TransformersEngine(Engine):
         self.batch_size = batch_size
         self.special_tokens = models.special_tokens(self.tokenizer)
         self.tally = Tally()
-        self.stop_ids = self._stop_ids()
+        self.stop_ids = models.stop_ids(path, self.tokenizer)
         # `generate` would add the model's own defaults, a repetition penalty say, to the options a request states
         self.model.generation_config = GenerationConfig()
         self.identity = {
@@ -153,16 +153,7 @@ class TransformersEngine(Engine):
         Raises:
             InputError: if a prompt and its completion would not fit the model's context, or a single one the memory.
         """
-        prompts = [
-            models.render(self.tokenizer, [dict(m) for m in r.messages], self.chat_template_kwargs) for r in requests
-        ]
-        for prompt, request in zip(prompts, requests, strict=True):
-            if len(prompt) + request.sampling.max_tokens > self.context:
-                raise InputError(
-                    f"a prompt of {len(prompt)} tokens and max_tokens={request.sampling.max_tokens} exceed the model's "
-                    f"context of {self.context} tokens; lower max_tokens or leave out the prompt that begins "
-                    f"{request.messages[-1]['content'][:60]!r}"
-                )
+        prompts = token_ids.prompts(self.tokenizer, requests, self.chat_template_kwargs, self.context)
         torch.manual_seed(seed)
         self._at_once = self.batch_size
         samples: dict[tuple[int, int], Sample] = {}
@@ -182,7 +173,8 @@ class TransformersEngine(Engine):
                     if requests[job[0]].logprobs:  # beside it in the batch may be one without
                         options[job] += seen
                     if new[-1] in self.stop_ids or len(new) == left:
-                        samples[job] = self._sample(pending.pop(job), options.pop(job))
+                        seen_at = dict(enumerate(options.pop(job)))
+                        samples[job] = token_ids.sample(self.tokenizer, pending.pop(job), self.stop_ids, seen_at)
             stretch *= 2
         for i, request in enumerate(requests):
             done = tuple(samples[i, k] for k in range(request.n))
@@ -265,23 +257,3 @@ class TransformersEngine(Engine):
     def _until_stop(self, ids: list[int]) -> list[int]:
         end = next((i for i, token in enumerate(ids) if token in self.stop_ids), len(ids) - 1)
         return ids[: end + 1]
-
-    def _sample(self, ids: list[int], options: list[dict[int, float]]) -> Sample:
-        """Return the text without its stop token; an answer without one was cut off by max_tokens."""
-        stopped = ids[-1] in self.stop_ids
-        kept = ids[:-1] if stopped else ids
-        text = self.tokenizer.decode(kept, skip_special_tokens=True)
-        numbers = numbers_in(text, self._tokens(kept, options)) if options else {}
-        return Sample(text, len(ids), "stop" if stopped else "length", numbers)
-
-    def _tokens(self, ids: list[int], options: list[dict[int, float]]) -> Iterator[tuple[int, str, dict[str, float]]]:
-        for place, (token, others) in enumerate(zip(ids, options, strict=False)):
-            if self.tokenizer.decode([token]).strip().isdigit():
-                before = self.tokenizer.decode(ids[:place], skip_special_tokens=True)
-                written = self.tokenizer.decode(ids[: place + 1], skip_special_tokens=True)[len(before) :]
-                yield len(before), written, {self.tokenizer.decode([other]): p for other, p in others.items()}
-
-    def _stop_ids(self) -> set[int]:
-        declared = self.model.generation_config.eos_token_id
-        ids = set(declared if isinstance(declared, list) else [declared])
-        return {i for i in ids | {self.tokenizer.eos_token_id} if i is not None}

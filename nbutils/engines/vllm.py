@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from nbutils import models, store
-from nbutils.engines import Engine, Reply, Request, Tally, environment, tokens
+from nbutils.engines import Engine, Reply, Request, Tally, environment, token_ids
 from nbutils.engines.workers import Worker, end
 from nbutils.errors import InputError
 from nbutils.preflight import FLOAT32_MODELS, Device, pick_device
@@ -219,7 +219,7 @@ class VllmEngine(Engine):
             return
         prompts, longest = [], 0
         for requests, _ in chunks:
-            rendered = tokens.prompts(self.tokenizer, requests, self.chat_template_kwargs, self.context)
+            rendered = token_ids.prompts(self.tokenizer, requests, self.chat_template_kwargs, self.context)
             longest = max(
                 longest, *(len(ids) + r.sampling.max_tokens for ids, r in zip(rendered, requests, strict=True))
             )
@@ -263,7 +263,7 @@ class VllmEngine(Engine):
             samples = []
             for completion, digits in completions:
                 options = {int(p): {int(t): value for t, value in step.items()} for p, step in digits.items()}
-                samples.append(tokens.sample(self.tokenizer, completion, self.stop_ids, options))
+                samples.append(token_ids.sample(self.tokenizer, completion, self.stop_ids, options))
             self.tally.calls += request.n
             yield Reply(tuple(samples), len(ids), sum(s.n_tokens for s in samples))
 
