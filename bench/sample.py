@@ -2,7 +2,8 @@
 
 200 prompts of the demo, four samples each, from SmolLM2-135M on the CPU: through `store.answer` and `VllmEngine`, and
 through plain `LLM.chat` in a script of its own with the same settings, which draws all in one go and keeps nothing.
-Both engines are up before the clock starts; rounds take turns, medians. The limit holds for the fastest way to call
+Both engines are up before the clock starts; rounds take turns, medians. The one whose turn it is not is stopped: on a
+CPU vLLM's idle threads spin. The limit holds for the fastest way to call
 `LLM.chat`, inside one process; as vLLM comes, with a second process for its engine, it is measured once beside it,
 and so is our `transformers` engine.
 
@@ -11,11 +12,14 @@ and so is our `transformers` engine.
 
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -46,9 +50,12 @@ def main() -> int:
     dtype = engine.identity["options"]["dtype"]
     ours, plain = [], []
     with Plain(engine.python, model, dtype, messages, one_process=True) as chat:
+        (worker,) = engine.workers
         for seed in range(ROUNDS):
-            ours.append(speed(engine, requests, seed))
-            plain.append(chat.speed())
+            with stopped(chat.process):
+                ours.append(speed(engine, requests, seed))
+            with stopped(worker.process):
+                plain.append(chat.speed())
         plain_up = chat.up
     engine.close()
     with Plain(engine.python, model, dtype, messages, one_process=False) as chat:
@@ -69,6 +76,16 @@ def main() -> int:
         print(f"{name}\t{value:.2f}\t{limit or '-'}\t{verdict}")
     print(f"load of this machine: {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores", file=sys.stderr)
     return int(ratio < LIMIT)
+
+
+@contextmanager
+def stopped(process: subprocess.Popen[str]) -> Iterator[None]:
+    """Keep a process from running."""
+    process.send_signal(signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        process.send_signal(signal.SIGCONT)
 
 
 def speed(engine: Any, requests: list[Any], seed: int) -> float:

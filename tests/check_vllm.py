@@ -88,7 +88,7 @@ def test_the_same_samples_whoever_draws_them_and_also_after_a_kill(load, smollm2
     # one worker is killed in the middle: reported, and the other does its part
     def kill():
         time.sleep(1.5)
-        os.kill(two._workers[0].process.pid, signal.SIGKILL)
+        os.kill(two.workers[0].process.pid, signal.SIGKILL)
 
     killer = threading.Thread(target=kill)
     killer.start()
@@ -100,7 +100,7 @@ def test_the_same_samples_whoever_draws_them_and_also_after_a_kill(load, smollm2
     # the last one as well: what is done is stored, the next run asks the rest alone
     store = Store(tmp_path / "both.sqlite")
     first = answer(store, two, ask(4), seed=3)
-    os.kill(two._workers[0].process.pid, signal.SIGKILL)
+    os.kill(two.workers[0].process.pid, signal.SIGKILL)
     with pytest.raises(InputError, match=r"killed by SIGKILL.*everything answered is stored"):
         answer(store, two, ask(14), seed=3)
     one = load(smollm2)

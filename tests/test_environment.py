@@ -115,11 +115,13 @@ def test_an_environment_whose_installation_failed_is_not_used_and_made_anew(tool
 
 
 def test_without_uv_pythons_own_tool_makes_it(tools, tmp_path, monkeypatch):
-    python = tools("python", f'echo "$@" >> {tmp_path}/log; mkdir -p "$3/bin"; cp "$0" "$3/bin/python"')
+    python = tools(
+        "python", f'echo "$@" >> {tmp_path}/log; [ "$2" = pip ] || {{ mkdir -p "$3/bin"; cp "$0" "$3/bin/python"; }}'
+    )
     monkeypatch.setattr(environment.sys, "executable", str(python))
     folder = tmp_path / "cache/nbutils/vllm-0.19.1"
     assert make(gpu("570.86.15")) == folder / "bin/python"
-    assert (tmp_path / "log").read_text().splitlines()[0] == f"-m venv {folder}"
+    assert (tmp_path / "log").read_text().splitlines() == [f"-m venv {folder}", "-m pip install -q vllm==0.19.1"]
 
 
 def test_the_interpreter_a_user_names_comes_first(tools, tmp_path, monkeypatch):

@@ -136,7 +136,7 @@ class VllmEngine(Engine):
         self.version = _version(self.python)
         self._path, self._adapter, self._options = path, adapter, options
         self._logs, self._start_seconds = cache.parent, start_seconds
-        self._workers: list[Worker] = []
+        self.workers: list[Worker] = []
         self._length = 0
         self._events: queue.Queue[tuple[Worker, dict[str, Any]]] = queue.Queue()
         self.identity = {
@@ -156,7 +156,7 @@ class VllmEngine(Engine):
         Raises:
             InputError: if none can. Where some can, the others are reported and the work is done without them.
         """
-        if self._workers and length <= self._length:
+        if self.workers and length <= self._length:
             return
         self.close()
         self._length = min(max(LEAST_LENGTH, 1 << (length - 1).bit_length()), self.context)
@@ -188,17 +188,17 @@ class VllmEngine(Engine):
             if "error" in message:
                 faults.append(f"{message['error']} (log: {worker.log})")
             else:
-                self._workers.append(worker)
-        end([w for w in starting if w not in self._workers])
-        if not self._workers:
+                self.workers.append(worker)
+        end([w for w in starting if w not in self.workers])
+        if not self.workers:
             raise InputError(f"vLLM could not start with {self.python}: {faults[0]}; use engine: transformers")
         for fault in faults:
             log.warning("one of %d vLLM workers could not start, going on without it: %s", len(starting), fault)
 
     def close(self) -> None:
         """End the workers and free their GPUs."""
-        end(self._workers)
-        self._workers = []
+        end(self.workers)
+        self.workers = []
 
     def generate(
         self, requests: Sequence[Request], *, seed: int, deadline: float = float("inf")
@@ -228,14 +228,14 @@ class VllmEngine(Engine):
         todo, lost = deque(range(len(chunks))), set[int]()
         running: dict[int, int] = {}  # job -> chunk
         while True:
-            for worker in self._workers:
+            for worker in self.workers:
                 if not worker.job and todo and time.time() <= deadline:
                     c = todo.popleft()
                     running[worker.draw(*chunks[c], prompts[c])] = c
             if not running and (not todo or time.time() > deadline):
                 return
             worker, message = self._events.get()
-            if worker not in self._workers:
+            if worker not in self.workers:
                 continue
             job, worker.job = worker.job, 0
             if "error" not in message:
@@ -245,11 +245,11 @@ class VllmEngine(Engine):
                         (c, i, reply) for i, reply in enumerate(self._replies(chunks[c][0], prompts[c], message))
                     )
                 continue
-            self._workers.remove(worker)
+            self.workers.remove(worker)
             fault = f"a vLLM worker stopped: {message['error']} (log: {worker.log})"
-            if not self._workers:
+            if not self.workers:
                 raise InputError(f"{fault}; {store.GO_ON}, or use engine: transformers")
-            log.warning("%s; going on with %d other(s)", fault, len(self._workers))
+            log.warning("%s; going on with %d other(s)", fault, len(self.workers))
             if job in running and (c := running.pop(job)) not in lost:
                 lost.add(c)
                 todo.appendleft(c)
