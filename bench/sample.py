@@ -23,7 +23,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-PROMPTS, N, MAX_TOKENS, ROUNDS = 200, 4, 48, 3
+PROMPTS, N, MAX_TOKENS, ROUNDS = 200, 4, 32, 3
 LIMIT = 0.95
 ROOT = Path(__file__).resolve().parents[1]
 
