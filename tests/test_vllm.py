@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
+import tiny
 from builders import request
 from dpo import CPU
 from peft import LoraConfig, get_peft_model
@@ -281,10 +282,10 @@ def test_workers_end_with_a_notebook_that_was_killed(machine, tiny_qwen, tmp_pat
 
 
 @pytest.fixture(scope="module")
-def adapters(tiny_qwen, tiny_llama, tmp_path_factory):
-    """Folders of LoRA adapters of rank 12, one of this base and one of another."""
+def adapters(tiny_qwen, tmp_path_factory):
+    """Folders of LoRA adapters of rank 12, one of this base and one of a wider one."""
     folder = tmp_path_factory.mktemp("adapters")
-    for base in (tiny_qwen, tiny_llama):
+    for base in (tiny_qwen, tiny.make(folder / "bases/wider", "qwen3", hidden_size=64)):
         lora = LoraConfig(r=12, target_modules=["q_proj"], task_type="CAUSAL_LM")
         get_peft_model(AutoModelForCausalLM.from_pretrained(base), lora).save_pretrained(folder / base.name)
     return folder
@@ -301,7 +302,7 @@ def test_an_adapter_is_handed_over_unmerged_with_a_rank_vllm_knows(machine, load
 
 def test_an_adapter_of_another_base_is_refused_before_anything_is_started(machine, load, adapters, tmp_path):
     with pytest.raises(InputError, match="was trained on another base model"):
-        load(adapter=str(adapters / "llama"))
+        load(adapter=str(adapters / "wider"))
     assert seen(tmp_path, "options") == []
 
 
