@@ -242,6 +242,20 @@ def test_a_call_that_nobody_listens_to_any_more_leaves_no_answers_in_the_next(ma
     assert [(c, i, len(reply.samples)) for c, i, reply in got] == [(0, i, 1) for i in range(6)]
 
 
+def test_a_worker_that_dies_over_a_call_nobody_listens_to_costs_the_next_call_nothing(machine, load, monkeypatch):
+    monkeypatch.setenv("CHUNK_SECONDS", "2")
+    engine = load()
+    calls = engine.generate_chunks([(ask(4), 1), (ask(4), 2), (ask(4), 3), (ask(4), 4)])
+    next(calls)
+    calls.close()
+    for worker in engine.workers:
+        if not worker.job:  # it had answered; now both are busy for nobody
+            worker.draw(ask(1), 9, [[1, 2]])
+    os.kill(engine.workers[0].process.pid, signal.SIGKILL)
+    assert [(c, i) for c, i, _ in engine.generate_chunks([(ask(3), 9)])] == [(0, 0), (0, 1), (0, 2)]
+    assert engine.tally.failures == 0
+
+
 def test_greedy_answers_are_asked_once_and_repeated(machine, load, store, tmp_path):
     asked = [request("Why?", n=3, sampling=Sampling(temperature=0, max_tokens=5))]
     (reply,) = answer(store, load(), asked)

@@ -237,24 +237,23 @@ class VllmEngine(Engine):
             worker, message = self._events.get()
             if worker not in self.workers:
                 continue
-            job, worker.job = worker.job, 0
+            drawn = running.pop(worker.job, None)  # None: the caller of an earlier call stopped listening
+            worker.job = 0
             if "error" not in message:
-                if job in running:  # else the caller of an earlier call stopped listening
-                    c = running.pop(job)
-                    yield from (
-                        (c, i, reply) for i, reply in enumerate(self._replies(chunks[c][0], prompts[c], message))
-                    )
+                if drawn is not None:
+                    replies = self._replies(chunks[drawn][0], prompts[drawn], message)
+                    yield from ((drawn, i, reply) for i, reply in enumerate(replies))
                 continue
             self.workers.remove(worker)
             fault = f"a vLLM worker stopped: {message['error']} (log: {worker.log})"
             if not self.workers:
                 raise InputError(f"{fault}; {store.GO_ON}, or use engine: transformers")
             log.warning("%s; going on with %d other(s)", fault, len(self.workers))
-            if job in running and (c := running.pop(job)) not in lost:
-                lost.add(c)
-                todo.appendleft(c)
-            elif job:
-                self.tally.failures += len(chunks[c][0])
+            if drawn in lost:
+                self.tally.failures += len(chunks[drawn][0])
+            elif drawn is not None:
+                lost.add(drawn)
+                todo.appendleft(drawn)
 
     def _replies(
         self, requests: Sequence[Request], prompts: Sequence[Sequence[int]], message: Mapping[str, Any]
