@@ -91,6 +91,18 @@ def precision(device: Device, model_type: str, tuning: str) -> tuple[torch.dtype
     return (base if tuning == "lora" else torch.float32), flags
 
 
+def arguments(options: Mapping[str, Any]) -> tuple[dict[str, Any], LoraConfig]:
+    """Return what TRL's DPOConfig takes of the options, and the adapter they describe."""
+    lora = LoraConfig(
+        r=options["lora_r"],
+        lora_alpha=options["lora_alpha"],
+        lora_dropout=options["lora_dropout"],
+        target_modules=options["lora_target_modules"],
+        task_type="CAUSAL_LM",
+    )
+    return {name: value for name, value in options.items() if not name.startswith("lora_")}, lora
+
+
 def prepare(pairs: Sequence[Row], template: Mapping[str, Any]) -> list[Row]:
     """Give every pair the template arguments the policy is sampled and trained with.
 
@@ -161,7 +173,7 @@ def build_trainer(
             f"{len(pairs)} training pairs are fewer than one batch of {batch}; lower "
             "gradient_accumulation_steps in the training file, or see the drop reports of 01 and 03 for more pairs"
         )
-    settings = {k: v for k, v in options.items() if not k.startswith("lora_")}
+    settings, lora = arguments(options)
     if not held_out:
         settings["eval_strategy"] = "no"
     run = digest(
@@ -184,13 +196,6 @@ def build_trainer(
         disable_tqdm=True,
         **flags,
         **settings,
-    )
-    lora = LoraConfig(
-        r=options["lora_r"],
-        lora_alpha=options["lora_alpha"],
-        lora_dropout=options["lora_dropout"],
-        target_modules=options["lora_target_modules"],
-        task_type="CAUSAL_LM",
     )
     return DPOTrainer(
         model=models.load_model(path, device, dtype=dtype),
