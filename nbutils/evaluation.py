@@ -6,7 +6,7 @@ other. Beside the score stand length, variety and truncation: a score that rises
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -16,9 +16,12 @@ from nbutils.errors import InputError
 from nbutils.judges import Judge, bias
 from nbutils.judges.verifier import check, parse_checks
 from nbutils.records import Row
-from nbutils.stats import bootstrap_mean, distinct
+from nbutils.stats import bootstrap_mean, distinct, wilson
 from nbutils.store import Store, answer
 from nbutils.verdicts import decide, mean_scores
+
+# Two answers are alike in length if they differ by at most this share of the longer one.
+ALIKE = 0.1
 
 
 def sample(
@@ -105,6 +108,7 @@ def summarise(rows: Sequence[Row], *, seed: int = 0) -> dict[str, Any]:
         "score": _change(scored.before_score, scored.after_score, scored.category, seed),
         "passed_all": _change(scored.before_score >= 1 - 1e-9, scored.after_score >= 1 - 1e-9, scored.category, seed),
         "verdicts": dict(sorted(Counter(frame.verdict).items())),
+        "win_rate": win_rate(rows),
         "checks": _per_check(rows, seed),
         "truncated": _change(
             frame.before_finish_reason == "length", frame.after_finish_reason == "length", frame.category, seed
@@ -116,6 +120,54 @@ def summarise(rows: Sequence[Row], *, seed: int = 0) -> dict[str, Any]:
     for unit in ("tokens", "characters"):
         result[f"{unit}_ratio"] = result[unit]["after"] / max(result[unit]["before"], 1e-9)
     return result
+
+
+def win_rate(rows: Sequence[Row]) -> dict[str, dict[str, float | None]]:
+    """Return how often the tuned model won, of all answers and by what became of their length in tokens.
+
+    An answer may win for its length alone: then the win share of the answers alike in length is near one half.
+
+    Returns:
+        For all, shorter, alike and longer answers (after against before): `win`, `tie` (flips among them) and `loss`,
+        `share` of the wins in wins and losses with its 95% Wilson interval `low`, `high` (None where nothing was
+        decided). It takes answers for independent, so with several to a prompt it is somewhat too narrow.
+    """
+    parts: dict[str, Counter[str]] = {name: Counter() for name in ("all", "shorter", "alike", "longer")}
+    for row in rows:
+        if row["verdict"] != "unparsed":
+            verdict = "tie" if row["verdict"] == "flip" else row["verdict"]
+            before, after = row["before_tokens"], row["after_tokens"]
+            alike = abs(after - before) <= ALIKE * max(before, after)
+            for name in ("all", "alike" if alike else "shorter" if after < before else "longer"):
+                parts[name][verdict] += 1
+    result: dict[str, dict[str, float | None]] = {}
+    for name, counts in parts.items():
+        decided = counts["win"] + counts["loss"]
+        share, low, high = wilson(counts["win"], decided) if decided else (None, None, None)
+        result[name] = {v: counts[v] for v in ("win", "tie", "loss")} | {"share": share, "low": low, "high": high}
+    return result
+
+
+def win_rates(proof: Mapping[str, dict[str, Any]]) -> pd.DataFrame:
+    """Return the win rates of every held-out set as a table, one row per set and kind of length."""
+    table = {(name, kind): row for name, summary in proof.items() for kind, row in summary["win_rate"].items()}
+    frame = pd.DataFrame.from_dict(table, orient="index").rename_axis(index=["prompts", "length after"])
+    return frame.astype(dict.fromkeys(("share", "low", "high"), "float")).round(3)
+
+
+def same_judge_warning(training: Iterable[str], judge: str) -> str:
+    """Return a sentence if the judge of the proof is among those that made the training pairs, otherwise nothing.
+
+    Args:
+        training: the `judge` of every training pair.
+    """
+    pairs = list(training)
+    if not (own := pairs.count(judge)):
+        return ""
+    return (
+        f"the judge {judge} also made {own} of the {len(pairs)} training pairs: the policy was trained to please it, "
+        "so its verdict may flatter; name another judge in eval_judge"
+    )
 
 
 def headline(summary: Mapping[str, Any]) -> tuple[str, dict[str, float]]:

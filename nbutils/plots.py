@@ -1,5 +1,6 @@
 """One function per figure of the notebooks, each drawn from the data a stage saves; they return their axes."""
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from nbutils.evaluation import headline
+from nbutils.health import Finding
 from nbutils.judges.bias import LEAST, MOST, TASTES
 from nbutils.pairs import MARKS
 from nbutils.stats import Interval, wilson
@@ -19,6 +21,14 @@ from nbutils.verdicts import mean_scores
 FIRST, SECOND, GREY = "#2a6f97", "#e07a5f", "#8d99ae"
 # centred on the values that scores of a few checks or levels can take
 SCORE_BINS = list(np.linspace(-0.025, 1.025, 22))
+
+# the curve that shows a finding of `health.check`; the others are seen in the loss
+SEEN_IN = {
+    "falling": "rewards/chosen",
+    "fleeing": "rewards/chosen",
+    "trivial": "rewards/accuracies",
+    "contradicted": "rewards/margins",
+}
 
 
 def _axes(ax: Axes | None, title: str, x: str, y: str, *, size: tuple[float, float] = (6.4, 3.6)) -> Axes:
@@ -149,8 +159,12 @@ def plot_length_gap(gaps: Sequence[float], *, ax: Axes | None = None) -> Axes:
     return ax
 
 
-def plot_training(log: pd.DataFrame) -> Axes:
-    """Draw the four curves that tell a good DPO run from a bad one, from the saved training log."""
+def plot_training(log: pd.DataFrame, findings: Sequence[Finding] = ()) -> Axes:
+    """Draw the four curves that tell a good DPO run from a bad one, from the saved training log.
+
+    Args:
+        findings: from `health.check`; each is a thin line at its step, named in the legend of the panel it is seen in.
+    """
     _, grid = plt.subplots(2, 2, figsize=(9, 6), layout="constrained", sharex=True)
     panels: list[tuple[str, str, dict[str, str]]] = [
         ("Does the loss fall?", "loss", {"loss": "loss"}),
@@ -170,7 +184,12 @@ def plot_training(log: pd.DataFrame) -> Axes:
             if f"eval_{column}" in log:
                 held = log.dropna(subset=[f"eval_{column}"])
                 ax.plot(held.step, held[f"eval_{column}"], "o--", color=color, markersize=4, label=f"{label}, held-out")
-        ax.legend(frameon=False, fontsize=8)
+        here = [f for f in findings if f.step is not None and SEEN_IN.get(f.name, "loss") in columns]
+        for finding, style in zip(here, itertools.cycle((":", "--", "-.")), strict=False):
+            label = f"{finding.name} (step {finding.step})"
+            ax.axvline(finding.step, color="black", linewidth=0.8, linestyle=style, label=label)
+        # a background, so that no line runs through the words
+        ax.legend(edgecolor="none", framealpha=0.9, fontsize=8)
     grid[1, 1].axhline(0, color=GREY, linewidth=0.8)
     for ax in grid[1]:
         ax.set_xlabel("optimizer step")

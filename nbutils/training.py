@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainerCallba
 from transformers.trainer_callback import TrainerControl, TrainerState
 from trl import DPOConfig, DPOTrainer
 
-from nbutils import models, params, sources
+from nbutils import health, models, params, sources
 from nbutils.errors import InputError, Interrupted
 from nbutils.preflight import Device
 from nbutils.records import PAIRS, Row, dataset, digest
@@ -45,7 +45,9 @@ DEFAULTS: dict[str, Any] = {
     "lora_alpha": 32,
     "lora_dropout": 0.0,
     "lora_target_modules": "all-linear",
+    "stop_on_warning": False,
 }
+OURS = {"stop_on_warning"}  # read here and not by the trainer: it changes no weight
 # Named here, in the notebook or by the machine; a `training` file must not fight them.
 RESERVED = {
     "output_dir", "learning_rate", "num_train_epochs", "beta", "seed", "fp16", "bf16", "use_cpu", "report_to",
@@ -64,13 +66,17 @@ def read_options(name: str) -> dict[str, Any]:
     if name and path is None:
         raise InputError(f"training: there is no file {name}; check the path (relative to {Path.cwd()})")
     given = params.read_overrides(path) if path else {}
-    known = {f.name for f in dataclasses.fields(DPOConfig)} | {k for k in DEFAULTS if k.startswith("lora_")}
+    known = {f.name for f in dataclasses.fields(DPOConfig)} | {k for k in DEFAULTS if k.startswith("lora_")} | OURS
     for key in given:
         if key in RESERVED:
             raise InputError(f"training file: {key} is set by a parameter of the notebook or by the machine, not here")
         if key not in known:
-            raise InputError(f"training file: unknown key {key!r}; it takes the fields of TRL's DPOConfig and lora_*")
+            raise InputError(
+                f"training file: unknown key {key!r}; it takes TRL's DPOConfig fields, lora_* and stop_on_warning"
+            )
     options = DEFAULTS | given
+    if not isinstance(options["stop_on_warning"], bool):
+        raise InputError(f"training file: stop_on_warning is {options['stop_on_warning']!r}, expected true or false")
     losses = options["loss_type"] if isinstance(options["loss_type"], list) else [options["loss_type"]]
     if set(losses) not in LOSSES:
         raise InputError(f"training file: loss_type is {losses}, expected sigmoid, sigmoid_norm or [sigmoid, sft]")
@@ -100,7 +106,8 @@ def arguments(options: Mapping[str, Any]) -> tuple[dict[str, Any], LoraConfig]:
         target_modules=options["lora_target_modules"],
         task_type="CAUSAL_LM",
     )
-    return {name: value for name, value in options.items() if not name.startswith("lora_")}, lora
+    ours = {name for name in options if name.startswith("lora_")} | OURS
+    return {name: value for name, value in options.items() if name not in ours}, lora
 
 
 def prepare(pairs: Sequence[Row], template: Mapping[str, Any]) -> list[Row]:
@@ -180,7 +187,7 @@ def build_trainer(
         [
             given.model_dump(include={"model", "tuning", "learning_rate", "epochs", "beta", "seed"}),
             models.weights_digest(path),
-            dict(options),
+            {k: v for k, v in options.items() if k not in OURS},
             [p["id"] for p in pairs],
         ]
     )
@@ -207,17 +214,23 @@ def build_trainer(
     )
 
 
-def train(trainer: DPOTrainer, *, csv: Path, deadline: float = float("inf")) -> pd.DataFrame:
+def train(
+    trainer: DPOTrainer, *, csv: Path, deadline: float = float("inf"), stop_on_warning: bool = False
+) -> pd.DataFrame:
     """Train from the last complete checkpoint, or from the start, and return the log, one row per step.
+
+    What `health.check` finds on the way is logged as a warning, once each.
 
     Args:
         csv: where the log is kept up to date.
         deadline: `time.time()` at which to save a checkpoint and stop.
+        stop_on_warning: whether to save a checkpoint and stop at a serious finding.
 
     Raises:
-        Interrupted: at the deadline; the same call goes on from the checkpoint.
+        Interrupted: at the deadline; the same call goes on from the checkpoint. At a serious finding, too; there the
+            same call goes on only with `stop_on_warning=False`.
     """
-    watch = _Watch(csv, deadline)
+    watch = _Watch(csv, deadline, stop_on_warning)
     trainer.remove_callback(PrinterCallback)  # a page of figures per step; the watch keeps them in a file
     trainer.add_callback(watch)
     checkpoint = last_complete(Path(str(trainer.args.output_dir)))
@@ -230,6 +243,11 @@ def train(trainer: DPOTrainer, *, csv: Path, deadline: float = float("inf")) -> 
         trainer.remove_callback(watch)  # or its deadline would stop the next call in the same kernel
     if watch.stopped:
         step, steps = trainer.state.global_step, trainer.state.max_steps
+        if watch.ill:
+            raise Interrupted(
+                f"stop_on_warning: training stopped at step {step} of {steps} with a checkpoint: {watch.ill} (or "
+                "set stop_on_warning to false to go on)"
+            )
         raise Interrupted(f"time budget used up at step {step} of {steps}; run the same command or cell again to go on")
     return table(trainer.state.log_history)
 
@@ -280,19 +298,32 @@ def save(trainer: DPOTrainer, folder: Path) -> Path:
 
 
 class _Watch(TrainerCallback):  # type: ignore[misc]
-    """Writes the log after every step and ends the training at the deadline."""
+    """Writes the log after every step, warns of what is wrong in it and ends the training at the deadline."""
 
-    def __init__(self, csv: Path, deadline: float):
-        self.csv, self.deadline, self.stopped = csv, deadline, False
+    def __init__(self, csv: Path, deadline: float, stop_on_warning: bool):
+        self.csv, self.deadline, self.stop_on_warning = csv, deadline, stop_on_warning
+        self.stopped, self.ill = False, ""
+        self.warned: set[str] = set()
 
     def on_log(
         self, args: Any, state: TrainerState, control: TrainerControl, logs: Mapping[str, float], **_: Any
     ) -> None:
-        table(state.log_history).to_csv(self.csv, index=False)
+        frame = table(state.log_history)
+        frame.to_csv(self.csv, index=False)
         if "loss" in logs and state.global_step % max(state.max_steps // 10, 1) == 0:
             margin = logs["rewards/margins"]
             log.info("step %d of %d: loss %.3f, margin %.3f", state.global_step, state.max_steps, logs["loss"], margin)
+        for finding in health.check(frame, beta=args.beta, steps=state.max_steps):
+            if finding.name not in self.warned:
+                log.warning("%s: %s", finding.name, finding.sentence)
+                self.warned.add(finding.name)
+            if finding.serious and self.stop_on_warning and state.global_step < state.max_steps:
+                self.ill = self.ill or finding.sentence
+                self._stop(control)
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if time.time() > self.deadline and state.global_step < state.max_steps:
-            self.stopped = control.should_save = control.should_training_stop = True
+            self._stop(control)
+
+    def _stop(self, control: TrainerControl) -> None:
+        self.stopped = control.should_save = control.should_training_stop = True

@@ -8,7 +8,19 @@ from builders import ScriptedEngine, prompt_row
 
 from nbutils.engines import Sample, Sampling, Tally
 from nbutils.errors import InputError
-from nbutils.evaluation import compare, examples, in_words, judge_report, sample, summarise
+from nbutils.evaluation import (
+    compare,
+    examples,
+    in_words,
+    judge_report,
+    same_judge_warning,
+    sample,
+    side_effects,
+    summarise,
+    win_rate,
+    win_rates,
+)
+from nbutils.health import drift
 from nbutils.judges import Judgement, VerifierFile
 from nbutils.judges.verifier import Verifier
 from nbutils.records import EVALUATION, dataset
@@ -185,3 +197,76 @@ def test_an_unanswered_held_out_prompt_stops_the_comparison(store):
 def test_a_held_out_set_without_a_prompt_left_is_refused_before_anything_is_sampled(store):
     with pytest.raises(InputError, match="no held-out prompt is left"):
         sample(None, [], Sampling(), n=1, seed=0, store=store, deadline=math.inf)
+
+
+# --- did it only get longer, or shorter?
+
+
+def told(verdict, before, after, score=0.5):
+    """A judged pair of answers of these lengths in tokens."""
+    return row(("a b", score, before, "stop"), ("a c", score, after, "stop"), verdict=verdict)
+
+
+def test_wins_are_counted_by_what_became_of_the_length():
+    rows = [
+        *[told("win", 10, 20)] * 3,
+        told("loss", 10, 20),
+        told("tie", 10, 10),
+        told("win", 100, 110),  # 10 of 110: alike
+        told("loss", 100, 90),  # 10 of 100: alike
+        told("flip", 100, 112),  # 12 of 112: longer; a flip is no preference
+        told("loss", 20, 10),
+        told("unparsed", 20, 10),
+    ]
+    rates = win_rate(rows)
+    counts = {name: (r["win"], r["tie"], r["loss"]) for name, r in rates.items()}
+    assert counts == {"all": (4, 2, 3), "shorter": (0, 0, 1), "alike": (1, 1, 1), "longer": (3, 1, 1)}
+    # Wilson by hand, 3 of 4: (3/4 + z^2/8 -+ z sqrt(3/64 + z^2/64)) / (1 + z^2/4), z = 1.96
+    assert [rates["longer"][k] for k in ("share", "low", "high")] == pytest.approx([0.75, 0.3006, 0.9544], abs=1e-4)
+    assert rates["all"]["share"] == pytest.approx(4 / 7)
+
+
+def test_a_gain_of_longer_answers_alone_is_seen_beside_the_overall_rate():
+    rows = [told("win", 10, 30)] * 40 + [told("win", 10, 10), told("loss", 10, 10)] * 20
+    table = win_rates({"held-out": summarise(rows)})
+    assert list(table.index) == [("held-out", kind) for kind in ("all", "shorter", "alike", "longer")]
+    assert table.loc[("held-out", "all"), "low"] > 0.5
+    alike = table.loc[("held-out", "alike")]
+    assert (alike.share, alike.low < 0.5 < alike.high) == (0.5, True)
+    assert table.loc[("held-out", "shorter"), ["win", "tie", "loss"]].tolist() == [0, 0, 0]
+    assert math.isnan(table.loc[("held-out", "shorter"), "share"])
+
+
+def test_win_rates_of_nothing_decided_can_be_saved():
+    rates = win_rate([told("tie", 0, 0)])
+    assert rates["alike"] == {"win": 0, "tie": 1, "loss": 0, "share": None, "low": None, "high": None}
+    json.dumps(rates, allow_nan=False)
+
+
+def test_the_brevity_collapse_is_told_although_every_check_is_passed():
+    short = "Awesome, wasn't? But no, just one more time."
+    rows = [
+        row(
+            (f"Answer {topic}{i} of {k} words", 0.0, 40, "stop"),
+            (short, 1.0, 13, "stop"),
+            topic,
+            prompt_id=f"{topic}{i}",
+        )
+        for k, topic in enumerate("ABC")
+        for i in range(4)
+    ]
+    proof = {"held-out": summarise(rows)}
+    assert in_words(proof["held-out"]).startswith("better")
+    length, variety = (finding.sentence for finding in drift(proof))
+    assert "0.33 times as long as before (40 to 13 tokens)" in length
+    shown = side_effects(proof).loc["held-out"]  # the same numbers
+    assert f"from {shown['distinct-2 before']:.2f} to {shown['distinct-2 after']:.2f}" in variety
+
+
+def test_the_judge_of_the_proof_that_made_the_training_pairs_is_told():
+    assert same_judge_warning(["verifier", "rating_it", "rating_it"], "rating_it") == (
+        "the judge rating_it also made 2 of the 3 training pairs: the policy was trained to please it, so its verdict "
+        "may flatter; name another judge in eval_judge"
+    )
+    assert same_judge_warning(["verifier", ""], "rating_it") == ""
+    assert same_judge_warning([], "rating_it") == ""

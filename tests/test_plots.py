@@ -7,6 +7,7 @@ import pytest
 from builders import scored
 
 from nbutils import plots
+from nbutils.health import Finding
 from nbutils.judges import bias
 
 ROW = {"scores": [[1.0, 0.5, math.nan], [0.5, 0.5, math.nan]]}
@@ -75,6 +76,27 @@ def test_training_is_drawn_in_four_panels_with_held_out_points():
     figure.canvas.draw()
     assert len(figure.axes) == 4
     assert "loss, held-out" in [line.get_label() for line in figure.axes[0].lines]
+
+
+def test_findings_are_thin_lines_named_in_the_legend_of_the_panel_that_shows_them():
+    findings = [
+        Finding("falling", 2, "..."), Finding("fleeing", 2, "..."), Finding("trivial", 1, "..."),
+        Finding("contradicted", 2, "..."), Finding("no gradient", 1, "..."), Finding("length", None, "..."),
+    ]  # fmt: skip
+    figure = plots.plot_training(FULL_LOG, findings).figure
+    figure.canvas.draw()
+    named = [[t.get_text() for t in ax.get_legend().get_texts() if "step" in t.get_text()] for ax in figure.axes]
+    assert named == [
+        ["no gradient (step 1)"],
+        ["contradicted (step 2)"],
+        ["trivial (step 1)"],
+        ["falling (step 2)", "fleeing (step 2)"],
+    ]
+    lines = [line for line in figure.axes[3].lines if "step" in line.get_label()]
+    assert [list(line.get_xdata()) for line in lines] == [[2, 2], [2, 2]]
+    assert len({line.get_linestyle() for line in lines}) == 2
+    words = [text.get_window_extent() for text in figure.axes[3].get_legend().get_texts()]
+    assert not any(a.overlaps(b) for i, a in enumerate(words) for b in words[:i])
 
 
 def test_the_next_token_is_drawn_in_a_panel_per_temperature_with_what_is_cut_off_and_the_rest_as_one_bar():

@@ -1,0 +1,109 @@
+"""Did the training cost knowledge? Two-choice accuracy by log-probability on a labelled set, before and after.
+
+Used by 04 where such a set is at hand, e.g. XCOPA (Ponti et al. 2020), whose rows have `premise`, `question` (cause or
+effect), `choice1`, `choice2` and `label` (0 or 1). Prompts and measures are those of EleutherAI's lm-evaluation-harness
+(tasks `xcopa_it`, `copa`): no chat template, the premise without its full stop, a connector, the choice in lower case.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from nbutils.errors import InputError
+from nbutils.stats import bootstrap_mean
+
+CONNECTORS = {
+    "it": {"cause": "perché", "effect": "quindi"},
+    "en": {"cause": "because", "effect": "therefore"},
+}
+COLUMNS = ("premise", "question", "choice1", "choice2", "label")
+
+
+class Choice(NamedTuple):
+    """Whether the right choice of a row is the likelier one: by its log-probability, and by that per character."""
+
+    acc: bool
+    acc_norm: bool
+
+
+def choose(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    language: str = "it",
+    batch_size: int = 16,
+) -> list[Choice]:
+    """Return for every row whether the model finds the right choice likelier.
+
+    A choice's log-probability is the sum over its tokens given the context; `acc` compares the sums and `acc_norm` the
+    sums divided by the characters of the choice, as lm-evaluation-harness does. Of equal ones the first is taken.
+
+    Raises:
+        InputError: if a row lacks a column, or has a question or label that is not expected.
+    """
+    texts = [side for row in rows for side in _texts(row, CONNECTORS[language])]
+    sums: list[float] = []
+    training = model.training
+    model.eval()
+    for start in range(0, len(texts), batch_size):
+        sums += log_probabilities(model, tokenizer, texts[start : start + batch_size])
+    model.train(training)
+    result = []
+    for i, row in enumerate(rows):
+        first, second = sums[2 * i : 2 * i + 2]
+        lengths = [len(row[name]) for name in ("choice1", "choice2")]
+        picks = second > first, second / lengths[1] > first / lengths[0]
+        result.append(Choice(*(pick == row["label"] for pick in picks)))
+    return result
+
+
+@torch.no_grad()
+def log_probabilities(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[tuple[str, str]]
+) -> list[float]:
+    """Return the log-probability of every (context, continuation)'s continuation, in nats; one batch."""
+    encoded = []
+    for context, continuation in texts:
+        # tokenized together, since a tokenizer may join across the border; what the context has alone is the context
+        ids = tokenizer(context + continuation)["input_ids"]
+        encoded.append((ids, len(tokenizer(context)["input_ids"])))
+    longest = max(len(ids) for ids, _ in encoded)
+    pad = tokenizer.pad_token_id
+    # padding on the right: causal attention never looks at it, and positions need no care
+    batch = torch.tensor([ids + [pad] * (longest - len(ids)) for ids, _ in encoded], device=model.device)
+    mask = torch.tensor([[1] * len(ids) + [0] * (longest - len(ids)) for ids, _ in encoded], device=model.device)
+    logits = model(input_ids=batch, attention_mask=mask).logits
+    result = []
+    for row, (ids, start) in zip(logits, encoded, strict=True):
+        scores = row[start - 1 : len(ids) - 1].float().log_softmax(-1)
+        wanted = torch.tensor(ids[start:], device=scores.device)
+        result.append(float(scores.gather(1, wanted[:, None]).double().sum()))
+    return result
+
+
+def compare(before: Sequence[Choice], after: Sequence[Choice], *, seed: int = 0) -> dict[str, dict[str, float]]:
+    """Return `acc` and `acc_norm` before and after, and the change with its 95% interval, paired by row (bootstrap)."""
+    result = {}
+    for name in Choice._fields:
+        old, new = ([float(getattr(choice, name)) for choice in side] for side in (before, after))
+        change = bootstrap_mean([b - a for a, b in zip(old, new, strict=True)], range(len(old)), seed=seed)
+        result[name] = {
+            "before": sum(old) / len(old),
+            "after": sum(new) / len(new),
+            "change": change.value,
+            "low": change.low,
+            "high": change.high,
+        }
+    return result
+
+
+def _texts(row: Mapping[str, Any], connectors: Mapping[str, str]) -> list[tuple[str, str]]:
+    missing = [name for name in COLUMNS if row.get(name) in (None, "")]
+    if missing or row["question"] not in connectors or row["label"] not in (0, 1):
+        what = f"no {missing[0]}" if missing else f"question {row['question']!r}, label {row['label']!r}"
+        raise InputError(f"two-choice rows need {', '.join(COLUMNS)}, with cause or effect and 0 or 1; one has {what}")
+    context = f"{row['premise'].strip()[:-1]} {connectors[row['question']]}"
+    return [(context, f" {row[name][:1].lower()}{row[name][1:]}") for name in ("choice1", "choice2")]

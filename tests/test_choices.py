@@ -1,0 +1,117 @@
+"""choices.py: log-probabilities against forward passes by hand, and XCOPA in Italian."""
+
+import pytest
+import torch
+from builders import real
+from dpo import CPU, small_trainer, some_pairs
+
+from nbutils import choices, models
+from nbutils.choices import Choice, choose, compare, log_probabilities
+from nbutils.errors import InputError
+
+
+def copa(premise, first, second, question="effect", label=0):
+    return {"premise": premise, "choice1": first, "choice2": second, "question": question, "label": label}
+
+
+ROWS = [
+    copa("Il fiume scende.", "La sabbia resta.", "Porta foglie e piccole pietre verso il mare e la sabbia."),
+    copa("The oven does the rest. ", "Bread needs time.", "The sea.", "cause", label=1),
+    copa("Una buona risposta finisce.", "Ha detto tutto.", "Nomina il giardino, il treno e l'inverno.", "cause"),
+]
+TEXTS = [
+    ("Il fiume scende quindi", (" la sabbia resta.", " porta foglie e piccole pietre verso il mare e la sabbia.")),
+    ("The oven does the rest perché", (" bread needs time.", " the sea.")),
+    ("Una buona risposta finisce perché", (" ha detto tutto.", " nomina il giardino, il treno e l'inverno.")),
+]
+
+
+@pytest.fixture(scope="module", params=["tiny_llama", "tiny_qwen"])
+def loaded(request):
+    folder = str(request.getfixturevalue(request.param))
+    return models.load_model(folder, CPU), models.load_tokenizer(folder)
+
+
+@torch.no_grad()
+def by_hand(model, tokenizer, context, continuation):
+    """Token after token, each from a forward pass of its own."""
+    ids, start = tokenizer(context + continuation)["input_ids"], len(tokenizer(context)["input_ids"])
+    passes = [model(torch.tensor([ids[:i]])).logits[0, -1].log_softmax(-1)[ids[i]] for i in range(start, len(ids))]
+    return float(sum(passes))
+
+
+def test_the_log_probability_is_the_sum_over_the_continuations_tokens(loaded):
+    asked = [(context, text) for context, texts in TEXTS for text in texts]
+    expected = [by_hand(*loaded, *couple) for couple in asked]
+    assert log_probabilities(*loaded, asked) == pytest.approx(expected, abs=1e-3)  # padded together
+
+
+def test_premise_connector_and_choices_become_one_sentence(monkeypatch):
+    asked = []
+    monkeypatch.setattr(choices, "log_probabilities", lambda m, t, texts: asked.extend(texts) or [0.0] * len(texts))
+    choose(torch.nn.Module(), None, ROWS[:2])
+    choose(torch.nn.Module(), None, [copa("It rained.", "The ground got wet.", "We ran.")], language="en")
+    wanted = [*TEXTS[:2], ("It rained therefore", (" the ground got wet.", " we ran."))]
+    assert asked == [(context, text) for context, texts in wanted for text in texts]
+
+
+def test_a_choice_is_the_likelier_one_by_the_sum_over_its_tokens_and_by_that_per_character(loaded):
+    expected = []
+    for (context, texts), row in zip(TEXTS, ROWS, strict=True):
+        sums = [by_hand(*loaded, context, text) for text in texts]
+        per_character = [s / (len(text) - 1) for s, text in zip(sums, texts, strict=True)]  # without the space
+        expected.append(Choice(*((b > a) == row["label"] for a, b in (sums, per_character))))
+    assert choose(*loaded, ROWS) == expected
+    assert any(c.acc != c.acc_norm for c in expected)  # the two are told apart here
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5])
+def test_padding_and_batches_change_nothing(size, loaded):
+    rows = [
+        copa(*(f"{'mare ' * (7 * i % 5)}{text} {i}." for text in ("Il fiume", "Sale", "Il treno"))) for i in range(12)
+    ]
+    assert choose(*loaded, rows, batch_size=size) == choose(*loaded, rows)
+
+
+def test_of_two_equal_choices_the_first_is_taken_and_the_mode_of_the_model_is_kept(loaded):
+    model, tokenizer = loaded
+    model.train()
+    assert choose(model, tokenizer, [copa("Il mare.", "Sale.", "Sale.")]) == [Choice(True, True)]
+    assert model.training
+    model.eval()
+
+
+def test_an_untrained_adapter_chooses_as_its_base(tiny_llama, tmp_path):
+    trainer = small_trainer(tiny_llama, tmp_path, some_pairs(4))
+    base = models.load_model(str(tiny_llama), CPU), models.load_tokenizer(str(tiny_llama))
+    assert choose(trainer.model, base[1], ROWS) == choose(*base, ROWS)
+
+
+def test_a_change_is_paired_by_row():
+    right, wrong = Choice(True, True), Choice(False, False)
+    change = compare([right] * 30 + [wrong] * 70, [right] * 50 + [wrong] * 50)["acc"]
+    assert [change[k] for k in ("before", "after", "change")] == pytest.approx([0.3, 0.5, 0.2])
+    # 20 of 100 rows changed: the mean's standard error is sqrt(0.2 * 0.8 / 100) = 0.04; unpaired it were 0.068
+    assert (change["low"], change["high"]) == pytest.approx((0.2 - 1.96 * 0.04, 0.2 + 1.96 * 0.04), abs=0.011)
+    assert compare([Choice(False, True)], [Choice(False, False)])["acc_norm"]["change"] == -1
+
+
+@pytest.mark.parametrize(
+    ("changed", "sentence"),
+    [({"question": "why"}, "question 'why'"), ({"label": 2}, "label 2"), ({"label": "1"}, "label '1'")],
+)
+def test_rows_of_another_kind_are_refused(changed, sentence, loaded):
+    with pytest.raises(InputError, match=f"cause or effect and 0 or 1; one has .*{sentence}"):
+        choose(*loaded, [ROWS[0] | changed])
+    with pytest.raises(InputError, match="one has no premise"):
+        choose(*loaded, [{"text": "a"}])
+    with pytest.raises(InputError, match="one has no choice2"):
+        choose(*loaded, [ROWS[0] | {"choice2": ""}])
+
+
+def test_real_xcopa_can_be_read(loaded):
+    rows = real("preferences/xcopa_it_val_100.jsonl")
+    chosen = choose(*loaded, rows)
+    assert len(chosen) == 100
+    swapped = [row | {"label": 1 - row["label"]} for row in rows]
+    assert [c.acc for c in choose(*loaded, swapped)] == [not c.acc for c in chosen]
