@@ -14,9 +14,20 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from nbutils.errors import InputError
 from nbutils.stats import bootstrap_mean
 
+# "because" and "therefore"; Italian and English as in lm-evaluation-harness
 CONNECTORS = {
-    "it": {"cause": "perché", "effect": "quindi"},
-    "en": {"cause": "because", "effect": "therefore"},
+    language: {"cause": because, "effect": therefore}
+    for language, because, therefore in (
+        ("de", "weil", "deshalb"),
+        ("en", "because", "therefore"),
+        ("es", "porque", "por lo tanto"),
+        ("fr", "parce que", "donc"),
+        ("id", "karena", "maka"),
+        ("it", "perché", "quindi"),
+        ("pt", "porque", "portanto"),
+        ("tr", "çünkü", "bu yüzden"),
+        ("vi", "bởi vì", "vì vậy"),
+    )
 }
 COLUMNS = ("premise", "question", "choice1", "choice2", "label")
 
@@ -42,8 +53,14 @@ def choose(
     sums divided by the characters of the choice, as lm-evaluation-harness does. Of equal ones the first is taken.
 
     Raises:
-        InputError: if a row lacks a column, or has a question or label that is not expected.
+        InputError: if no connectors are known for the language, a row lacks a column, or has a question or label that
+            is not expected.
     """
+    if language not in CONNECTORS:
+        raise InputError(
+            f"choices: no words for because and therefore are known in {language!r} (known: {', '.join(CONNECTORS)}); "
+            "add them to CONNECTORS in nbutils/choices.py, or leave choices empty"
+        )
     texts = [side for row in rows for side in _texts(row, CONNECTORS[language])]
     sums: list[float] = []
     training = model.training

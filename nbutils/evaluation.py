@@ -16,47 +16,66 @@ from nbutils.errors import InputError
 from nbutils.judges import Judge, bias
 from nbutils.judges.verifier import check, parse_checks
 from nbutils.records import Row
-from nbutils.stats import bootstrap_mean, distinct, wilson
+from nbutils.stats import bootstrap_mean, distinct
 from nbutils.store import Store, answer
+from nbutils.texts import language as language_of
 from nbutils.verdicts import decide, mean_scores
-
-# Two answers are alike in length if they differ by at most this share of the longer one.
-ALIKE = 0.1
+from nbutils.winrates import win_rate
 
 
 def sample(
-    engine: Engine, rows: Sequence[Row], sampling: Sampling, *, n: int, seed: int, store: Store, deadline: float
-) -> list[tuple[Sample, ...]]:
-    """Return n samples for every prompt, in the order of the rows.
+    engine: Engine,
+    held_out: Mapping[str, Sequence[Row]],
+    sampling: Sampling,
+    *,
+    n: int,
+    seed: int,
+    store: Store,
+    deadline: float,
+) -> dict[str, list[tuple[Sample, ...]]]:
+    """Return n samples for every prompt of every held-out set, in the order of the rows.
 
     Raises:
-        InputError: if there is no prompt, or the server left prompts unanswered.
+        InputError: if a set holds no prompt, or the engine left prompts unanswered.
     """
-    if not rows:
-        raise InputError("no held-out prompt is left: all of a set resemble training prompts; name other eval_prompts")
-    requests = [Request(tuple(row["prompt"]), n=n, sampling=sampling) for row in rows]
-    replies = answer(store, engine, requests, seed=seed, deadline=deadline, title="sampling")
-    samples = [reply.samples for reply in replies if reply is not None]
-    if len(samples) < len(rows):
-        raise InputError(f"{len(rows) - len(samples)} of {len(rows)} prompts got no answer; run the same command again")
-    return samples
+    result = {}
+    for name, rows in held_out.items():
+        if not rows:
+            raise InputError(f"no held-out prompt of {name} is left: all resemble training prompts; name other prompts")
+        requests = [Request(tuple(row["prompt"]), n=n, sampling=sampling) for row in rows]
+        replies = answer(store, engine, requests, seed=seed, deadline=deadline, title="sampling")
+        result[name] = [reply.samples for reply in replies if reply is not None]
+        if missing := len(rows) - len(result[name]):
+            raise InputError(f"{name}: {missing} of {len(rows)} prompts got no answer; run the same command again")
+    return result
 
 
 def compare(
     judge: Judge,
-    rows: Sequence[Row],
-    before: Sequence[Sequence[Sample]],
-    after: Sequence[Sequence[Sample]],
+    held_out: Mapping[str, Sequence[Row]],
+    before: Mapping[str, Sequence[Sequence[Sample]]],
+    after: Mapping[str, Sequence[Sequence[Sample]]],
     *,
     store: Store,
     deadline: float = float("inf"),
-) -> list[Row]:
-    """Judge the i-th answer before against the i-th after, for every prompt.
+) -> dict[str, list[Row]]:
+    """Judge the i-th answer before against the i-th after, for every prompt of every held-out set.
 
     Returns:
-        One row per pair of answers with text, score (0..1, NaN if unparsed), tokens and finish reason of both, and
-        `verdict` as seen from the tuned model: win, tie, loss, flip or unparsed.
+        For each set one row per pair of answers with text, score (0..1, NaN if unparsed), tokens and finish reason of
+        both, and `verdict` as seen from the tuned model: win, tie, loss, flip or unparsed.
     """
+    return {name: _compare(judge, rows, before[name], after[name], store, deadline) for name, rows in held_out.items()}
+
+
+def _compare(
+    judge: Judge,
+    rows: Sequence[Row],
+    before: Sequence[Sequence[Sample]],
+    after: Sequence[Sequence[Sample]],
+    store: Store,
+    deadline: float,
+) -> list[Row]:
     asked = [
         row | {"responses": [{"text": s.text} for s in couple]}
         for row, olds, news in zip(rows, before, after, strict=True)
@@ -90,11 +109,15 @@ def judge_report(judge: Judge, compared: Mapping[str, Sequence[Row]]) -> dict[st
     return result
 
 
-def summarise(rows: Sequence[Row], *, seed: int = 0) -> dict[str, Any]:
+def summarise(rows: Sequence[Row], *, language: str = "", seed: int = 0) -> dict[str, Any]:
     """Return the numbers of one held-out set; intervals are 95%, by bootstrap over topics.
 
     `passed_all` is the share of answers with the judge's highest score (for the verifier: every check passed).
     `tokens_ratio` and `distinct_2` are there to be distrusted: see the README.
+
+    Args:
+        language: expected of the answers, ISO 639-1. `wrong_language` is then the share told to be in another one;
+            empty for any, where it is None.
     """
     frame = pd.DataFrame(rows)
     scored = frame.dropna(subset=["before_score", "after_score"])
@@ -108,11 +131,12 @@ def summarise(rows: Sequence[Row], *, seed: int = 0) -> dict[str, Any]:
         "score": _change(scored.before_score, scored.after_score, scored.category, seed),
         "passed_all": _change(scored.before_score >= 1 - 1e-9, scored.after_score >= 1 - 1e-9, scored.category, seed),
         "verdicts": dict(sorted(Counter(frame.verdict).items())),
-        "win_rate": win_rate(rows),
+        "win_rate": win_rate(rows, seed=seed),
         "checks": _per_check(rows, seed),
         "truncated": _change(
             frame.before_finish_reason == "length", frame.after_finish_reason == "length", frame.category, seed
         ),
+        "wrong_language": _foreign(frame, language, seed) if language else None,
         "characters": {side: float(frame[f"{side}_text"].str.len().mean()) for side in ("before", "after")},
         "tokens": {side: float(frame[f"{side}_tokens"].mean()) for side in ("before", "after")},
         "distinct_2": {side: distinct(frame[f"{side}_text"]) for side in ("before", "after")},
@@ -120,39 +144,6 @@ def summarise(rows: Sequence[Row], *, seed: int = 0) -> dict[str, Any]:
     for unit in ("tokens", "characters"):
         result[f"{unit}_ratio"] = result[unit]["after"] / max(result[unit]["before"], 1e-9)
     return result
-
-
-def win_rate(rows: Sequence[Row]) -> dict[str, dict[str, float | None]]:
-    """Return how often the tuned model won, of all answers and by what became of their length in tokens.
-
-    An answer may win for its length alone: then the win share of the answers alike in length is near one half.
-
-    Returns:
-        For all, shorter, alike and longer answers (after against before): `win`, `tie` (flips among them) and `loss`,
-        `share` of the wins in wins and losses with its 95% Wilson interval `low`, `high` (None where nothing was
-        decided). It takes answers for independent, so with several to a prompt it is somewhat too narrow.
-    """
-    parts: dict[str, Counter[str]] = {name: Counter() for name in ("all", "shorter", "alike", "longer")}
-    for row in rows:
-        if row["verdict"] != "unparsed":
-            verdict = "tie" if row["verdict"] == "flip" else row["verdict"]
-            before, after = row["before_tokens"], row["after_tokens"]
-            alike = abs(after - before) <= ALIKE * max(before, after)
-            for name in ("all", "alike" if alike else "shorter" if after < before else "longer"):
-                parts[name][verdict] += 1
-    result: dict[str, dict[str, float | None]] = {}
-    for name, counts in parts.items():
-        decided = counts["win"] + counts["loss"]
-        share, low, high = wilson(counts["win"], decided) if decided else (None, None, None)
-        result[name] = {v: counts[v] for v in ("win", "tie", "loss")} | {"share": share, "low": low, "high": high}
-    return result
-
-
-def win_rates(proof: Mapping[str, dict[str, Any]]) -> pd.DataFrame:
-    """Return the win rates of every held-out set as a table, one row per set and kind of length."""
-    table = {(name, kind): row for name, summary in proof.items() for kind, row in summary["win_rate"].items()}
-    frame = pd.DataFrame.from_dict(table, orient="index").rename_axis(index=["prompts", "length after"])
-    return frame.astype(dict.fromkeys(("share", "low", "high"), "float")).round(3)
 
 
 def same_judge_warning(training: Iterable[str], judge: str) -> str:
@@ -199,7 +190,8 @@ def got_worse(summary: dict[str, Any]) -> list[str]:
 
 
 def side_effects(proof: Mapping[str, dict[str, Any]]) -> pd.DataFrame:
-    """Return what a collapse would move, one row per held-out set: length (tokens), variety, truncation (shares)."""
+    """Return what a collapse would move, one row per held-out set: length (tokens), variety, shares of faults."""
+    faults = {"truncated": "cut off", "wrong_language": "wrong language"}
     table = {
         name: {
             "tokens before": summary["tokens"]["before"],
@@ -207,8 +199,12 @@ def side_effects(proof: Mapping[str, dict[str, Any]]) -> pd.DataFrame:
             "tokens ratio": summary["tokens_ratio"],
             "distinct-2 before": summary["distinct_2"]["before"],
             "distinct-2 after": summary["distinct_2"]["after"],
-            "cut off before": summary["truncated"]["before"],
-            "cut off after": summary["truncated"]["after"],
+        }
+        | {
+            f"{title} {side}": summary[fault][side]
+            for fault, title in faults.items()
+            if summary[fault]
+            for side in ("before", "after")
         }
         for name, summary in proof.items()
     }
@@ -233,6 +229,12 @@ def _change(before: Any, after: Any, topics: Any, seed: int) -> dict[str, float]
         "low": interval.low,
         "high": interval.high,
     }
+
+
+def _foreign(frame: pd.DataFrame, language: str, seed: int) -> dict[str, float]:
+    """Return the change of the share told to be in another language; of answers too short to tell nothing is said."""
+    before, after = (~frame[f"{side}_text"].map(language_of).isin(("", language)) for side in ("before", "after"))
+    return _change(before, after, frame.category, seed)
 
 
 def _per_check(rows: Sequence[Row], seed: int) -> dict[str, dict[str, float]]:

@@ -283,7 +283,7 @@ def mix(off_policy: list[Row], on_policy: list[Row], *, on_policy_share: float, 
         seed: of the subsample and the order.
 
     Raises:
-        InputError: if there is no pair at all, or none on a side of which a share is wanted.
+        InputError: if there is no pair at all, or the wanted share cannot be met: none on a side, or too few in all.
     """
     missing = "on-policy" if on_policy_share and not on_policy else ""
     if on_policy_share < 1 and not off_policy and (on_policy_share or not on_policy):
@@ -300,6 +300,12 @@ def mix(off_policy: list[Row], on_policy: list[Row], *, on_policy_share: float, 
     total = min(total, max_pairs or total)
     share = on_policy_share or (len(sides[1]) / max(sum(map(len, sides)), 1))
     n_on = min(round(total * share), len(sides[1]))
+    if 0 < on_policy_share < 1 and n_on in (0, total):
+        raise InputError(
+            f"on_policy_share: {on_policy_share} of {total} pairs would be {n_on} ({len(off_policy)} off-policy and "
+            f"{len(on_policy)} on-policy ones are there), so one kind would be missing; choose a share nearer to one "
+            "half, a larger max_pairs, or 0 for all pairs"
+        )
     chosen = sides[0][: total - n_on] + sides[1][:n_on]
     return rng.sample(chosen, len(chosen))
 

@@ -17,8 +17,6 @@ from nbutils.evaluation import (
     sample,
     side_effects,
     summarise,
-    win_rate,
-    win_rates,
 )
 from nbutils.health import drift
 from nbutils.judges import Judgement, VerifierFile
@@ -155,7 +153,8 @@ def test_answers_are_compared_one_by_one_as_seen_from_the_tuned_model(store):
     after = [(Sample("P0", 5), Sample("P1", 6)), (Sample("Q0", 7), Sample("Q1", 8))]
     # per pair of answers: one list of (before, after) per order
     judge = ScriptedJudge([[0.0, 1.0], [0.5, 1.0]], [[1.0, 0.5]], [[1.0, 0.0], [0.0, 1.0]], [])
-    result = compare(judge, rows, before, after, store=store)
+    sets = ({"held-out": side} for side in (rows, before, after))
+    result = compare(judge, *sets, store=store)["held-out"]
     assert [[r["text"] for r in shown["responses"]] for shown in judge.shown] == [
         ["p0", "P0"], ["p1", "P1"], ["q0", "Q0"], ["q1", "Q1"],
     ]  # fmt: skip
@@ -175,7 +174,8 @@ def test_answers_are_compared_one_by_one_as_seen_from_the_tuned_model(store):
 def test_the_verifier_judges_held_out_answers(store):
     judge = Verifier("verifier", VerifierFile(kind="verifier"))
     rows = [prompt_row(checks=RIVER, category="A")]
-    [result] = compare(judge, rows, [(Sample("A sea.", 3),)], [(Sample("The river.", 3),)], store=store)
+    sides = {"a": [(Sample("A sea.", 3),)]}, {"a": [(Sample("The river.", 3),)]}
+    [result] = compare(judge, {"a": rows}, *sides, store=store)["a"]
     assert (result["verdict"], result["before_score"], result["after_score"]) == ("win", 0.0, 1.0)
 
 
@@ -183,64 +183,41 @@ def test_held_out_prompts_are_sampled_in_their_order_with_the_options_given(stor
     engine = ScriptedEngine(lambda asked, rng: asked.messages[0]["content"].upper())
     sampling = Sampling(temperature=0.7, max_tokens=9)
     rows = [prompt_row(text) for text in ("b", "a", "c")]
-    drawn = sample(engine, rows, sampling, n=2, seed=0, store=store, deadline=math.inf)
-    assert [samples[0].text for samples in drawn] == ["B", "A", "C"]
+    sets = {"first": rows[:2], "second": rows[2:]}
+    drawn = sample(engine, sets, sampling, n=2, seed=0, store=store, deadline=math.inf)
+    texts = {name: [samples[0].text for samples in one] for name, one in drawn.items()}
+    assert texts == {"first": ["B", "A"], "second": ["C"]}
     assert {(r.n, r.sampling) for r in engine.asked} == {(2, sampling)}
 
 
 def test_an_unanswered_held_out_prompt_stops_the_comparison(store):
     engine = ScriptedEngine(lambda asked, rng: None if asked.messages[0]["content"] == "b" else "x")
-    with pytest.raises(InputError, match="1 of 2 prompts got no answer; run the same command again"):
-        sample(engine, [prompt_row("a"), prompt_row("b")], Sampling(), n=1, seed=0, store=store, deadline=math.inf)
+    rows = {"held": [prompt_row("a"), prompt_row("b")]}
+    with pytest.raises(InputError, match="held: 1 of 2 prompts got no answer; run the same command again"):
+        sample(engine, rows, Sampling(), n=1, seed=0, store=store, deadline=math.inf)
 
 
 def test_a_held_out_set_without_a_prompt_left_is_refused_before_anything_is_sampled(store):
-    with pytest.raises(InputError, match="no held-out prompt is left"):
-        sample(None, [], Sampling(), n=1, seed=0, store=store, deadline=math.inf)
+    with pytest.raises(InputError, match="no held-out prompt of held is left: all resemble training prompts"):
+        sample(None, {"held": []}, Sampling(), n=1, seed=0, store=store, deadline=math.inf)
 
 
-# --- did it only get longer, or shorter?
-
-
-def told(verdict, before, after, score=0.5):
-    """A judged pair of answers of these lengths in tokens."""
-    return row(("a b", score, before, "stop"), ("a c", score, after, "stop"), verdict=verdict)
-
-
-def test_wins_are_counted_by_what_became_of_the_length():
+def test_answers_in_another_language_are_counted_and_those_too_short_to_tell_are_not():
+    italian = "Il Po nasce dal Monviso e sfocia nel mare Adriatico dopo un lungo viaggio nella pianura."
+    english = "The river rises in the mountains and runs through the plain down to the Adriatic sea."
     rows = [
-        *[told("win", 10, 20)] * 3,
-        told("loss", 10, 20),
-        told("tie", 10, 10),
-        told("win", 100, 110),  # 10 of 110: alike
-        told("loss", 100, 90),  # 10 of 100: alike
-        told("flip", 100, 112),  # 12 of 112: longer; a flip is no preference
-        told("loss", 20, 10),
-        told("unparsed", 20, 10),
+        row((italian, 0.0), (english, 1.0), "A", prompt_id="p1"),
+        row((italian, 0.0), (italian, 1.0), "B", prompt_id="p2"),
+        row((english, 0.0), ("The sea.", 1.0), "C", prompt_id="p3"),
+        row((italian, 0.0), (english, 1.0), "D", prompt_id="p4"),
     ]
-    rates = win_rate(rows)
-    counts = {name: (r["win"], r["tie"], r["loss"]) for name, r in rates.items()}
-    assert counts == {"all": (4, 2, 3), "shorter": (0, 0, 1), "alike": (1, 1, 1), "longer": (3, 1, 1)}
-    # Wilson by hand, 3 of 4: (3/4 + z^2/8 -+ z sqrt(3/64 + z^2/64)) / (1 + z^2/4), z = 1.96
-    assert [rates["longer"][k] for k in ("share", "low", "high")] == pytest.approx([0.75, 0.3006, 0.9544], abs=1e-4)
-    assert rates["all"]["share"] == pytest.approx(4 / 7)
-
-
-def test_a_gain_of_longer_answers_alone_is_seen_beside_the_overall_rate():
-    rows = [told("win", 10, 30)] * 40 + [told("win", 10, 10), told("loss", 10, 10)] * 20
-    table = win_rates({"held-out": summarise(rows)})
-    assert list(table.index) == [("held-out", kind) for kind in ("all", "shorter", "alike", "longer")]
-    assert table.loc[("held-out", "all"), "low"] > 0.5
-    alike = table.loc[("held-out", "alike")]
-    assert (alike.share, alike.low < 0.5 < alike.high) == (0.5, True)
-    assert table.loc[("held-out", "shorter"), ["win", "tie", "loss"]].tolist() == [0, 0, 0]
-    assert math.isnan(table.loc[("held-out", "shorter"), "share"])
-
-
-def test_win_rates_of_nothing_decided_can_be_saved():
-    rates = win_rate([told("tie", 0, 0)])
-    assert rates["alike"] == {"win": 0, "tie": 1, "loss": 0, "share": None, "low": None, "high": None}
-    json.dumps(rates, allow_nan=False)
+    summary = summarise(rows, language="it")
+    assert [summary["wrong_language"][side] for side in ("before", "after")] == [0.25, 0.5]
+    shown = side_effects({"held": summary}).loc["held"]
+    assert (shown["wrong language before"], shown["wrong language after"]) == (0.25, 0.5)
+    anything = summarise(rows)
+    assert anything["wrong_language"] is None
+    assert "wrong language after" not in side_effects({"held": anything})
 
 
 def test_the_brevity_collapse_is_told_although_every_check_is_passed():
