@@ -157,6 +157,22 @@ def load_adapter(model: PreTrainedModel, adapter: str) -> PreTrainedModel:
     return cast(PreTrainedModel, loaded.to(model.dtype).eval())
 
 
+def merge(path: str, adapter: str, folder: Path) -> Path:
+    """Save the base with a LoRA adapter merged into its weights, in the base's own format; return the folder.
+
+    Merged in float32 on the CPU: half precision would lose part of what the adapter adds.
+    """
+    from peft import PeftModel
+
+    check_adapter(path, adapter)
+    kind = getattr(_from_pretrained(AutoConfig, path), "dtype", None) or torch.float32
+    base = _from_pretrained(AutoModelForCausalLM, path, dtype=torch.float32)
+    merged = cast(Any, PeftModel.from_pretrained(base, adapter)).merge_and_unload()
+    merged.to(kind).save_pretrained(folder)
+    load_tokenizer(path).save_pretrained(folder)
+    return folder
+
+
 def model_type(path: str) -> str:
     """Return the architecture name in the model's config, e.g. `qwen3`."""
     return str(_from_pretrained(AutoConfig, path).model_type)

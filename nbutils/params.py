@@ -11,7 +11,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 
 from nbutils.engines import Sampling, check_name, parse_sampling
 from nbutils.errors import InputError
@@ -154,6 +162,16 @@ class Dpo(Common):
     chat_template_kwargs: TemplateText
     judge: Annotated[Name, "input"]
     eval_judge: Input
+    language: Language
+    choices: Input
+    merge: bool
+
+    @field_validator("merge")
+    @classmethod
+    def _has_adapter(cls, merge: bool, others: ValidationInfo) -> bool:
+        if merge and others.data.get("tuning") == "full":
+            raise ValueError("full tuning saves whole weights anyway, leave it False")
+        return merge
 
     @property
     def options(self) -> Sampling:

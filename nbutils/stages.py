@@ -21,20 +21,12 @@ from pathlib import Path
 from typing import Any, cast
 
 from datasets import Dataset
-from huggingface_hub import DatasetCard, DatasetCardData, HfApi
+from huggingface_hub import HfApi
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from nbutils import __version__
+from nbutils import cards
 from nbutils.errors import InputError
-
-# where each notebook's numbers and prose are explained to someone who only sees the dataset
-ABOUT = {
-    "01_rerank": "An off-policy preference dataset whose `chosen` side was only assumed, re-ranked by a judge.",
-    "02_sample": "Several responses per prompt, sampled from the model that is going to be trained.",
-    "03_judge": "On-policy preference pairs: a judge scored a model's own samples.",
-    "04_dpo": "A model's answers on held-out prompts before and after DPO, with the adapter and the evidence.",
-}
 
 
 class Stage:
@@ -153,8 +145,7 @@ class Stage:
         for name, content in (("params", params), ("metrics", metrics)):
             (draft / f"{name}.json").write_text(json.dumps(_finite(content), indent=1, ensure_ascii=False) + "\n")
         counts = {name: len(dataset) for name, dataset in datasets.items()}
-        card = _card(self.stem, draft, files, counts, params, summary)
-        card.save(draft / "README.md")
+        cards.of_stage(self.stem, draft, files, counts, params, summary).save(draft / "README.md")
 
 
 def push(folder: Path, repository: str, kind: str = "dataset") -> str:
@@ -185,32 +176,6 @@ def _write_parquet(folder: Path, dataset: Dataset) -> str:
     with path.open("rb") as stream:
         content = hashlib.file_digest(stream, "sha256").hexdigest()[:12]
     return str(path.rename(folder / f"train-{content}.parquet").relative_to(folder.parent))
-
-
-def _card(
-    stem: str, draft: Path, files: dict[str, str], counts: dict[str, int], params: Mapping[str, Any], summary: str
-) -> DatasetCard:
-    configs = [
-        {"config_name": name, "data_files": [{"split": "train", "path": path}], **({"default": True} if not i else {})}
-        for i, (name, path) in enumerate(files.items())
-    ]
-    data = DatasetCardData(configs=configs, tags=["preference-data", stem])
-    rows = "\n".join(f"| `{name}` | {count} |" for name, count in counts.items())
-    shown = "\n".join(f"| `{name}` | `{_cell(value)}` |" for name, value in params.items() if name != "run_dir")
-    figures = "\n".join(
-        f"![{p.stem.replace('_', ' ')}](figures/{p.name})" for p in sorted((draft / "figures").iterdir())
-    )
-    return DatasetCard(
-        f"---\n{data.to_yaml()}\n---\n\n# {stem}\n\n{ABOUT[stem]}\n\n{summary}\n\n"
-        f"| configuration | rows |\n|---|---|\n{rows}\n\n"
-        f"## How it was made\n\nBy the notebook `{stem}` of nbutils {__version__} with\n\n"
-        f"| parameter | value |\n|---|---|\n{shown}\n\n## Figures\n\n{figures}\n"
-    )
-
-
-def _cell(value: Any) -> str:
-    """Keep a value on one line and inside its cell of a table."""
-    return str(value).replace("\n", "\\n").replace("|", "\\|")
 
 
 def _finite(value: Any) -> Any:

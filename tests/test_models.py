@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
-from dpo import CPU, pair, small_trainer
+from dpo import CPU, pair, small_trainer, some_pairs
 from huggingface_hub.constants import HF_HUB_CACHE
 from jinja2 import TemplateError
 from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config
 
-from nbutils import models
+from nbutils import models, training
 from nbutils.engines import Request, Sampling
 from nbutils.engines.local import TransformersEngine
 from nbutils.errors import InputError
@@ -350,3 +350,28 @@ def test_the_greedy_continuation_comes_with_the_logits_it_was_taken_from(tiny_ll
         forced = model(torch.tensor([ids + said])).logits[0, len(ids) - 1 : -1]
     torch.testing.assert_close(logits, forced, atol=1e-3, rtol=1e-3)
     assert models.greedy(str(tiny_llama), ids, steps=1)[0] == said[:1]
+
+
+def test_a_merged_adapter_gives_the_adapters_numbers_without_peft(tiny_llama, tmp_path):
+    trainer = small_trainer(tiny_llama, tmp_path, some_pairs(4), options={"max_steps": 2})
+    training.train(trainer, csv=tmp_path / "log.csv")
+    adapter = training.save(trainer, tmp_path / "adapter")
+    folder = models.merge(str(tiny_llama), str(adapter), tmp_path / "merged")
+    assert not list(folder.glob("adapter*"))
+    tuned = models.load_adapter(models.load_model(str(tiny_llama), CPU), str(adapter))
+    merged, base = models.load_model(str(folder), CPU), models.load_model(str(tiny_llama), CPU)
+    ids = torch.arange(5, 45)[None]
+    with torch.no_grad():
+        numbers = [model(ids).logits for model in (merged, tuned, base)]
+    assert torch.allclose(numbers[0], numbers[1], atol=1e-4)
+    assert not torch.allclose(numbers[0], numbers[2], atol=1e-2)
+    assert models.load_tokenizer(str(folder)).chat_template
+
+
+def test_merging_an_adapter_of_another_base_is_refused(tiny_llama, tmp_path):
+    trainer = small_trainer(tiny_llama, tmp_path, some_pairs(4))
+    trainer.save_model(str(tmp_path / "adapter"))
+    other = tiny.make(tmp_path / "wider", "llama", hidden_size=64)
+    with pytest.raises(InputError, match="was trained on another base model"):
+        models.merge(str(other), str(tmp_path / "adapter"), tmp_path / "merged")
+    assert not (tmp_path / "merged").exists()

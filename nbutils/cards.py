@@ -1,0 +1,109 @@
+"""The README of what a run leaves behind, as the Hub shows it: of a stage's datasets, and of the trained model.
+
+Used by `stages` and by 04. Whoever finds the folder later must see what it came from and what was proved of it.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import DatasetCard, DatasetCardData, ModelCard, ModelCardData
+
+from nbutils import __version__, evaluation, sources
+
+# where each notebook's numbers and prose are explained to someone who only sees the dataset
+ABOUT = {
+    "01_rerank": "An off-policy preference dataset whose `chosen` side was only assumed, re-ranked by a judge.",
+    "02_sample": "Several responses per prompt, sampled from the model that is going to be trained.",
+    "03_judge": "On-policy preference pairs: a judge scored a model's own samples.",
+    "04_dpo": "A model's answers on held-out prompts before and after DPO, with the adapter and the evidence.",
+}
+ADAPTER = """from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+base = AutoModelForCausalLM.from_pretrained("{base}")
+model = PeftModel.from_pretrained(base, "path/to/this/folder")"""
+WHOLE = """from transformers import AutoModelForCausalLM
+
+model = AutoModelForCausalLM.from_pretrained("path/to/this/folder")"""
+
+
+def of_stage(
+    stem: str, draft: Path, files: dict[str, str], counts: dict[str, int], params: Mapping[str, Any], summary: str
+) -> DatasetCard:
+    """Return the card of a stage folder.
+
+    Args:
+        draft: the folder, whose figures are shown.
+        files, counts: configuration name -> its file, its number of rows.
+    """
+    configs = [
+        {"config_name": name, "data_files": [{"split": "train", "path": path}], **({"default": True} if not i else {})}
+        for i, (name, path) in enumerate(files.items())
+    ]
+    data = DatasetCardData(configs=configs, tags=["preference-data", stem])
+    figures = "\n".join(
+        f"![{p.stem.replace('_', ' ')}](figures/{p.name})" for p in sorted((draft / "figures").iterdir())
+    )
+    return DatasetCard(
+        f"---\n{data.to_yaml()}\n---\n\n# {stem}\n\n{ABOUT[stem]}\n\n{summary}\n\n"
+        f"{_table('configuration', 'rows', counts)}\n\n"
+        f"## How it was made\n\nBy the notebook `{stem}` of nbutils {__version__} with\n\n"
+        f"{_parameters(params)}\n\n## Figures\n\n{figures}\n"
+    )
+
+
+def of_model(
+    params: Mapping[str, Any],
+    *,
+    pairs: Mapping[str, int],
+    proof: Mapping[str, dict[str, Any]],
+    warnings: Sequence[str] = (),
+    merged: bool = False,
+) -> ModelCard:
+    """Return the card of a trained adapter, or of whole weights: data, parameters and the proof with its doubts.
+
+    Args:
+        params: of 04.
+        pairs: counts of the training's pairs.
+        proof: held-out set -> `evaluation.summarise` of it.
+        warnings: sentences that belong beside the result.
+        merged: whether the adapter was merged into the base's weights.
+    """
+    whole = merged or params["tuning"] == "full"
+    name = params["model"]
+    base = name if sources.find(name) is None and name.count("/") == 1 else None  # what the Hub can link to
+    data = ModelCardData(
+        base_model=base, library_name="transformers" if whole else "peft", tags=["dpo", "trl", params["tuning"]]
+    )
+    kind = "Weights" if whole else "A LoRA adapter"
+    verdicts = "\n".join(f"- `{key}`: {evaluation.in_words(summary)}" for key, summary in proof.items())
+    worse = "\n".join(
+        f"- `{key}`: got worse: {kind}" for key, s in proof.items() for kind in evaluation.got_worse(s)
+    )  # fmt: skip
+    side = evaluation.side_effects(proof).T
+    head = f"| | {' | '.join(map(str, side.columns))} |\n|---{'|---' * len(side.columns)}|\n"
+    effects = head + "\n".join(f"| {label} | {' | '.join(map(str, values))} |" for label, *values in side.itertuples())
+    doubts = "\n".join(f"- {sentence}" for sentence in warnings) or "- no warning was raised"
+    return ModelCard(
+        f"---\n{data.to_yaml()}\n---\n\n# {kind} for {name}, trained with DPO\n\n"
+        f"## Did it help?\n\nBoth models answered held-out prompts; the interval is 95%, by bootstrap over topics.\n\n"
+        f"{verdicts}\n{worse}\n\n{effects}\n\n## What to distrust\n\n{doubts}\n\n"
+        f"## Use\n\n```python\n{WHOLE if whole else ADAPTER.format(base=name)}\n```\n\n"
+        f"## How it was made\n\nBy the notebook `04_dpo` of nbutils {__version__}\n\n"
+        f"{_table('pairs', 'count', pairs)}\n\n{_parameters(params)}\n"
+    )
+
+
+def _parameters(params: Mapping[str, Any]) -> str:
+    shown = {f"{name}": f"`{_cell(value)}`" for name, value in params.items() if name != "run_dir"}
+    return _table("parameter", "value", shown)
+
+
+def _table(first: str, second: str, rows: Mapping[str, Any]) -> str:
+    return f"| {first} | {second} |\n|---|---|\n" + "\n".join(f"| `{k}` | {v} |" for k, v in rows.items())
+
+
+def _cell(value: Any) -> str:
+    """Keep a value on one line and inside its cell of a table."""
+    return str(value).replace("\n", "\\n").replace("|", "\\|")
