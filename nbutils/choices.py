@@ -6,12 +6,16 @@ effect), `choice1`, `choice2` and `label` (0 or 1). Prompts and measures are tho
 """
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
+import pandas as pd
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from nbutils import sources
 from nbutils.errors import InputError
+from nbutils.records import Row
 from nbutils.stats import bootstrap_mean
 
 # "because" and "therefore"; Italian and English as in lm-evaluation-harness
@@ -39,6 +43,20 @@ class Choice(NamedTuple):
     acc_norm: bool
 
 
+def read(name: str, language: str, *, run_dir: Path) -> list[Row]:
+    """Return the rows of a labelled set, checked before a model is loaded; none for an empty name.
+
+    Raises:
+        InputError: if no connectors are known for the language, a row lacks a column, or has a question or label that
+            is not expected.
+    """
+    rows = sources.read(name, run_dir=run_dir) if name else []
+    rows = [row | {"label": int(row["label"])} if str(row.get("label")) in ("0", "1") else row for row in rows]
+    for row in rows:
+        _texts(row, language)
+    return rows
+
+
 def choose(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -53,15 +71,9 @@ def choose(
     sums divided by the characters of the choice, as lm-evaluation-harness does. Of equal ones the first is taken.
 
     Raises:
-        InputError: if no connectors are known for the language, a row lacks a column, or has a question or label that
-            is not expected.
+        InputError: as `read`.
     """
-    if language not in CONNECTORS:
-        raise InputError(
-            f"choices: no words for because and therefore are known in {language!r} (known: {', '.join(CONNECTORS)}); "
-            "add them to CONNECTORS in nbutils/choices.py, or leave choices empty"
-        )
-    texts = [side for row in rows for side in _texts(row, CONNECTORS[language])]
+    texts = [side for row in rows for side in _texts(row, language)]
     sums: list[float] = []
     training = model.training
     model.eval()
@@ -102,9 +114,12 @@ def log_probabilities(
 
 
 def compare(before: Sequence[Choice], after: Sequence[Choice], *, seed: int = 0) -> dict[str, dict[str, float]]:
-    """Return `acc` and `acc_norm` before and after, and the change with its 95% interval, paired by row (bootstrap)."""
+    """Return `acc` and `acc_norm` before and after, and the change with its 95% interval, paired by row (bootstrap).
+
+    Empty where nothing was asked.
+    """
     result = {}
-    for name in Choice._fields:
+    for name in Choice._fields if before else ():
         old, new = ([float(getattr(choice, name)) for choice in side] for side in (before, after))
         change = bootstrap_mean([b - a for a, b in zip(old, new, strict=True)], range(len(old)), seed=seed)
         result[name] = {
@@ -117,10 +132,22 @@ def compare(before: Sequence[Choice], after: Sequence[Choice], *, seed: int = 0)
     return result
 
 
-def _texts(row: Mapping[str, Any], connectors: Mapping[str, str]) -> list[tuple[str, str]]:
+def table(compared: Mapping[str, Mapping[str, float]]) -> pd.DataFrame:
+    """Return what `compare` found, one row per measure, in percent and points."""
+    columns = ["before", "after", "change", "low", "high"]
+    return (100 * pd.DataFrame(compared, index=columns, dtype=float).T).round(1)
+
+
+def _texts(row: Mapping[str, Any], language: str) -> list[tuple[str, str]]:
+    if language not in CONNECTORS:
+        raise InputError(
+            f"knowledge: no words for because and therefore are known in language {language!r} (known: "
+            f"{', '.join(CONNECTORS)}); set language, or add them to CONNECTORS in nbutils/choices.py"
+        )
     missing = [name for name in COLUMNS if row.get(name) in (None, "")]
+    connectors = CONNECTORS[language]
     if missing or row["question"] not in connectors or row["label"] not in (0, 1):
         what = f"no {missing[0]}" if missing else f"question {row['question']!r}, label {row['label']!r}"
-        raise InputError(f"two-choice rows need {', '.join(COLUMNS)}, with cause or effect and 0 or 1; one has {what}")
+        raise InputError(f"knowledge: rows need {', '.join(COLUMNS)}, with cause or effect and 0 or 1; one has {what}")
     context = f"{row['premise'].strip()[:-1]} {connectors[row['question']]}"
     return [(context, f" {row[name][:1].lower()}{row[name][1:]}") for name in ("choice1", "choice2")]

@@ -7,20 +7,51 @@ other. Beside the score stand length, variety and truncation: a score that rises
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from nbutils import sources
 from nbutils.engines import Engine, Request, Sample, Sampling
 from nbutils.errors import InputError
 from nbutils.judges import Judge, bias
 from nbutils.judges.verifier import check, parse_checks
+from nbutils.prompts import Near, from_rows
 from nbutils.records import Row
 from nbutils.stats import bootstrap_mean, distinct
 from nbutils.store import Store, answer
 from nbutils.texts import language as language_of
 from nbutils.verdicts import decide, mean_scores
 from nbutils.winrates import win_rate
+
+
+def held_out(
+    names: Sequence[str], column: str, *, trained_on: Sequence[Row], run_dir: Path
+) -> tuple[dict[str, list[Row]], dict[str, int]]:
+    """Return the prompts of each held-out set that resemble no training prompt, and how many did.
+
+    Args:
+        names: of datasets; a set goes by `sources.label` of its name.
+        column: with the prompt.
+        trained_on: rows with the prompts that must not be asked again.
+
+    Raises:
+        InputError: if two sets share a label, or none of a set's prompts is left.
+    """
+    near = Near(trained_on)
+    kept: dict[str, list[Row]] = {}
+    overlapped = {}
+    for name in names:
+        label = sources.label(name)
+        if label in kept:
+            raise InputError(f"eval_prompts: two sets would be called {label!r}, {name} the second; rename a file")
+        rows = from_rows(sources.read(name, run_dir=run_dir), column)
+        kept[label] = [row for row in rows if not near.holds(row)]
+        overlapped[label] = len(rows) - len(kept[label])
+        if not kept[label]:
+            raise InputError(f"eval_prompts: all {len(rows)} prompts of {name} resemble training prompts; name others")
+    return kept, overlapped
 
 
 def sample(
@@ -36,12 +67,10 @@ def sample(
     """Return n samples for every prompt of every held-out set, in the order of the rows.
 
     Raises:
-        InputError: if a set holds no prompt, or the engine left prompts unanswered.
+        InputError: if the engine left prompts unanswered.
     """
     result = {}
     for name, rows in held_out.items():
-        if not rows:
-            raise InputError(f"no held-out prompt of {name} is left: all resemble training prompts; name other prompts")
         requests = [Request(tuple(row["prompt"]), n=n, sampling=sampling) for row in rows]
         replies = answer(store, engine, requests, seed=seed, deadline=deadline, title="sampling")
         result[name] = [reply.samples for reply in replies if reply is not None]

@@ -163,7 +163,7 @@ class Dpo(Common):
     judge: Annotated[Name, "input"]
     eval_judge: Input
     language: Language
-    choices: Input
+    knowledge: Input
     merge: bool
 
     @field_validator("merge")

@@ -10,6 +10,7 @@ Local folders are read file by file: `load_dataset` caches them by folder name, 
 import hashlib
 import json
 import re
+from collections.abc import Mapping
 from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from datasets import Dataset, Features, load_dataset
 from pyarrow import parquet
 
 from nbutils.errors import InputError
-from nbutils.records import Row, check
+from nbutils.records import PAIRS, Row, check
 
 FILE_TYPES = (".jsonl", ".json", ".csv", ".parquet")
 MOUNTS = Path("/kaggle/input")
@@ -120,6 +121,15 @@ def read_checked(name: str, config: str, features: Features, *, run_dir: Path) -
         except InputError as error:
             raise InputError(f"{name}/{config}: {error}") from None
     return rows
+
+
+def read_pairs(names: Mapping[str, str], *, run_dir: Path) -> dict[str, list[Row]]:
+    """Return the checked `pairs` of each named stage, folder or Hub id; none where the name is empty.
+
+    Raises:
+        InputError: as `read_checked`.
+    """
+    return {kind: read_checked(name, "pairs", PAIRS, run_dir=run_dir) if name else [] for kind, name in names.items()}
 
 
 def fingerprint(name: str, *, run_dir: Path | None = None) -> str:

@@ -8,6 +8,7 @@ from dpo import CPU, small_trainer, some_pairs
 from nbutils import choices, models
 from nbutils.choices import Choice, choose, compare, log_probabilities
 from nbutils.errors import InputError
+from nbutils.sources import CHECKOUT
 
 
 def copa(premise, first, second, question="effect", label=0):
@@ -107,6 +108,35 @@ def test_rows_of_another_kind_are_refused(changed, sentence, loaded):
         choose(*loaded, [{"text": "a"}])
     with pytest.raises(InputError, match="one has no choice2"):
         choose(*loaded, [ROWS[0] | {"choice2": ""}])
+
+
+def test_a_set_is_checked_when_it_is_read_and_an_empty_name_asks_nothing(tmp_path):
+    path = tmp_path / "set.csv"
+    path.write_text("premise,question,choice1,choice2,label\nIt rained.,effect,It got wet.,It got dry.,0\n")
+    [row] = choices.read(str(path), "en", run_dir=tmp_path)
+    assert row["label"] == 0  # a CSV knows only text
+    with pytest.raises(InputError, match=r"in language 'xx' \(known: de, en, "):
+        choices.read(str(path), "xx", run_dir=tmp_path)
+    path.write_text("premise,question\nIt rained.,effect\n")
+    with pytest.raises(InputError, match="one has no choice1"):
+        choices.read(str(path), "en", run_dir=tmp_path)
+    assert choices.read("", "xx", run_dir=tmp_path) == []
+    assert choices.compare([], []) == {}
+    assert choices.table({}).empty
+
+
+def test_the_table_is_in_percent_and_points():
+    shown = choices.table(compare([Choice(False, True)] * 4, [Choice(True, True)] * 4))
+    assert shown.loc["acc"].tolist() == [0, 100, 100, 100, 100]
+
+
+def test_the_demos_own_questions_are_balanced_and_can_be_read():
+    rows = choices.read("params/demo/choices.jsonl", "en", run_dir=CHECKOUT)
+    assert len(rows) == len({row["premise"] for row in rows}) == 100
+    counts = {(row["question"], row["label"]) for row in rows}
+    assert {kind: sum((r["question"], r["label"]) == kind for r in rows) for kind in counts} == dict.fromkeys(
+        [("cause", 0), ("cause", 1), ("effect", 0), ("effect", 1)], 25
+    )
 
 
 def test_real_xcopa_can_be_read(loaded):

@@ -11,6 +11,7 @@ from nbutils.errors import InputError
 from nbutils.evaluation import (
     compare,
     examples,
+    held_out,
     in_words,
     judge_report,
     same_judge_warning,
@@ -197,9 +198,38 @@ def test_an_unanswered_held_out_prompt_stops_the_comparison(store):
         sample(engine, rows, Sampling(), n=1, seed=0, store=store, deadline=math.inf)
 
 
-def test_a_held_out_set_without_a_prompt_left_is_refused_before_anything_is_sampled(store):
-    with pytest.raises(InputError, match="no held-out prompt of held is left: all resemble training prompts"):
-        sample(None, {"held": []}, Sampling(), n=1, seed=0, store=store, deadline=math.inf)
+def write_prompts(path, *texts):
+    path.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in texts))
+    return str(path)
+
+
+RIVERS = "Write two sentences about the river that runs through your town, please."
+BREAD = "Explain in simple words how bread is made in a small bakery."
+
+
+def test_held_out_prompts_that_resemble_training_prompts_are_removed_and_counted(tmp_path):
+    first = write_prompts(tmp_path / "first.jsonl", RIVERS, BREAD)
+    second = write_prompts(tmp_path / "second.jsonl", BREAD)
+    trained_on = [prompt_row(RIVERS.replace(", please", ""))]
+    kept, overlapped = held_out([first, second], "prompt", trained_on=trained_on, run_dir=tmp_path)
+    assert {name: [row["prompt"][-1]["content"] for row in rows] for name, rows in kept.items()} == {
+        "first": [BREAD],
+        "second": [BREAD],
+    }
+    assert overlapped == {"first": 1, "second": 0}
+
+
+def test_a_held_out_set_without_a_prompt_left_is_refused_before_anything_is_sampled(tmp_path):
+    name = write_prompts(tmp_path / "held.jsonl", RIVERS)
+    with pytest.raises(InputError, match=r"all 1 prompts of .*held\.jsonl resemble training prompts; name others"):
+        held_out([name], "prompt", trained_on=[prompt_row(RIVERS)], run_dir=tmp_path)
+
+
+def test_two_held_out_sets_of_one_name_are_refused_instead_of_one_being_lost(tmp_path):
+    (tmp_path / "other").mkdir()
+    names = [write_prompts(folder / "held.jsonl", RIVERS) for folder in (tmp_path, tmp_path / "other")]
+    with pytest.raises(InputError, match="two sets would be called 'held'"):
+        held_out(names, "prompt", trained_on=[prompt_row(BREAD)], run_dir=tmp_path)
 
 
 def test_answers_in_another_language_are_counted_and_those_too_short_to_tell_are_not():

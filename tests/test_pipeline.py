@@ -208,6 +208,38 @@ def test_notebook_runs_alone_with_papermill_from_any_folder(stem, italian, model
         assert (tmp_path / "run" / stem / "metrics.json").is_file()
 
 
+def test_a_judge_that_fails_in_the_proof_costs_neither_adapter_nor_samples(italian, model, tmp_path):
+    run_dir, _, _ = italian
+    held = write_jsonl(tmp_path / "held.jsonl", [{"prompt": q} for q in QUESTIONS[:4]])
+    values = {"off_policy": "", "on_policy": str(run_dir / "03_judge"), "model": model, "eval_prompts": held,
+              "prompt_column": "prompt", "sampling": "max_tokens: 8", "merge": True,
+              "training": str(run_dir.parent.parent / "training.yaml"), "judge": str(tmp_path / "judge.yaml"),
+              "run_dir": str(tmp_path / "runs" / "one")}  # fmt: skip
+    options = [word for name, value in values.items() for word in ("-p", name, value)]
+    command = ["papermill", run.notebook("04_dpo"), tmp_path / "out.ipynb", "-k", "python3", *options]
+    judge_file(tmp_path / "judge.yaml", "http://127.0.0.1:9/v1", max_attempts=1)
+    failed = run_process(*command)
+    assert "InputError: " in failed.stderr.strip().splitlines()[-1]
+    work = tmp_path / "runs" / "one" / ".work" / "04_dpo"
+    weights = work / "adapter" / "adapter_model.safetensors"
+    trained, samples = weights.read_bytes(), set(stored(tmp_path / "runs" / "one"))
+    checkpoints = {path: path.stat().st_mtime_ns for path in work.glob("*/checkpoint-*/*")}
+    assert checkpoints
+    assert not (tmp_path / "runs" / "one" / "04_dpo").exists()
+    with servers.ChatServer(by_human_marks) as server:
+        judge_file(tmp_path / "judge.yaml", server.url)
+        done = run_process(*command)
+    assert done.returncode == 0, done.stderr[-2000:]
+    folder = tmp_path / "runs" / "one" / "04_dpo"
+    assert (folder / "adapter" / "adapter_model.safetensors").read_bytes() == trained
+    assert {path: path.stat().st_mtime_ns for path in checkpoints} == checkpoints, "nothing was trained again"
+    new = set(stored(tmp_path / "runs" / "one")) - samples
+    assert len(new) == 2 * 3 * 4, "both orders of three answers to four prompts were judged, nothing was sampled"
+    assert "warning was raised" in (folder / "adapter" / "README.md").read_text()
+    assert (folder / "merged" / "model.safetensors").is_file()
+    assert not (folder / "merged" / "adapter_config.json").exists()
+
+
 def test_papermill_help_explains_every_parameter():
     for stem in params.STEMS:
         text = run_process("papermill", "--help-notebook", run.notebook(stem)).stdout
