@@ -22,10 +22,12 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    BitsAndBytesConfig,
     GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import is_bitsandbytes_available
 from transformers.utils.hub import extract_commit_hash
 from transformers.utils.peft_utils import find_adapter_config_file
 
@@ -73,9 +75,34 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def load_model(path: str, device: Device, dtype: torch.dtype | None = None) -> PreTrainedModel:
-    """Load the weights onto the device, ready for inference, by default in the format its preflight chose."""
+def load_model(
+    path: str, device: Device, dtype: torch.dtype | None = None, *, four_bit: bool = False
+) -> PreTrainedModel:
+    """Load the weights onto the device, ready for inference, by default in the format its preflight chose.
+
+    Args:
+        four_bit: hold the linear layers in 4 bits (NF4 with double quantisation, QLoRA, arXiv 2305.14314) and compute
+            in `dtype`, which head and embeddings are kept in.
+
+    Raises:
+        InputError: if the model cannot be found, or bitsandbytes is wanted and missing.
+    """
     dtype = dtype or device.dtype(model_type(path))
+    if four_bit:
+        if not is_bitsandbytes_available():
+            raise InputError(
+                "tuning: qlora needs the package bitsandbytes, 0.46.1 or newer; run `pip install -U bitsandbytes` and "
+                "restart the kernel, or set tuning to lora"
+            )
+        quantized = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=dtype,
+        )
+        # it is put onto the GPU while it is quantised
+        model = _from_pretrained(AutoModelForCausalLM, path, dtype=dtype, quantization_config=quantized)
+        return cast(PreTrainedModel, model.eval())
     # torch 2.13's fused attention has no fast bfloat16 path on a CPU: one token at a time it takes over twice as long
     attention = {"attn_implementation": "eager"} if device.name == "cpu" and dtype == torch.bfloat16 else {}
     model = _from_pretrained(AutoModelForCausalLM, path, dtype=dtype, **attention)
@@ -148,11 +175,13 @@ def check_adapter(path: str, adapter: str) -> None:
         ) from None
 
 
-def load_adapter(model: PreTrainedModel, adapter: str) -> PreTrainedModel:
-    """Attach a LoRA adapter that `check_adapter` has found to fit, unmerged."""
+def load_adapter(model: PreTrainedModel, adapter: str, *, trainable: bool = False) -> PreTrainedModel:
+    """Attach a LoRA adapter that `check_adapter` has found to fit, unmerged; in float32 if it is to be trained."""
     from peft import PeftModel
 
-    loaded = PeftModel.from_pretrained(cast(Any, model), adapter)
+    loaded = PeftModel.from_pretrained(cast(Any, model), adapter, is_trainable=trainable)
+    if trainable:
+        return cast(PreTrainedModel, loaded)
     # peft keeps adapters in float32, which training wants and sampling pays for with a cast at every layer
     return cast(PreTrainedModel, loaded.to(model.dtype).eval())
 

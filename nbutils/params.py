@@ -147,11 +147,12 @@ class Dpo(Common):
     """Parameters of 04_dpo."""
 
     model: Annotated[Name, "input"]
+    adapter: Input
     off_policy: Input
     on_policy: Input
     on_policy_share: Share
     max_pairs: Count
-    tuning: Literal["lora", "full"]
+    tuning: Literal["lora", "qlora", "full"]
     learning_rate: Annotated[float, Field(gt=0, lt=1)]
     epochs: Annotated[float, Field(gt=0)]
     beta: Annotated[float, Field(gt=0)]

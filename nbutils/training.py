@@ -88,13 +88,22 @@ def read_options(name: str) -> dict[str, Any]:
 def precision(device: Device, model_type: str, tuning: str) -> tuple[torch.dtype, dict[str, bool]]:
     """Return the dtype to load the weights in, and the trainer's autocast flags.
 
-    Adapters are trained in float32 over a frozen base in the device's own format. Weights that are trained themselves
-    are kept in float32, since float16 cannot hold small updates. Autocast never uses bfloat16 below compute capability
-    8.0, and models that overflow float16 run without autocast.
+    Adapters are trained in float32 (`_Dpo` sees to it) over a frozen base in the device's own format; with QLoRA its
+    4-bit layers compute in that. Weights that are trained themselves are kept in float32, since float16 cannot hold
+    small updates. Autocast never uses bfloat16 below compute capability 8.0, and models that overflow float16 run
+    without autocast there, all in float32.
+
+    Raises:
+        InputError: if 4-bit weights are wanted where bitsandbytes has no kernels for them.
     """
+    if tuning == "qlora" and device.capability < (6, 0):
+        raise InputError(
+            f"tuning: qlora needs a GPU of compute capability 6.0 or higher, this run is on a {device.name} "
+            f"({device.reason}); choose such a GPU, or set tuning to lora"
+        )
     base = device.dtype(model_type)
     flags = {"fp16": base == torch.float16, "bf16": base == torch.bfloat16}
-    return (base if tuning == "lora" else torch.float32), flags
+    return (torch.float32 if tuning == "full" else base), flags
 
 
 def arguments(options: Mapping[str, Any]) -> tuple[dict[str, Any], LoraConfig]:
@@ -129,16 +138,46 @@ def prepare(pairs: Sequence[Row], template: Mapping[str, Any]) -> list[Row]:
 
 
 def drop_long(pairs: Sequence[Row], tokenizer: PreTrainedTokenizerBase, max_length: int) -> tuple[list[Row], int]:
-    """Return the pairs that fit `max_length` tokens whole, and how many did not: TRL would cut their answers' ends."""
+    """Return the pairs that fit `max_length` tokens whole, and how many did not: TRL would cut their answers' ends.
 
-    def length(pair: Row, side: str) -> int:
-        ids = tokenizer.apply_chat_template(
-            pair["prompt"] + pair[side], tokenize=True, return_dict=False, **pair["chat_template_kwargs"]
-        )
-        return len(ids)
-
-    kept = [p for p in pairs if max(length(p, side) for side in ("chosen", "rejected")) <= max_length]
+    Raises:
+        InputError: from `check_prefix`.
+    """
+    kept = []
+    for pair in pairs:
+        prompt = models.render(tokenizer, pair["prompt"], pair["chat_template_kwargs"])
+        both = [
+            tokenizer.apply_chat_template(
+                pair["prompt"] + pair[side], tokenize=True, return_dict=False, **pair["chat_template_kwargs"]
+            )
+            for side in ("chosen", "rejected")
+        ]
+        for answered in both:
+            check_prefix(prompt, answered, tokenizer)
+        if max(map(len, both)) <= max_length:
+            kept.append(pair)
     return kept, len(pairs) - len(kept)
+
+
+def check_prefix(prompt: Sequence[int], answered: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> None:
+    """Compare the token ids of a prompt alone with those of the prompt and an answer.
+
+    TRL takes what they have in common for the prompt and warns once: a template that ends a prompt alone in another
+    way would be trained without that end, on a context that it never answers in.
+
+    Raises:
+        InputError: if the prompt is not what the whole begins with, showing where they part.
+    """
+    same = next((i for i, (a, b) in enumerate(zip(prompt, answered, strict=False)) if a != b), len(answered))
+    if same >= len(prompt):
+        return
+    start = max(same - 6, 0)  # enough tokens to recognise the place
+    raise InputError(
+        f"chat template: a prompt alone ends in {tokenizer.decode(prompt[start : same + 12])!r}, but before an answer "
+        f"stands {tokenizer.decode(answered[start : same + 12])!r}, so the model would be trained without the end of "
+        "its prompt; set chat_template_kwargs so that both agree ('enable_thinking: false' for some models), or "
+        "choose another model"
+    )
 
 
 def split(pairs: Sequence[Row], *, held_out: float, seed: int) -> tuple[list[Row], list[Row]]:
@@ -150,6 +189,25 @@ def split(pairs: Sequence[Row], *, held_out: float, seed: int) -> tuple[list[Row
     prompts = sorted({p["prompt_id"] for p in pairs}, key=lambda i: digest([seed, i]))
     held = set(prompts[: max(1, round(len(prompts) * held_out))]) if len(prompts) > 1 else set()
     return [p for p in pairs if p["prompt_id"] not in held], [p for p in pairs if p["prompt_id"] in held]
+
+
+class _Dpo(DPOTrainer):  # type: ignore[misc]
+    """TRL's trainer with trainable parameters in float32, and an adapter alone in what it saves."""
+
+    def __init__(self, **given: Any) -> None:
+        super().__init__(**given)
+        for name, parameter in self.model.named_parameters():
+            # TRL 1.16 casts the adapter of a quantised model to bfloat16, which a gradient scaler cannot handle ...
+            if parameter.requires_grad:
+                parameter.data = parameter.data.float()
+            # ... and rounds it on the way: an adapter to go on from has an exact copy in the reference
+            if ".ref." in name:
+                self.model.get_parameter(name.replace(".ref.", ".default.")).data = parameter.data.clone()
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        """Leave the reference's adapter out; a resumed run would load it in place of the trained one."""
+        super()._save(output_dir, state_dict)
+        shutil.rmtree(Path(output_dir or str(self.args.output_dir)) / "ref", ignore_errors=True)
 
 
 def build_trainer(
@@ -169,9 +227,18 @@ def build_trainer(
         scratch: folder for unfinished work.
 
     Raises:
-        InputError: if there are fewer pairs than one batch takes.
+        InputError: if there are fewer pairs than one batch takes, or the adapter to go on from does not fit.
     """
     path = models.resolve(given.model, cache)
+    if given.adapter:
+        if given.tuning == "full":
+            raise InputError(
+                f"adapter: {given.adapter} cannot be trained further with tuning full, which trains the model itself; "
+                "set tuning to lora or qlora, or leave adapter empty"
+            )
+        models.check_adapter(path, given.adapter)
+        rank = models.adapter_rank(given.adapter)
+        log.info("going on from %s as it is, rank %d: lora_* options do not apply", given.adapter, rank)
     tokenizer = models.load_tokenizer(path)
     dtype, flags = precision(device, models.model_type(path), given.tuning)
     batch = options["per_device_train_batch_size"] * options["gradient_accumulation_steps"]
@@ -187,6 +254,7 @@ def build_trainer(
         [
             given.model_dump(include={"model", "tuning", "learning_rate", "epochs", "beta", "seed"}),
             models.weights_digest(path),
+            models.weights_digest(given.adapter) if given.adapter else "",
             {k: v for k, v in options.items() if k not in OURS},
             [p["id"] for p in pairs],
         ]
@@ -204,13 +272,16 @@ def build_trainer(
         **flags,
         **settings,
     )
-    return DPOTrainer(
-        model=models.load_model(path, device, dtype=dtype),
+    model = models.load_model(path, device, dtype=dtype, four_bit=given.tuning == "qlora")
+    if given.adapter:  # its frozen copy becomes the reference
+        model = models.load_adapter(model, given.adapter, trainable=True)
+    return _Dpo(
+        model=model,
         args=config,
         train_dataset=dataset(pairs, PAIRS),
         eval_dataset=dataset(held_out, PAIRS) if held_out else None,
         processing_class=tokenizer,
-        peft_config=lora if given.tuning == "lora" else None,
+        peft_config=None if given.adapter or given.tuning == "full" else lora,
     )
 
 

@@ -30,8 +30,8 @@ def some_pairs(count: int) -> list[dict]:
 
 def dpo_params(model: str | Path, **changed) -> Dpo:
     """The parameters of 04_dpo that the training reads."""
-    values = {"seed": 0, "model": str(model), "tuning": "lora", "learning_rate": 1e-2, "epochs": 1.0, "beta": 0.1}
-    return Dpo.model_construct(**values | changed)
+    values = {"seed": 0, "model": str(model), "adapter": "", "tuning": "lora"}
+    return Dpo.model_construct(**values | {"learning_rate": 1e-2, "epochs": 1.0, "beta": 0.1} | changed)
 
 
 def small_trainer(model, folder, pairs, held_out=(), *, options=None, **params):

@@ -52,7 +52,7 @@ def test_good_values_are_taken_as_they_are(stem):
         ("max_pairs", 2.5, "max_pairs is 2.5"),
         ("run_dir", "", "run_dir is ''"),
         ("model", 7, "model is 7: Input should be a valid string"),
-        ("tuning", "LoRA", "tuning is 'LoRA'.*'lora'"),
+        ("tuning", "LoRA", "tuning is 'LoRA': Input should be 'lora', 'qlora' or 'full'"),
         ("sampling", "temprature: 1", "sampling is 'temprature: 1'.*unknown option 'temprature'"),
         ("sampling", "temperature: hot", "temperature is 'hot', expected a number"),
         ("sampling", "temperature: nan", "temperature is nan, expected 0 to 5"),
