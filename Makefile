@@ -1,14 +1,16 @@
-# make demo | test | test-vllm | run PROFILE=kaggle-t4 RUN=name | bench-judge | bench-sample | lint | clean
+# make demo | test | test-vllm | run PROFILE=kaggle-t4 RUN=name | ablation | rounds N=2 | bench-judge | bench-sample
+#      lint | clean
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PROFILE ?= demo
 RUN ?= $(PROFILE)
+N ?= 2
 VLLM := .venv-vllm
 VLLM_PYTHON := $(CURDIR)/$(VLLM)/bin/python
 
-.PHONY: demo test test-vllm run bench-judge bench-sample lint clean
+.PHONY: demo test test-vllm run ablation rounds bench-judge bench-sample lint clean
 
 demo: $(STAMP)
 	$(BIN)/python -m nbutils.run params/demo runs/demo
@@ -22,6 +24,14 @@ test-vllm: $(STAMP) $(VLLM)/.installed
 
 run: $(STAMP)
 	$(BIN)/python -m nbutils.run params/$(PROFILE) runs/$(RUN)
+
+# which pairs help: original labels, re-ranked, on-policy or both, at equal pairs and steps
+ablation: $(STAMP)
+	$(BIN)/python -m nbutils.experiments ablation params/$(PROFILE) runs/$(RUN)
+
+# N rounds of sampling, judging and training, each from where the one before ended
+rounds: $(STAMP)
+	$(BIN)/python -m nbutils.experiments rounds params/$(PROFILE) runs/$(RUN) --rounds $(N)
 
 # measures beside what it is compared with; no test, since a timed test on a shared machine lies
 bench-judge: $(STAMP)

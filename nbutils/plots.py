@@ -245,6 +245,58 @@ def plot_bias(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     return ax
 
 
+def plot_ablation(frame: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
+    """Draw the change of the headline for each arm: a point with its interval per seed, a bar for their mean.
+
+    Args:
+        frame: one row per arm and seed with `arm`, `seed`, `headline` and, from -1 to 1, `change`, `low`, `high`.
+    """
+    title = "Which pairs help, at equal pairs and steps?"
+    ax = _axes(ax, title, "change against the base model (percentage points), 95% interval", "", size=(7.2, 3.8))
+    arms, seeds = list(frame.arm.unique()), sorted(frame.seed.unique())
+    for i, arm in enumerate(arms):
+        rows = frame[frame.arm == arm]
+        label = None if i else "mean of the seeds"
+        ax.barh(i, 100 * rows.change.mean(), 0.7, color=GREY, edgecolor=GREY, alpha=0.4, label=label)
+        for _, row in rows.iterrows():
+            place = seeds.index(row.seed)
+            y = i + (place - (len(seeds) - 1) / 2) * 0.6 / len(seeds)
+            color = (FIRST, SECOND, "#3d405b", "#81b29a")[place % 4]
+            ax.plot([100 * row.low, 100 * row.high], [y, y], color=color, linewidth=1)
+            ax.plot(100 * row.change, y, "o", color=color, markersize=5, label=f"seed {row.seed}" if not i else None)
+    ax.axvline(0, color="black", linewidth=0.8)
+    ax.set_yticks(range(len(arms)), arms)
+    ax.set_ylim(max(len(arms), 1) - 0.5, -0.5)
+    if arms:
+        ax.legend(frameon=False, fontsize=8, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.18))
+    return ax
+
+
+def plot_rounds(frame: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
+    """Draw the headline after each round, a line per held-out set; bars are the intervals of each round's change.
+
+    Args:
+        frame: one row per round (from 1) and held-out set with `round`, `held_out`, `headline` and, from 0 to 1,
+            `before`, `after`, `change`, `low`, `high`.
+    """
+    title = "Does another round help?\n(bars: 95% interval of the change in that round)"
+    ax = _axes(ax, title, "", "headline (% of answers or of the score)")
+    names = list(frame.held_out.unique())
+    for i, name in enumerate(names):
+        rows = frame[frame.held_out == name].sort_values("round")
+        x = np.array([0, *rows["round"]]) + 0.06 * (i - (len(names) - 1) / 2)  # bars beside each other
+        color = (FIRST, SECOND, GREY)[i % 3]
+        y = 100 * np.array([rows.before.iloc[0], *rows.after])
+        ax.plot(x, y, "o-", color=color, label=f"{name}: {rows.headline.iloc[0]}")
+        ax.vlines(x[1:], 100 * (rows.before + rows.low), 100 * (rows.before + rows.high), color=color, linewidth=1)
+    last = int(frame["round"].max()) if len(frame) else 0
+    ax.set_xticks(range(last + 1), ["base", *(f"round {i}" for i in range(1, last + 1))])
+    ax.set_ylim(bottom=0)
+    if names:
+        ax.legend(frameon=False, fontsize=8)
+    return ax
+
+
 def _forest(ax: Axes, labels: Sequence[str], intervals: Sequence[Interval]) -> None:
     for i, interval in enumerate(intervals):
         ax.plot([interval.low, interval.high], [i, i], color=FIRST)

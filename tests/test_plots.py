@@ -17,7 +17,16 @@ FULL_LOG = LOG.assign(step=[1, 2], eval_loss=[math.nan, 0.65], **{"rewards/rejec
 # a judge with one order: neither flips nor a taste for a place can be measured
 ASKED_ONCE = bias.figures([scored(["aa", "b"], [[1.0, 0.0]], label="first")] * 3 + [scored(["a", "b"], [[0.5, 0.5]])])
 
+ARMS = pd.DataFrame([{"arm": arm, "seed": seed, "change": 0.1 * seed} for arm in ("mix", "off") for seed in (3, 5)])
+ARMS = ARMS.assign(low=ARMS.change - 0.1, high=ARMS.change + 0.2)
+ROUNDS = pd.DataFrame(
+    [CHANGE | {"round": i, "held_out": "a", "before": 0.2 + i / 10, "after": 0.3 + i / 10} for i in (2, 1)]
+)
+ROUNDS = ROUNDS.assign(headline="all passed")
+
 DRAWN = [
+    (plots.plot_ablation, (ARMS,)),
+    (plots.plot_rounds, (ROUNDS,)),
     (plots.plot_verdicts, ({"kept": 96, "swapped": 8},)),
     (plots.plot_scores, ([ROW],)),
     (plots.plot_scores, ([ROW], ["chosen", "rejected"])),
@@ -29,6 +38,8 @@ DRAWN = [
     (plots.plot_bias, (ASKED_ONCE,)),
 ]
 NOTHING = [
+    (plots.plot_ablation, (ARMS[:0],)),
+    (plots.plot_rounds, (ROUNDS[:0],)),
     (plots.plot_verdicts, ({},)),
     (plots.plot_scores, ([],)),
     (plots.plot_scores, ([{"scores": []}], ["chosen", "rejected"])),
@@ -145,3 +156,26 @@ def test_what_stops_a_run_and_what_is_no_taste_stand_in_the_rows_they_belong_to(
     stops = {"unanswered": (10, 100), "unparsed": (10, 100), "flips": (40, 100), "decided agreement": (0, 50)}
     assert stops | {"first place gains": (40, 60), "longer wins": (40, 60)} == bands
     assert len(ax.get_legend().get_texts()) == 2
+
+
+def test_an_arm_has_a_point_and_an_interval_per_seed_in_points_and_a_bar_for_their_mean():
+    ax = plots.plot_ablation(ARMS)
+    assert [tick.get_text() for tick in ax.get_yticklabels()] == ["mix", "off"]
+    intervals = [list(line.get_xdata()) for line in ax.lines if len(line.get_xdata()) == 2]
+    assert intervals[:2] == [pytest.approx([20, 50]), pytest.approx([40, 70])]
+    points = [line for line in ax.lines if len(line.get_xdata()) == 1]
+    assert [float(line.get_xdata()[0]) for line in points] == pytest.approx([30, 50, 30, 50])
+    heights = [float(line.get_ydata()[0]) for line in points]
+    assert heights == pytest.approx([-0.15, 0.15, 0.85, 1.15])
+    assert [bar.get_width() for bar in ax.patches] == pytest.approx([40, 40])
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["seed 3", "seed 5", "mean of the seeds"]
+
+
+def test_rounds_are_a_line_from_the_base_with_the_interval_of_each_change():
+    ax = plots.plot_rounds(ROUNDS)
+    assert [tick.get_text() for tick in ax.get_xticklabels()] == ["base", "round 1", "round 2"]
+    (line,) = ax.lines
+    assert list(line.get_xdata()) == [0, 1, 2]
+    assert list(line.get_ydata()) == pytest.approx([30, 40, 50])
+    ends = [segment[:, 1] for segment in ax.collections[0].get_segments()]
+    assert [list(end) for end in ends] == [pytest.approx([20, 60]), pytest.approx([30, 70])]

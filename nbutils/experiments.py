@@ -1,0 +1,252 @@
+"""Experiments that take several runs of 04: which pairs help (`ablation`), and whether a further round does (`rounds`).
+
+    python -m nbutils.experiments ablation params/demo runs/demo --seeds 2
+    python -m nbutils.experiments rounds params/demo runs/demo --rounds 2
+
+Both start from the profile's own run and skip what is done. The runs they need stand beside it
+(`runs/demo-ablation-mix-seed0`, `runs/demo-round2`), so that all share one store, and a killed experiment goes on;
+text, numbers and figure go to `runs/demo-ablation` or `runs/demo-rounds`. Only the profile's own run is pushed.
+"""
+
+import argparse
+import math
+import os
+import random
+import sys
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pandas as pd
+
+from nbutils import outcomes, pairs, params, plots, records, run, sources
+from nbutils.errors import InputError
+from nbutils.records import Row
+
+ARMS = ORIGINAL, RERANKED, ON_POLICY, MIX = ("off-policy, original labels", "off-policy, re-ranked", "on-policy", "mix")
+HELD_OUT = 0.1  # share of the prompts that 04 keeps for its curves
+MOST_PASSES = 12.0  # over few pairs; more would test memory
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one experiment and return the exit status: 0, or 1 after printing what stopped it."""
+    parser = argparse.ArgumentParser(prog="python -m nbutils.experiments", description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument("experiment", choices=("ablation", "rounds"))
+    parser.add_argument("profile", type=Path, help="folder with one YAML of parameters per notebook, e.g. params/demo")
+    parser.add_argument("run_dir", type=Path, help="folder of the profile's own run, e.g. runs/demo")
+    parser.add_argument("--seeds", type=int, default=2, help="of the ablation: trainings of each arm, 2 or more")
+    parser.add_argument("--rounds", type=int, default=2, help="of sampling, judging and training, 2 or more")
+    given = parser.parse_args(arguments)
+    datasets.disable_progress_bars()
+    where = (given.profile, given.run_dir.resolve())
+    try:
+        ablation(*where, seeds=given.seeds) if given.experiment == "ablation" else rounds(*where, count=given.rounds)
+    except InputError as error:
+        run.say(f"error: {error}", sys.stderr)
+        return 1
+    return 0
+
+
+def ablation(profile: Path, run_dir: Path, *, seeds: int = 2) -> pd.DataFrame:
+    """Train on each of four kinds of pairs, with equal pairs and steps, and compare each with the base model.
+
+    A seed decides which pairs are drawn, their order, the training and the samples of the proof, which is on the
+    profile's first held-out set.
+
+    Returns:
+        One row per arm and seed with the columns of `outcomes.measured`.
+
+    Raises:
+        InputError: if there are fewer than two seeds, an arm has too few pairs for one batch, or a notebook stopped.
+    """
+    from nbutils import models, training
+
+    if seeds < 2:
+        raise InputError(f"--seeds is {seeds}, expected 2 or more: one training does not show how far chance goes")
+    plan = run.read_profile(profile, run_dir)
+    for stem in params.STEMS[:3]:
+        finish(stem, plan[stem])
+    dpo = params.validate("04_dpo", run.defaults("04_dpo") | plan["04_dpo"])
+    options, template = training.read_options(dpo.training), params.template_kwargs(dpo.chat_template_kwargs)
+    tokenizer = models.load_tokenizer(models.resolve(dpo.model, run_dir.parent / "models"))
+
+    def read(name: str) -> list[Row]:
+        return sources.read_checked(name, "pairs", records.PAIRS, run_dir=run_dir) if name else []
+
+    def fitting(rows: Sequence[Row]) -> list[Row]:
+        return training.drop_long(training.prepare(rows, template), tokenizer, options["max_length"])[0]
+
+    mixing = {"on_policy_share": dpo.on_policy_share, "max_pairs": dpo.max_pairs, "seed": dpo.seed}
+    mixed = fitting(pairs.mix(read(dpo.off_policy), read(dpo.on_policy), **mixing))
+    train, _ = training.split(mixed, held_out=HELD_OUT, seed=dpo.seed)
+    steps = math.ceil(dpo.epochs * updates(len(train), options))
+    judged = sources.read_checked("01_rerank", "judged", records.JUDGED, run_dir=run_dir)
+    judged = one_each(row for row in judged if row["chosen"] >= 0)
+    fit = {pair["prompt_id"] for pair in fitting(pairs.build(judged))}
+    off, own = [row for row in judged if row["prompt_id"] in fit], one_each(fitting(read("03_judge")))
+    n = equal_size(off, own, options, most=dpo.max_pairs)
+    passes = passes_for(steps, trained_of(n), options)
+
+    folder = run_dir.with_name(f"{run_dir.name}-ablation")
+    about = (
+        f"{n} pairs per arm, {trained_of(n)} of them to train on, in {passes:g} passes (at most {MOST_PASSES:g}) of "
+    )
+    about += f"{updates(trained_of(n), options)} steps; the profile's own run takes {steps} steps."
+    run.say(about)
+    rows = []
+    for seed in range(dpo.seed, dpo.seed + seeds):
+        for arm, sides in draw(off, own, n=n, seed=seed).items():
+            name = f"{sources.label(arm)}-seed{seed}"
+            files = {side: folder / "pairs" / f"{name}-{side}.parquet" for side in sides if sides[side]}
+            for side, path in files.items():
+                write_pairs(path, sides[side])
+            values = plan["04_dpo"] | {
+                "run_dir": f"{folder}-{name}",
+                "seed": seed,
+                **{side: str(files.get(side, "")) for side in sides},
+                "on_policy_share": 0.0,
+                "max_pairs": 0,
+                "epochs": passes,
+                "eval_prompts": params.names(dpo.eval_prompts)[0],
+                "push_to_hub": "",
+            }
+            finish("04_dpo", values)
+            rows += [{"arm": arm, "seed": seed} | row for row in outcomes.measured(Path(values["run_dir"]))]
+    frame = pd.DataFrame(rows)
+    outcomes.save(folder / "ablation", f"{about}\n\n{outcomes.ablation_text(frame)}", frame, plots.plot_ablation(frame))
+    return frame
+
+
+def rounds(profile: Path, run_dir: Path, *, count: int = 2) -> pd.DataFrame:
+    """Sample, judge and train again, each time from where the round before ended.
+
+    Round 1 is the profile's own run. A later one trains on fresh pairs of the policy as it then is and on nothing
+    else: the off-policy pairs have been learned from, and Llama 3 too used its most recent, near-on-policy batches.
+    Its reference model is the policy it starts from. Prompts and seed stay.
+
+    Returns:
+        One row per round and held-out set with the columns of `outcomes.measured`; `before` is the round's own start.
+
+    Raises:
+        InputError: if there are fewer than two rounds, or a notebook stopped.
+    """
+    if count < 2:
+        raise InputError(f"--rounds is {count}, expected 2 or more; one round is python -m nbutils.run")
+    plan = run.read_profile(profile, run_dir)
+    for stem, values in plan.items():
+        finish(stem, values)
+    model = str((run.defaults("04_dpo") | plan["04_dpo"])["model"])
+    fresh = {"off_policy": "", "on_policy": "03_judge", "on_policy_share": 0.0}
+    folders = [run_dir]
+    for number in range(2, count + 1):
+        start = start_from(folders[-1], model)
+        folders.append(run_dir.with_name(f"{run_dir.name}-round{number}"))
+        own = {"run_dir": str(folders[-1]), "push_to_hub": ""}
+        finish("02_sample", plan["02_sample"] | own | start)
+        finish("03_judge", plan["03_judge"] | own | {"samples": "02_sample"})
+        finish("04_dpo", plan["04_dpo"] | own | start | fresh)
+    frame = pd.DataFrame(
+        [{"round": i} | row for i, folder in enumerate(folders, 1) for row in outcomes.measured(folder)]
+    )
+    gaps = [f"Round {i}: {gap}" for i, two in enumerate(pairwise(folders), 2) for gap in outcomes.gaps_between(*two)]
+    gaps = gaps or ["Every round starts from the very answers that the round before it ended with."]
+    where = run_dir.with_name(f"{run_dir.name}-rounds") / "rounds"
+    outcomes.save(where, "\n\n".join([outcomes.rounds_text(frame), *gaps]), frame, plots.plot_rounds(frame))
+    return frame
+
+
+def finish(stem: str, values: dict[str, Any]) -> None:
+    """Run one notebook unless its stage is done, and say which of the two."""
+    name, started = Path(values["run_dir"]).name, time.time()
+    done = run.is_done(stem, values)
+    try:
+        if not done:
+            run.execute(stem, values)
+    except InputError as error:
+        raise InputError(f"{name}: {error}; the same command goes on from here") from None
+    run.say(f"{name}  {stem}  {'unchanged, skipped' if done else f'{time.time() - started:.0f} s'}")
+
+
+def relabelled(judged: Sequence[Row]) -> tuple[list[Row], list[Row]]:
+    """Return the pairs of 01 as the judge labelled them and as the source did, in all else alike.
+
+    What the judge threw out (ties, contradictions, poor answers) is in neither. In a pair that is turned back the
+    margin is negative and `verdict` still says `swapped`.
+    """
+    return pairs.build(judged), pairs.build(row | {"chosen": 0, "rejected": 1} for row in judged)
+
+
+def one_each(rows: Iterable[Row]) -> list[Row]:
+    """Return the first row of each prompt; so the pairs that 04 holds out for its curves are as many in every arm."""
+    first: dict[str, Row] = {}
+    for row in rows:
+        first.setdefault(row["prompt_id"], row)
+    return list(first.values())
+
+
+def draw(off: Sequence[Row], own: Sequence[Row], *, n: int, seed: int) -> dict[str, dict[str, list[Row]]]:
+    """Return n pairs for each arm, no prompt twice, of judged rows of 01 and pairs of 03, by the parameter of 04."""
+    rng = random.Random(seed)
+    judge, source = relabelled(rng.sample(off, n))
+    own = rng.sample(own, len(own))
+    half = judge[: n // 2]
+    taken = {pair["prompt_id"] for pair in half}
+    rest = [pair for pair in own if pair["prompt_id"] not in taken][: n - len(half)]
+    none: list[Row] = []
+    sides = zip(ARMS, (source, judge, none, half), (none, none, own[:n], rest), strict=True)
+    return {arm: {"off_policy": given, "on_policy": drawn} for arm, given, drawn in sides}
+
+
+def trained_of(n: int) -> int:
+    """Return how many of n pairs with different prompts 04 trains on; the others are kept for its curves."""
+    return n - max(1, round(n * HELD_OUT)) if n > 1 else n
+
+
+def equal_size(off: Sequence[Row], own: Sequence[Row], options: Mapping[str, int], *, most: int = 0) -> int:
+    """Return the largest number of pairs that every arm can have, `most` at most (0 sets no bound).
+
+    Raises:
+        InputError: naming the arm that has the fewest, if they do not fill one batch.
+    """
+    batch = options["per_device_train_batch_size"] * options["gradient_accumulation_steps"]
+    n, arm = min((len(off), RERANKED), (len(own), ON_POLICY))
+    n = min(n, most or n)
+    if trained_of(n) < batch:
+        raise InputError(
+            f"arm {arm!r} can have {n} pairs with different prompts, {trained_of(n)} of them to train on, expected "
+            f"one batch of {batch}; lower gradient_accumulation_steps, or see max_pairs and the reports of 01 and 03"
+        )
+    return n
+
+
+def updates(count: int, options: Mapping[str, int]) -> int:
+    """Return the optimizer steps of one pass over so many pairs; the trainer makes one of what is left at the end."""
+    batches = math.ceil(count / options["per_device_train_batch_size"])
+    return math.ceil(batches / options["gradient_accumulation_steps"])
+
+
+def passes_for(steps: int, count: int, options: Mapping[str, int]) -> float:
+    """Return the whole number of passes over so many pairs that comes nearest to `steps`, MOST_PASSES at most."""
+    return min(float(max(1, round(steps / updates(count, options)))), MOST_PASSES)
+
+
+def write_pairs(path: Path, rows: Sequence[Row]) -> None:
+    """Write pairs to a file for 04, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_suffix(".tmp")
+    records.dataset(rows, records.PAIRS).to_parquet(str(draft))
+    os.replace(draft, path)
+
+
+def start_from(run_dir: Path, model: str) -> dict[str, str]:
+    """Return what 02 and 04 take to go on from a finished 04: its adapter on `model`, or the model it tuned whole."""
+    saved = run_dir / "04_dpo" / "adapter"
+    lora = (saved / "adapter_config.json").is_file()
+    return {"model": model, "adapter": str(saved)} if lora else {"model": str(saved), "adapter": ""}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,118 @@
+"""What several runs of 04 came to, as a table in words, numbers and a figure; used by `experiments`."""
+
+import json
+import math
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from matplotlib.axes import Axes
+
+from nbutils import evaluation, run, sources
+from nbutils.records import Row
+
+BESIDE = ("before to after", "tokens ratio", "distinct-2", "wins of decided", "last margin", "pairs", "steps")
+
+
+def measured(run_dir: Path) -> list[Row]:
+    """Return one row per held-out set of a finished 04: the headline and its change, and what to distrust beside them.
+
+    Shares and changes are from 0 to 1, `margin` is the reward margin at the last step.
+    """
+    metrics = json.loads((run_dir / "04_dpo/metrics.json").read_text())
+    rows = []
+    for name, summary in metrics["proof"].items():
+        headline, change = evaluation.headline(summary)
+        numbers = change | {
+            "tokens_ratio": summary["tokens_ratio"],
+            **{f"distinct_2_{side}": summary["distinct_2"][side] for side in ("before", "after")},
+            "win_share": summary["win_rate"]["all"]["share"],
+            "margin": metrics["training"]["rewards/margins"],
+        }
+        counts = {
+            "prompts": summary["prompts"],
+            "pairs": metrics["pairs"]["train"],
+            "steps": int(metrics["training"]["step"]),
+        }
+        # null: the ends of an interval over one topic, a share of nothing
+        numbers = {key: math.nan if value is None else value for key, value in numbers.items()}
+        rows.append({"held_out": name, "headline": headline} | counts | numbers)
+    return rows
+
+
+def gaps_between(previous: Path, current: Path) -> list[str]:
+    """Return one sentence per held-out set whose answers before are not those that the previous round gave after."""
+    gaps = []
+    for name in json.loads((current / "04_dpo/metrics.json").read_text())["proof"]:
+        after, before = (
+            [(row["prompt_id"], row[column]) for row in sources.read(str(folder / "04_dpo"), f"evaluation_{name}")]
+            for folder, column in ((previous, "after_text"), (current, "before_text"))
+        )
+        if after != before:
+            same = (Counter(after) & Counter(before)).total()
+            gaps.append(
+                f"on {name} only {same} of {len(before)} answers before are among the {len(after)} that the round "
+                f"before it gave after, so the changes do not add up; if it was trained anew, remove {current}"
+            )
+    return gaps
+
+
+def ablation_text(frame: pd.DataFrame) -> str:
+    """Return a table with one row per arm, and how far it may be read."""
+    seeds, rows, apart = sorted(frame.seed.unique()), [], []
+    for arm, runs in frame.groupby("arm", sort=False):
+        mean = runs.mean(numeric_only=True)
+        rows.append([arm, *map(_change, runs.itertuples()), f"{100 * mean.change:+.1f}", *_beside(mean)])
+        for side, count in (("above", (runs.low > 0).sum()), ("below", (runs.high < 0).sum())):
+            apart += [f"{arm} ({side}, {count} of {len(runs)} seeds)"] if count else []
+    unequal = [c for c in ("pairs", "steps", "prompts") if frame[c].nunique() > 1]
+    return (
+        f"Change of `{frame.headline[0]}` on `{frame.held_out[0]}` against the base model, in percentage points with "
+        f"95% intervals over topics; other columns are means over the seeds.\n\n"
+        + _table(["arm", *(f"seed {seed}" for seed in seeds), "mean", *BESIDE], rows)
+        + f"\n\nArms with an interval that excludes zero are {len({a.rpartition(' (')[0] for a in apart})} of "
+        f"{len(rows)}{': ' if apart else ''}{'; '.join(apart)}. The seeds are {len(seeds)} points, not a distribution, "
+        "and an interval compares an arm with the base model, not with another arm."
+        + (f" The arms are not equal in {', '.join(unequal)}: see the CSV file." if unequal else "")
+    )
+
+
+def rounds_text(frame: pd.DataFrame) -> str:
+    """Return a table with one row per held-out set and round."""
+    ordered = frame.sort_values(["held_out", "round"])
+    rows = [[f"{r['held_out']}, round {r['round']}", _change(r), *_beside(r)] for _, r in ordered.iterrows()]
+    about = "Change of the headline in each round, in percentage points with 95% intervals over topics."
+    return f"{about}\n\n{_table(['held-out set', 'change', *BESIDE], rows)}"
+
+
+def save(stem: Path, text: str, frame: pd.DataFrame, axes: Axes) -> None:
+    """Write the text, the numbers and the figure of an experiment, and print the text."""
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    stem.with_suffix(".md").write_text(f"# {stem.name.capitalize()}\n\n{text}\n\n![{stem.name}]({stem.name}.png)\n")
+    frame.to_csv(stem.with_suffix(".csv"), index=False)
+    figure: Any = axes.get_figure(root=True)
+    figure.savefig(stem.with_suffix(".png"), dpi=110, bbox_inches="tight")
+    run.say(f"\n{text}\n\ndone: {stem.with_suffix('.md')}")
+
+
+def _change(row: Any) -> str:
+    return f"{100 * row.change:+.1f} [{100 * row.low:+.1f}, {100 * row.high:+.1f}]"
+
+
+def _beside(row: Any) -> list[str]:
+    return [
+        f"{100 * row.before:.1f}% to {100 * row.after:.1f}%",
+        f"{row.tokens_ratio:.2f}",
+        f"{row.distinct_2_before:.2f} to {row.distinct_2_after:.2f}",
+        "none" if math.isnan(row.win_share) else f"{row.win_share:.0%}",
+        f"{row.margin:.2f}",
+        f"{row.pairs:.0f}",
+        f"{row.steps:.0f}",
+    ]
+
+
+def _table(names: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    lines = [names, ["---"] * len(names), *rows]
+    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
