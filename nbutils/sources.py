@@ -24,6 +24,7 @@ from nbutils.errors import InputError
 from nbutils.records import PAIRS, Row, check
 
 FILE_TYPES = (".jsonl", ".json", ".csv", ".parquet")
+ADAPTER = "adapter_model.safetensors"
 MOUNTS = Path("/kaggle/input")
 # the folder that holds notebooks/ and params/ when the package is used from a checkout
 CHECKOUT = Path(__file__).resolve().parent.parent
@@ -139,10 +140,16 @@ def fingerprint(name: str, *, run_dir: Path | None = None) -> str:
         return name
     if path.is_file():
         return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
-    # a stage's parquet files carry their content hash in the name; other folders are told by size
+    # a stage's parquet files carry their content hash in the name, whole models are told by size: reading takes long
     files = sorted(p for p in path.rglob("*") if p.suffix in (".parquet", ".safetensors", ".json", ".gguf"))
-    listing = [f"{p.relative_to(path)}:{p.stat().st_size}" for p in files if p.name != "run.json"]
+    listing = [f"{p.relative_to(path)}:{_mark(p)}" for p in files if p.name != "run.json"]
     return hashlib.sha256("\n".join(listing).encode()).hexdigest()[:16]
+
+
+def _mark(path: Path) -> str:
+    """Return the content's hash of an adapter's weights, which have one size however they were trained; else a size."""
+    size = path.stat().st_size
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.name == ADAPTER and size < 2**30 else str(size)
 
 
 def _from_folder(path: Path, config: str) -> list[Row]:

@@ -9,7 +9,7 @@ from nbutils import params
 from nbutils.errors import InputError
 from nbutils.params import MODELS, names, read_overrides, template_kwargs, validate
 
-EXAMPLES = {str: "x", int: 2, float: 0.5}
+EXAMPLES = {str: "x", int: 2, float: 0.5, bool: True}
 SPECIAL = {
     "ties": "drop",
     "pair_strategy": "best_worst",
@@ -100,6 +100,12 @@ def test_what_could_only_give_useless_samples_is_refused(name, value, fault):
 )
 def test_an_engine_is_one_of_ours_or_a_server(engine):
     assert validate("02_sample", valid("02_sample") | {"engine": engine}).engine == engine
+
+
+def test_merged_weights_are_for_adapters_only():
+    with pytest.raises(InputError, match="merge is True: full tuning saves whole weights anyway"):
+        validate("04_dpo", valid("04_dpo") | {"tuning": "full"})
+    assert not validate("04_dpo", valid("04_dpo") | {"tuning": "full", "merge": False}).merge
 
 
 def test_the_proof_may_be_sampled_greedily():

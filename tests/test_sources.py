@@ -176,3 +176,11 @@ def test_real_rows_with_booleans_among_texts_are_read_as_they_are():
 
 def test_two_splits_of_one_dataset_have_two_labels():
     assert label("org/x@train[:10]") != label("org/x@test")
+
+
+def test_two_adapters_of_one_size_have_different_fingerprints(tmp_path):
+    weights = tmp_path / "adapter_model.safetensors"
+    weights.write_bytes(b"first")
+    before = fingerprint(str(tmp_path))
+    weights.write_bytes(b"other")
+    assert fingerprint(str(tmp_path)) != before
