@@ -4,24 +4,26 @@ Used by 04. Everything beyond the notebook's parameters comes from one `training
 """
 
 import dataclasses
+import fcntl
 import json
 import logging
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
 import trl.trainer.utils
+from accelerate.utils import broadcast_object_list
 from peft import LoraConfig
 from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainerCallback
 from transformers.trainer_callback import TrainerControl, TrainerState
 from trl import DPOConfig, DPOTrainer
 
-from nbutils import health, models, params, sources
+from nbutils import health, launch, models, params, sources
 from nbutils.errors import InputError, Interrupted
 from nbutils.preflight import Device
 from nbutils.records import PAIRS, Row, dataset, digest
@@ -46,8 +48,9 @@ DEFAULTS: dict[str, Any] = {
     "lora_dropout": 0.0,
     "lora_target_modules": "all-linear",
     "stop_on_warning": False,
+    "save_minutes": 20,  # a checkpoint at least this often, beside save_steps; 0 for those only
 }
-OURS = {"stop_on_warning"}  # read here and not by the trainer: it changes no weight
+OURS = {"stop_on_warning", "save_minutes"}  # read here and not by the trainer: they change no weight
 # Named here, in the notebook or by the machine; a `training` file must not fight them.
 RESERVED = {
     "output_dir", "learning_rate", "num_train_epochs", "beta", "seed", "fp16", "bf16", "use_cpu", "report_to",
@@ -72,11 +75,15 @@ def read_options(name: str) -> dict[str, Any]:
             raise InputError(f"training file: {key} is set by a parameter of the notebook or by the machine, not here")
         if key not in known:
             raise InputError(
-                f"training file: unknown key {key!r}; it takes TRL's DPOConfig fields, lora_* and stop_on_warning"
+                f"training file: unknown key {key!r}; it takes TRL's DPOConfig fields, lora_*, "
+                f"{' and '.join(sorted(OURS))}"
             )
     options = DEFAULTS | given
     if not isinstance(options["stop_on_warning"], bool):
         raise InputError(f"training file: stop_on_warning is {options['stop_on_warning']!r}, expected true or false")
+    minutes = options["save_minutes"]
+    if isinstance(minutes, bool) or not isinstance(minutes, int | float) or not 0 <= minutes < float("inf"):
+        raise InputError(f"training file: save_minutes is {minutes!r}, expected a positive number, or 0 for never")
     losses = options["loss_type"] if isinstance(options["loss_type"], list) else [options["loss_type"]]
     if set(losses) not in LOSSES:
         raise InputError(f"training file: loss_type is {losses}, expected sigmoid, sigmoid_norm or [sigmoid, sft]")
@@ -209,6 +216,11 @@ class _Dpo(DPOTrainer):  # type: ignore[misc]
         super()._save(output_dir, state_dict)
         shutil.rmtree(Path(output_dir or str(self.args.output_dir)) / "ref", ignore_errors=True)
 
+    def _save_rng_state(self, output_dir: str) -> None:
+        """Wait for what the other processes write, so that trainer_state.json is the last file of a checkpoint."""
+        super()._save_rng_state(output_dir)
+        self.accelerator.wait_for_everyone()
+
 
 def build_trainer(
     given: params.Dpo,
@@ -219,12 +231,16 @@ def build_trainer(
     device: Device,
     cache: Path,
     scratch: Path,
+    processes: int = 1,
 ) -> DPOTrainer:
     """Load the policy and return a trainer whose checkpoints stand under a name that changes with data and settings.
+
+    Beside the checkpoints a job is left from which `nbutils.launch` can train the same on several GPUs.
 
     Args:
         options: from `read_options`.
         scratch: folder for unfinished work.
+        processes: how many train together; each takes its part of `gradient_accumulation_steps`, which they divide.
 
     Raises:
         InputError: if there are fewer pairs than one batch takes, or the adapter to go on from does not fit.
@@ -259,6 +275,9 @@ def build_trainer(
             [p["id"] for p in pairs],
         ]
     )
+    settings["gradient_accumulation_steps"] //= processes
+    if processes == 1:
+        launch.write_job(scratch / run / "job", given, options, pairs, held_out, cache)
     config = DPOConfig(
         output_dir=str(scratch / run),
         learning_rate=given.learning_rate,
@@ -286,29 +305,38 @@ def build_trainer(
 
 
 def train(
-    trainer: DPOTrainer, *, csv: Path, deadline: float = float("inf"), stop_on_warning: bool = False
+    trainer: DPOTrainer,
+    *,
+    csv: Path,
+    deadline: float = float("inf"),
+    stop_on_warning: bool = False,
+    save_minutes: float = DEFAULTS["save_minutes"],
 ) -> pd.DataFrame:
     """Train from the last complete checkpoint, or from the start, and return the log, one row per step.
 
-    What `health.check` finds on the way is logged as a warning, once each.
+    What `health.check` finds on the way is logged as a warning, once each. With several processes all call this; the
+    main one writes the log and decides for all.
 
     Args:
         csv: where the log is kept up to date.
         deadline: `time.time()` at which to save a checkpoint and stop.
         stop_on_warning: whether to save a checkpoint and stop at a serious finding.
+        save_minutes: a checkpoint is also saved when the last one is this old; 0 for never.
 
     Raises:
+        InputError: if another process trains in the same folder.
         Interrupted: at the deadline; the same call goes on from the checkpoint. At a serious finding, too; there the
             same call goes on only with `stop_on_warning=False`.
     """
-    watch = _Watch(csv, deadline, stop_on_warning)
+    watch = _Watch(csv, deadline, stop_on_warning, save_minutes)
     trainer.remove_callback(PrinterCallback)  # a page of figures per step; the watch keeps them in a file
     trainer.add_callback(watch)
-    checkpoint = last_complete(Path(str(trainer.args.output_dir)))
-    if checkpoint:
-        log.info("resuming from %s", checkpoint.name)
+    folder, main = Path(str(trainer.args.output_dir)), trainer.is_world_process_zero()
     try:
-        with _answers_only(trainer.args.use_cpu):
+        with _only_one(folder) if main else nullcontext(), _answers_only(trainer.args.use_cpu):
+            checkpoint = _as_main(last_complete(folder) if main else None)
+            if checkpoint:
+                log.info("resuming from %s", checkpoint.name)
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     finally:
         trainer.remove_callback(watch)  # or its deadline would stop the next call in the same kernel
@@ -321,6 +349,23 @@ def train(
             )
         raise Interrupted(f"time budget used up at step {step} of {steps}; run the same command or cell again to go on")
     return table(trainer.state.log_history)
+
+
+def _as_main(value: Any) -> Any:
+    """Return the main process's value in every process: two clocks or two looks into a folder may differ."""
+    return broadcast_object_list([value])[0]
+
+
+@contextmanager
+def _only_one(folder: Path) -> Iterator[None]:
+    """Hold the lock of a training's folder: two that wrote the same checkpoints would tear them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(f"another process is training in {folder}; wait for it or stop it") from None
+        yield
 
 
 @contextmanager
@@ -340,9 +385,11 @@ def _answers_only(on_cpu: bool) -> Iterator[None]:
 
 
 def last_complete(folder: Path) -> Path | None:
-    """Return the newest checkpoint that was written whole, and remove torn ones.
+    """Return the newest checkpoint that was written whole, and remove torn ones that are newer.
 
-    The trainer writes trainer_state.json last: a checkpoint without a readable one was interrupted.
+    The trainer writes trainer_state.json last, and only then deletes older checkpoints (in transformers 5.20:
+    `_save_checkpoint`): a checkpoint without a readable one was interrupted, and the one before it is still whole. An
+    older one may be half deleted; a whole one stands before it then.
     """
     steps = {int(p.name.removeprefix("checkpoint-")): p for p in folder.glob("checkpoint-*")}
     for step in sorted(steps, reverse=True):
@@ -369,10 +416,11 @@ def save(trainer: DPOTrainer, folder: Path) -> Path:
 
 
 class _Watch(TrainerCallback):  # type: ignore[misc]
-    """Writes the log after every step, warns of what is wrong in it and ends the training at the deadline."""
+    """Writes the log after every step, warns of what is wrong in it, saves by the clock and ends at the deadline."""
 
-    def __init__(self, csv: Path, deadline: float, stop_on_warning: bool):
+    def __init__(self, csv: Path, deadline: float, stop_on_warning: bool, save_minutes: float):
         self.csv, self.deadline, self.stop_on_warning = csv, deadline, stop_on_warning
+        self.interval, self.saved = save_minutes * 60 or float("inf"), time.time()  # seconds
         self.stopped, self.ill = False, ""
         self.warned: set[str] = set()
 
@@ -380,11 +428,12 @@ class _Watch(TrainerCallback):  # type: ignore[misc]
         self, args: Any, state: TrainerState, control: TrainerControl, logs: Mapping[str, float], **_: Any
     ) -> None:
         frame = table(state.log_history)
-        frame.to_csv(self.csv, index=False)
+        if state.is_world_process_zero:
+            frame.to_csv(self.csv, index=False)
         if "loss" in logs and state.global_step % max(state.max_steps // 10, 1) == 0:
             margin = logs["rewards/margins"]
             log.info("step %d of %d: loss %.3f, margin %.3f", state.global_step, state.max_steps, logs["loss"], margin)
-        for finding in health.check(frame, beta=args.beta, steps=state.max_steps):
+        for finding in _as_main(health.check(frame, beta=args.beta, steps=state.max_steps)):
             if finding.name not in self.warned:
                 log.warning("%s: %s", finding.name, finding.sentence)
                 self.warned.add(finding.name)
@@ -393,8 +442,15 @@ class _Watch(TrainerCallback):  # type: ignore[misc]
                 self._stop(control)
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        if time.time() > self.deadline and state.global_step < state.max_steps:
+        # all save or none: processes that disagree would wait for each other forever
+        late, due = _as_main((time.time() > self.deadline, time.time() - self.saved >= self.interval))
+        if late and state.global_step < state.max_steps:
             self._stop(control)
+        if due or state.global_step >= state.max_steps:  # a finished training without a checkpoint would be repeated
+            control.should_save = True
+
+    def on_save(self, *_: Any, **__: Any) -> None:
+        self.saved = time.time()
 
     def _stop(self, control: TrainerControl) -> None:
         self.stopped = control.should_save = control.should_training_stop = True

@@ -1,21 +1,26 @@
 """training.py with a tiny model: the loss is the formula's, and no interruption changes the result."""
 
+import fcntl
 import math
+import multiprocessing
 import os
+import random
+import shutil
 import signal
-import subprocess
-import sys
+import types
 from pathlib import Path
 
 import pandas as pd
+import peft.peft_model
 import pytest
 import torch
+import transformers.trainer_utils
 from dpo import CPU, dpo_params, pair, small_trainer, some_pairs
 from safetensors.torch import load_file
 from transformers import TrainerCallback, TrainerState
 from trl import DPOConfig, DPOTrainer
 
-from nbutils import models
+from nbutils import models, training
 from nbutils.errors import InputError, Interrupted
 from nbutils.preflight import Device
 from nbutils.records import PAIRS, dataset
@@ -46,11 +51,11 @@ def same(first, second) -> bool:
 
 @pytest.fixture(scope="module")
 def unbroken(tiny_llama, tmp_path_factory):
-    """The adapter and the log of twelve steps in one go."""
+    """The adapter, the log and the held-out loss of twelve steps in one go."""
     folder = tmp_path_factory.mktemp("unbroken")
-    trainer = small_trainer(tiny_llama, folder, some_pairs(24))
+    trainer = small_trainer(tiny_llama, folder, some_pairs(24), some_pairs(30)[24:])
     log = train(trainer, csv=folder / "log.csv")
-    return weights(trainer, folder / "adapter"), log
+    return weights(trainer, folder / "adapter"), log, trainer.evaluate()["eval_loss"]
 
 
 # --- the training file
@@ -64,6 +69,10 @@ def unbroken(tiny_llama, tmp_path_factory):
         ("learning_rate: 1.0e-4", "learning_rate is set by a parameter of the notebook"),
         ("output_dir: here", "output_dir is set by"),
         ("trust_remote_code: true", "trust_remote_code is set by"),
+        ("save_minutes: -1", "save_minutes is -1, expected a positive number, or 0 for never"),
+        ("save_minutes: .inf", "save_minutes is inf, expected"),
+        ("save_minutes: true", "save_minutes is True, expected"),
+        ("save_minutes: often", "save_minutes is 'often', expected"),
         ("loss_type: ipo", r"loss_type is \['ipo'\], expected sigmoid, sigmoid_norm or \[sigmoid, sft\]"),
         ("loss_type: [sigmoid, sft]", "needs loss_weights with 2 numbers"),
         ("loss_type: [sigmoid, sft]\nloss_weights: [1.0]", "needs loss_weights with 2 numbers"),
@@ -263,7 +272,8 @@ def test_checkpoints_stand_under_a_name_that_changes_with_data_and_settings(tiny
         small_trainer(tiny_llama, tmp_path, rows, options={"lora_r": 4}),
     ]
     assert len({t.args.output_dir for t in variants}) == 4
-    assert small_trainer(tiny_llama, tmp_path, rows).args.output_dir == variants[0].args.output_dir
+    for options in ({}, {"save_minutes": 5, "stop_on_warning": True}):  # these change no weight
+        assert small_trainer(tiny_llama, tmp_path, rows, options=options).args.output_dir == variants[0].args.output_dir
 
 
 # --- interruptions
@@ -285,26 +295,170 @@ class DiesAt(TrainerCallback):
 
     def on_step_end(self, args, state, control, **_):
         if state.global_step == self.step:
-            os.kill(os.getpid(), signal.SIGKILL)
+            die()
 
 
-def train_and_die(model, folder):
-    trainer = small_trainer(model, Path(folder), some_pairs(24))
-    trainer.add_callback(DiesAt(7))
-    train(trainer, csv=Path(folder) / "log.csv")
+def die(*_, **__):
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
-def test_after_kill_9_training_goes_on_to_the_weights_of_an_unbroken_run(unbroken, tiny_llama, tmp_path):
-    code = "import sys; from test_training import train_and_die; train_and_die(*sys.argv[1:])"
-    command = [sys.executable, "-c", code, tiny_llama, tmp_path]
-    killed = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, check=False)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
-    trainer = small_trainer(tiny_llama, tmp_path, some_pairs(24))
-    assert last_complete(Path(trainer.args.output_dir)).name == "checkpoint-6"
+def tear(write, step):
+    """Make a writer die when its file in this step's checkpoint is half written."""
+
+    def torn(data, path, *args, **kwargs):
+        write(data, path, *args, **kwargs)
+        if Path(path).parent.name == f"checkpoint-{step}":
+            os.truncate(path, Path(path).stat().st_size // 2)
+            die()
+
+    return torn
+
+
+def tear_named(name, step):
+    """torch.save writes several files of a checkpoint; only this one is torn."""
+    write, torn = torch.save, tear(torch.save, step)
+    torch.save = lambda data, path, *args, **kw: (torn if Path(path).name == name else write)(data, path, *args, **kw)
+
+
+def tear_deletion(step):
+    """Leave of the checkpoint before just what says that it is whole."""
+
+    def delete(path, **_):
+        if Path(path).name != f"checkpoint-{step - 2}":
+            return shutil.rmtree(path)
+        for file in Path(path).iterdir():
+            if file.name != "trainer_state.json":
+                file.unlink()
+        die()
+
+    transformers.trainer_utils.shutil = types.SimpleNamespace(rmtree=delete)
+
+
+def tear_adapter(step):
+    peft.peft_model.safe_save_file = tear(peft.peft_model.safe_save_file, step)
+
+
+def tear_state(step):
+    TrainerState.save_to_json = tear(TrainerState.save_to_json, step)
+
+
+POINTS = {
+    "adapter": tear_adapter,
+    "optimizer": lambda step: tear_named("optimizer.pt", step),
+    "scheduler": lambda step: tear_named("scheduler.pt", step),
+    "random state": lambda step: tear_named("rng_state.pth", step),
+    "trainer state": tear_state,
+    "deletion": tear_deletion,
+}
+
+
+def train_and_die(model, folder, step, point, options):
+    """Train until killed at the end of a step, or at a point of writing its checkpoint."""
+    trainer = small_trainer(model, folder, some_pairs(24), options=options)
+    if point:
+        POINTS[point](step)
+    else:
+        trainer.add_callback(DiesAt(step))
+    train(trainer, csv=folder / "log.csv")
+
+
+@pytest.fixture(scope="module")
+def killed():
+    """Train in a process of its own, which is killed as `train_and_die` says."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["nbutils.training"])  # what takes long is imported once for all that are killed
+
+    def run(model, folder, step, point="", options=None):
+        process = context.Process(target=train_and_die, args=(model, folder, step, point, options))
+        process.start()
+        process.join(120)
+        assert process.exitcode == -signal.SIGKILL
+
+    return run
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0])
+def test_after_three_kills_training_ends_with_the_weights_of_an_unbroken_run(
+    seed, unbroken, killed, tiny_llama, tmp_path
+):
+    steps = sorted(random.Random(seed).sample(range(1, 12), 3))
+    print("killed at steps", steps)
+    for step in steps:
+        killed(tiny_llama, tmp_path, step)
+    trainer = small_trainer(tiny_llama, tmp_path, some_pairs(24), some_pairs(30)[24:])
+    # the checkpoint of the very step is not written yet when its end is announced
+    assert last_complete(Path(trainer.args.output_dir)).name == f"checkpoint-{(steps[-1] - 1) // 2 * 2}"
     log = train(trainer, csv=tmp_path / "log.csv")
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(unbroken[2], abs=1e-3)
     assert same(weights(trainer, tmp_path / "adapter"), unbroken[0])
     assert list(log.step) == list(range(1, 13))
     pd.testing.assert_series_equal(log.loss, unbroken[1].loss)
+
+
+@pytest.mark.parametrize("point", POINTS)
+def test_a_kill_while_a_checkpoint_is_written_or_deleted_leaves_a_whole_one(
+    point, unbroken, killed, tiny_llama, tmp_path
+):
+    only_one = {"save_total_limit": 1}  # the hardest: the one before is deleted as soon as the new one is whole
+    killed(tiny_llama, tmp_path, 6, point, only_one)
+    trainer = small_trainer(tiny_llama, tmp_path, some_pairs(24), options=only_one)
+    folder = Path(trainer.args.output_dir)
+    assert {p.name for p in folder.glob("checkpoint-*")} == {"checkpoint-4", "checkpoint-6"}
+    assert last_complete(folder).name == ("checkpoint-6" if point == "deletion" else "checkpoint-4")
+    if point == "deletion":  # what was left of the older one must not be taken for whole after the next kill
+        killed(tiny_llama, tmp_path, 8, "optimizer", only_one)
+        assert last_complete(folder).name == "checkpoint-6"
+    train(trainer, csv=tmp_path / "log.csv")
+    assert same(weights(trainer, tmp_path / "adapter"), unbroken[0])
+    assert [p.name for p in folder.glob("checkpoint-*")] == ["checkpoint-12"]
+
+
+class Clock(TrainerCallback):
+    """A step takes a minute."""
+
+    now = 0.0
+
+    def __init__(self):
+        self.saved = []
+
+    def time(self):
+        return self.now
+
+    def on_step_begin(self, *_, **__):
+        self.now += 60
+
+    def on_save(self, args, state, control, **_):
+        self.saved.append(state.global_step)
+
+
+@pytest.mark.parametrize(
+    ("minutes", "steps"), [(3, [3, 4, 7, 8, 11, 12]), (2.5, [3, 4, 7, 8, 11, 12]), (0, [4, 8, 12]), (20, [4, 8, 12])]
+)
+def test_checkpoints_are_written_by_steps_and_when_the_last_is_some_minutes_old(
+    minutes, steps, tiny_llama, tmp_path, monkeypatch
+):
+    trainer = small_trainer(tiny_llama, tmp_path, some_pairs(24), options={"save_steps": 4})
+    clock = Clock()
+    trainer.add_callback(clock)
+    monkeypatch.setattr(training, "time", clock)
+    train(trainer, csv=tmp_path / "log.csv", save_minutes=minutes)
+    assert clock.saved == steps
+
+
+def test_a_finished_training_has_a_checkpoint_whatever_the_file_says(tiny_llama, tmp_path):
+    trainer = small_trainer(tiny_llama, tmp_path, some_pairs(4), options={"save_strategy": "no"})
+    train(trainer, csv=tmp_path / "log.csv")
+    assert last_complete(Path(trainer.args.output_dir)).name == "checkpoint-2"
+
+
+def test_two_trainings_do_not_share_a_folder(tiny_llama, tmp_path):
+    trainer = small_trainer(tiny_llama, tmp_path, some_pairs(4))
+    with (Path(trainer.args.output_dir) / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(InputError, match="another process is training in"):
+            train(trainer, csv=tmp_path / "log.csv")
+    assert len(train(trainer, csv=tmp_path / "log.csv")) == 2
 
 
 def test_a_checkpoint_torn_while_being_written_is_passed_over(unbroken, tiny_llama, tmp_path, monkeypatch, caplog):
