@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainerCallba
 from transformers.trainer_callback import TrainerControl, TrainerState
 from trl import DPOConfig, DPOTrainer
 
-from nbutils import health, models, params, sources
+from nbutils import health, models, params, reference, sources
 from nbutils.errors import InputError, Interrupted
 from nbutils.preflight import Device
 from nbutils.records import PAIRS, Row, dataset, digest
@@ -34,6 +34,7 @@ DEFAULTS: dict[str, Any] = {
     "per_device_train_batch_size": 2,
     "gradient_accumulation_steps": 8,
     "loss_type": ["sigmoid"],
+    "precompute_ref_log_probs": True,
     "lr_scheduler_type": "cosine",
     "warmup_steps": 0.1,  # below 1: a share of all steps
     "logging_steps": 1,
@@ -161,15 +162,18 @@ def build_trainer(
     device: Device,
     cache: Path,
     scratch: Path,
+    deadline: float = float("inf"),
 ) -> DPOTrainer:
     """Load the policy and return a trainer whose checkpoints stand under a name that changes with data and settings.
 
     Args:
         options: from `read_options`.
-        scratch: folder for unfinished work.
+        scratch: folder for unfinished work, and for the reference model's log-probabilities.
+        deadline: `time.time()` at which to stop computing those.
 
     Raises:
         InputError: if there are fewer pairs than one batch takes.
+        Interrupted: at the deadline; the same call goes on.
     """
     path = models.resolve(given.model, cache)
     tokenizer = models.load_tokenizer(path)
@@ -183,10 +187,11 @@ def build_trainer(
     settings, lora = arguments(options)
     if not held_out:
         settings["eval_strategy"] = "no"
+    weights = models.weights_digest(path)
     run = digest(
         [
             given.model_dump(include={"model", "tuning", "learning_rate", "epochs", "beta", "seed"}),
-            models.weights_digest(path),
+            weights,
             {k: v for k, v in options.items() if k not in OURS},
             [p["id"] for p in pairs],
         ]
@@ -204,14 +209,18 @@ def build_trainer(
         **flags,
         **settings,
     )
-    return DPOTrainer(
-        model=models.load_model(path, device, dtype=dtype),
-        args=config,
-        train_dataset=dataset(pairs, PAIRS),
-        eval_dataset=dataset(held_out, PAIRS) if held_out else None,
-        processing_class=tokenizer,
-        peft_config=lora if given.tuning == "lora" else None,
-    )
+    with _answers_only(config.use_cpu):
+        return reference.Trainer(
+            folder=scratch / "reference",
+            reference=digest([given.model, weights, str(dtype), flags]),
+            deadline=deadline,
+            model=models.load_model(path, device, dtype=dtype),
+            args=config,
+            train_dataset=dataset(pairs, PAIRS),
+            eval_dataset=dataset(held_out, PAIRS) if held_out else None,
+            processing_class=tokenizer,
+            peft_config=lora if given.tuning == "lora" else None,
+        )
 
 
 def train(
