@@ -1,5 +1,5 @@
 # make demo | test | test-vllm | run PROFILE=kaggle-t4 RUN=name | ablation | rounds N=2 | bench-judge | bench-sample
-#      lint | clean
+#      bench-dpo | lint | clean
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -10,7 +10,7 @@ N ?= 2
 VLLM := .venv-vllm
 VLLM_PYTHON := $(CURDIR)/$(VLLM)/bin/python
 
-.PHONY: demo test test-vllm run ablation rounds bench-judge bench-sample lint clean
+.PHONY: demo test test-vllm run ablation rounds bench-judge bench-sample bench-dpo lint clean
 
 demo: $(STAMP)
 	$(BIN)/python -m nbutils.run params/demo runs/demo
@@ -39,6 +39,9 @@ bench-judge: $(STAMP)
 
 bench-sample: $(STAMP) $(VLLM)/.installed
 	NBUTILS_VLLM_PYTHON=$(VLLM_PYTHON) $(BIN)/python bench/sample.py
+
+bench-dpo: $(STAMP)
+	$(BIN)/python bench/dpo.py
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -11,7 +11,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 from transformers import Gemma3TextConfig, PretrainedConfig, Qwen3Config
 
-from nbutils import memory, training
+from nbutils import memory, trainers, training
 from nbutils.errors import InputError
 
 LENGTH, EFFECTIVE = 1024, 16
@@ -56,7 +56,7 @@ def main() -> None:
         config = MODELS[name]
         with tempfile.TemporaryDirectory() as folder:
             config.save_pretrained(folder)
-            dtype, _ = training.precision(card.device, config.model_type, tuning)
+            dtype, _ = trainers.precision(card.device, config.model_type, tuning)
             try:
                 plan = memory.fit(str(Path(folder)), tuning=tuning, options=options, card=card)
             except InputError as error:

@@ -77,7 +77,7 @@ def run_job(job: Path, processes: int) -> None:
             f"gradient_accumulation_steps is {steps}, which {processes} processes cannot divide; set it to a multiple "
             f"of {processes} in the training file and open 04 again, or set --num_processes to a divisor of {steps}"
         )
-    from nbutils import training  # which imports this module
+    from nbutils import trainers, training  # the first imports this module
 
     os.chdir(saved["folder"])  # the model may be named relative to it
     if gpus := torch.cuda.device_count():
@@ -89,7 +89,9 @@ def run_job(job: Path, processes: int) -> None:
     pairs = sources.read(str(job / "pairs.parquet"))
     device = preflight.pick_device()
     log.info("%d processes, the main one on %s: %s", processes, device.name, device.reason)
-    trainer = training.build_trainer(
+    hours = given.time_budget_hours
+    deadline = time.time() + hours * 3600 if hours else float("inf")
+    trainer = trainers.build_trainer(
         given,
         options,
         pairs[: saved["train"]],
@@ -97,14 +99,14 @@ def run_job(job: Path, processes: int) -> None:
         device=device,
         cache=Path(saved["cache"]),
         scratch=job.parent.parent,
-        processes=processes,
+        deadline=deadline,
     )
     if Path(str(trainer.args.output_dir)) != job.parent:
         raise InputError(f"the model or the code changed since 04 left {job}; open 04 again up to its training")
     training.train(
         trainer,
         csv=job.parent.parent / "training.csv",
-        deadline=time.time() + given.time_budget_hours * 3600 if given.time_budget_hours else float("inf"),
+        deadline=deadline,
         stop_on_warning=options["stop_on_warning"],
         save_minutes=options["save_minutes"],
     )

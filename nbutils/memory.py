@@ -37,7 +37,7 @@ from trl.kernels import ChunkedLogProbFunction
 from nbutils import models
 from nbutils.errors import InputError
 from nbutils.preflight import Device
-from nbutils.training import arguments, precision
+from nbutils.trainers import arguments, precision
 
 MIB, GIB = 2**20, 2**30
 # The CUDA context with the kernels of torch and cuBLAS and their workspaces: some 0.3 to 0.5 GiB on these cards.

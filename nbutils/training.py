@@ -15,18 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import torch
-import trl.trainer.utils
 from accelerate.utils import broadcast_object_list
-from peft import LoraConfig
 from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainerCallback
 from transformers.trainer_callback import TrainerControl, TrainerState
 from trl import DPOConfig, DPOTrainer
 
-from nbutils import health, launch, models, params, sources
+from nbutils import health, models, params, sources
 from nbutils.errors import InputError, Interrupted
-from nbutils.preflight import Device
-from nbutils.records import PAIRS, Row, dataset, digest
+from nbutils.records import Row, digest
+from nbutils.reference import answers_only
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +33,7 @@ DEFAULTS: dict[str, Any] = {
     "per_device_train_batch_size": 2,
     "gradient_accumulation_steps": 8,
     "loss_type": ["sigmoid"],
+    "precompute_ref_log_probs": True,
     "lr_scheduler_type": "cosine",
     "warmup_steps": 0.1,  # below 1: a share of all steps
     "logging_steps": 1,
@@ -90,40 +88,6 @@ def read_options(name: str) -> dict[str, Any]:
     if len(losses) > 1 and len(options.get("loss_weights") or []) != len(losses):
         raise InputError(f"training file: loss_type {losses} needs loss_weights with {len(losses)} numbers")
     return options | {"loss_type": losses}
-
-
-def precision(device: Device, model_type: str, tuning: str) -> tuple[torch.dtype, dict[str, bool]]:
-    """Return the dtype to load the weights in, and the trainer's autocast flags.
-
-    Adapters are trained in float32 (`_Dpo` sees to it) over a frozen base in the device's own format; with QLoRA its
-    4-bit layers compute in that. Weights that are trained themselves are kept in float32, since float16 cannot hold
-    small updates. Autocast never uses bfloat16 below compute capability 8.0, and models that overflow float16 run
-    without autocast there, all in float32.
-
-    Raises:
-        InputError: if 4-bit weights are wanted where bitsandbytes has no kernels for them.
-    """
-    if tuning == "qlora" and device.capability < (6, 0):
-        raise InputError(
-            f"tuning: qlora needs a GPU of compute capability 6.0 or higher, this run is on a {device.name} "
-            f"({device.reason}); choose such a GPU, or set tuning to lora"
-        )
-    base = device.dtype(model_type)
-    flags = {"fp16": base == torch.float16, "bf16": base == torch.bfloat16}
-    return (torch.float32 if tuning == "full" else base), flags
-
-
-def arguments(options: Mapping[str, Any]) -> tuple[dict[str, Any], LoraConfig]:
-    """Return what TRL's DPOConfig takes of the options, and the adapter they describe."""
-    lora = LoraConfig(
-        r=options["lora_r"],
-        lora_alpha=options["lora_alpha"],
-        lora_dropout=options["lora_dropout"],
-        target_modules=options["lora_target_modules"],
-        task_type="CAUSAL_LM",
-    )
-    ours = {name for name in options if name.startswith("lora_")} | OURS
-    return {name: value for name, value in options.items() if name not in ours}, lora
 
 
 def prepare(pairs: Sequence[Row], template: Mapping[str, Any]) -> list[Row]:
@@ -198,112 +162,6 @@ def split(pairs: Sequence[Row], *, held_out: float, seed: int) -> tuple[list[Row
     return [p for p in pairs if p["prompt_id"] not in held], [p for p in pairs if p["prompt_id"] in held]
 
 
-class _Dpo(DPOTrainer):  # type: ignore[misc]
-    """TRL's trainer with trainable parameters in float32, and an adapter alone in what it saves."""
-
-    def __init__(self, **given: Any) -> None:
-        super().__init__(**given)
-        for name, parameter in self.model.named_parameters():
-            # TRL 1.16 casts the adapter of a quantised model to bfloat16, which a gradient scaler cannot handle ...
-            if parameter.requires_grad:
-                parameter.data = parameter.data.float()
-            # ... and rounds it on the way: an adapter to go on from has an exact copy in the reference
-            if ".ref." in name:
-                self.model.get_parameter(name.replace(".ref.", ".default.")).data = parameter.data.clone()
-
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        """Leave the reference's adapter out; a resumed run would load it in place of the trained one."""
-        super()._save(output_dir, state_dict)
-        shutil.rmtree(Path(output_dir or str(self.args.output_dir)) / "ref", ignore_errors=True)
-
-    def _save_rng_state(self, output_dir: str) -> None:
-        """Wait for what the other processes write, so that trainer_state.json is the last file of a checkpoint."""
-        super()._save_rng_state(output_dir)
-        self.accelerator.wait_for_everyone()
-
-
-def build_trainer(
-    given: params.Dpo,
-    options: Mapping[str, Any],
-    pairs: Sequence[Row],
-    held_out: Sequence[Row],
-    *,
-    device: Device,
-    cache: Path,
-    scratch: Path,
-    processes: int = 1,
-) -> DPOTrainer:
-    """Load the policy and return a trainer whose checkpoints stand under a name that changes with data and settings.
-
-    Beside the checkpoints a job is left from which `nbutils.launch` can train the same on several GPUs.
-
-    Args:
-        options: from `read_options`.
-        scratch: folder for unfinished work.
-        processes: how many train together; each takes its part of `gradient_accumulation_steps`, which they divide.
-
-    Raises:
-        InputError: if there are fewer pairs than one batch takes, or the adapter to go on from does not fit.
-    """
-    path = models.resolve(given.model, cache)
-    if given.adapter:
-        if given.tuning == "full":
-            raise InputError(
-                f"adapter: {given.adapter} cannot be trained further with tuning full, which trains the model itself; "
-                "set tuning to lora or qlora, or leave adapter empty"
-            )
-        models.check_adapter(path, given.adapter)
-        rank = models.adapter_rank(given.adapter)
-        log.info("going on from %s as it is, rank %d: lora_* options do not apply", given.adapter, rank)
-    tokenizer = models.load_tokenizer(path)
-    dtype, flags = precision(device, models.model_type(path), given.tuning)
-    batch = options["per_device_train_batch_size"] * options["gradient_accumulation_steps"]
-    if len(pairs) < batch:
-        raise InputError(
-            f"{len(pairs)} training pairs are fewer than one batch of {batch}; lower "
-            "gradient_accumulation_steps in the training file, or see the drop reports of 01 and 03 for more pairs"
-        )
-    settings, lora = arguments(options)
-    if not held_out:
-        settings["eval_strategy"] = "no"
-    run = digest(
-        [
-            given.model_dump(include={"model", "tuning", "learning_rate", "epochs", "beta", "seed"}),
-            models.weights_digest(path),
-            models.weights_digest(given.adapter) if given.adapter else "",
-            {k: v for k, v in options.items() if k not in OURS},
-            [p["id"] for p in pairs],
-        ]
-    )
-    settings["gradient_accumulation_steps"] //= processes
-    if processes == 1:
-        launch.write_job(scratch / run / "job", given, options, pairs, held_out, cache)
-    config = DPOConfig(
-        output_dir=str(scratch / run),
-        learning_rate=given.learning_rate,
-        num_train_epochs=given.epochs,
-        beta=given.beta,
-        seed=given.seed,
-        use_cpu=device.name == "cpu",
-        dataloader_pin_memory=device.name != "cpu",
-        report_to="none",
-        disable_tqdm=True,
-        **flags,
-        **settings,
-    )
-    model = models.load_model(path, device, dtype=dtype, four_bit=given.tuning == "qlora")
-    if given.adapter:  # its frozen copy becomes the reference
-        model = models.load_adapter(model, given.adapter, trainable=True)
-    return _Dpo(
-        model=model,
-        args=config,
-        train_dataset=dataset(pairs, PAIRS),
-        eval_dataset=dataset(held_out, PAIRS) if held_out else None,
-        processing_class=tokenizer,
-        peft_config=None if given.adapter or given.tuning == "full" else lora,
-    )
-
-
 def train(
     trainer: DPOTrainer,
     *,
@@ -333,7 +191,7 @@ def train(
     trainer.add_callback(watch)
     folder, main = Path(str(trainer.args.output_dir)), trainer.is_world_process_zero()
     try:
-        with _only_one(folder) if main else nullcontext(), _answers_only(trainer.args.use_cpu):
+        with _only_one(folder) if main else nullcontext(), answers_only(trainer.args.use_cpu):
             checkpoint = _as_main(last_complete(folder) if main else None)
             if checkpoint:
                 log.info("resuming from %s", checkpoint.name)
@@ -366,22 +224,6 @@ def _only_one(folder: Path) -> Iterator[None]:
         except BlockingIOError:
             raise InputError(f"another process is training in {folder}; wait for it or stop it") from None
         yield
-
-
-@contextmanager
-def _answers_only(on_cpu: bool) -> Iterator[None]:
-    """Let TRL 1.16 project only the answers' positions onto the vocabulary on a CPU, as it does on a GPU.
-
-    Without Triton it scores prompts and padding as well, for the sake of compilers that a CPU does not use; for short
-    answers that is most of a step. The numbers are the same (tested).
-    """
-    original = trl.trainer.utils._use_triton
-    if on_cpu:
-        trl.trainer.utils._use_triton = lambda device: True
-    try:
-        yield
-    finally:
-        trl.trainer.utils._use_triton = original
 
 
 def last_complete(folder: Path) -> Path | None:

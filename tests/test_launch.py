@@ -13,7 +13,8 @@ from dpo import CPU, dpo_params, some_pairs
 
 from nbutils import launch
 from nbutils.errors import InputError
-from nbutils.training import build_trainer, last_complete, read_options, train
+from nbutils.trainers import build_trainer
+from nbutils.training import last_complete, read_options, train
 
 HELD_OUT = 4  # pairs: two processes take them in one round of two each
 OPTIONS = {

@@ -17,7 +17,8 @@ from nbutils import models, training
 from nbutils.errors import InputError
 from nbutils.preflight import Device
 from nbutils.records import PAIRS, dataset
-from nbutils.training import check_prefix, drop_long, precision, save, train
+from nbutils.trainers import precision
+from nbutils.training import check_prefix, drop_long, save, train
 
 P100, T4, L4 = (Device("cuda", capability, "a test") for capability in ((6, 0), (7, 5), (8, 9)))
 A100, H100 = Device("cuda", (8, 0), "a test"), Device("cuda", (9, 0), "a test")

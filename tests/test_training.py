@@ -24,11 +24,10 @@ from nbutils import models, training
 from nbutils.errors import InputError, Interrupted
 from nbutils.preflight import Device
 from nbutils.records import PAIRS, dataset
+from nbutils.trainers import build_trainer
 from nbutils.training import (
-    build_trainer,
     drop_long,
     last_complete,
-    precision,
     prepare,
     read_options,
     save,
@@ -96,29 +95,6 @@ def test_a_training_file_overrides_the_defaults_it_names_and_no_others(tmp_path)
     changed = {name for name, value in options.items() if value != read_options("").get(name)}
     assert changed == {"loss_type", "lora_r", "max_grad_norm"}
     assert options["loss_type"] == ["sigmoid_norm"]
-
-
-# --- precision
-
-
-@pytest.mark.parametrize(
-    ("device", "model_type", "tuning", "dtype", "autocast"),
-    [
-        (CPU, "llama", "lora", torch.float32, set()),
-        (CPU, "llama", "full", torch.float32, set()),
-        (T4, "qwen3", "lora", torch.float16, {"fp16"}),
-        (T4, "qwen3", "full", torch.float32, {"fp16"}),  # trainable float16 weights cannot be unscaled
-        (T4, "gemma3_text", "lora", torch.float32, set()),
-        (T4, "gemma3_text", "full", torch.float32, set()),
-        (L4, "qwen3", "lora", torch.bfloat16, {"bf16"}),
-        (L4, "gemma3_text", "full", torch.float32, {"bf16"}),
-    ],
-)
-def test_weights_and_autocast_fit_the_device(device, model_type, tuning, dtype, autocast):
-    weights_in, flags = precision(device, model_type, tuning)
-    assert weights_in == dtype
-    assert {name for name, on in flags.items() if on} == autocast
-    assert set(flags) == {"fp16", "bf16"}  # both are said, since TRL's own default is bf16
 
 
 # --- pairs

@@ -1,0 +1,146 @@
+"""The reference model's log-probabilities: computed once, kept in shards, read by every training that needs them.
+
+Used by `training`. They depend on the reference weights and the tokens of a pair and on nothing that is tuned: another
+beta, learning rate, loss or number of epochs reads the same numbers, and a training step is spared the reference's
+forward pass. TRL can compute them beforehand too, but keeps them for one process and loses all when interrupted.
+"""
+
+import json
+import logging
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import trl.trainer.utils
+from accelerate.utils import broadcast_object_list, gather_object
+from datasets import Dataset
+from trl import DPOTrainer
+from trl.trainer import dpo_trainer
+
+from nbutils.errors import Interrupted
+from nbutils.records import Row, digest
+
+log = logging.getLogger(__name__)
+
+SHARD = 32  # pairs in a file, and so what a kill can cost: some seconds' work
+
+Numbers = dict[str, tuple[float, float]]  # key of a pair -> log-probabilities of chosen and rejected, in nats
+
+
+class Trainer(DPOTrainer):  # type: ignore[misc]
+    """TRL's trainer with `precompute_ref_log_probs` kept in a folder; without that setting it is TRL's own."""
+
+    def __init__(self, *, folder: Path, reference: str, deadline: float = float("inf"), **given: Any):
+        """Compute what the folder does not hold of the given datasets.
+
+        Args:
+            folder: of the shards; trainings with other models and data can share it.
+            reference: a hash that changes with the reference's weights and the precision it computes in.
+            deadline: `time.time()` at which to stop between two shards.
+            given: what DPOTrainer takes.
+
+        Raises:
+            Interrupted: at the deadline; the same call goes on from the last shard.
+        """
+        self._shards, self._reference, self._deadline = folder, reference, deadline
+        original = dpo_trainer.hash_module
+        dpo_trainer.hash_module = lambda module: reference  # TRL reads all weights for what is known here
+        try:
+            super().__init__(**given)
+        finally:
+            dpo_trainer.hash_module = original
+
+    def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
+        """Return the dataset with the columns `ref_chosen_logps` and `ref_rejected_logps`; called by TRL 1.16."""
+        if self.is_deepspeed_enabled or self.is_fsdp_enabled:  # TRL knows how to place a model in pieces
+            return super()._precompute_ref_logps(dataset, name, batch_size)
+        # the main process alone reads, so that all of them compute the same pairs
+        [known] = broadcast_object_list([_read(self._shards) if self.accelerator.is_main_process else {}])
+        keys: list[str] = []
+        missing: dict[str, tuple[int, str, int]] = {}
+        for position, row in enumerate(dataset):
+            key, length = self._key(row)
+            keys.append(key)
+            if key not in known:
+                missing[key] = (-length, key, position)
+        log.info("reference log-probabilities: %d %s pairs, %d to compute", len(keys), name, len(missing))
+        # By length, so that little is padded, the longest first: too little memory shows at once. Shards are made of
+        # whole batches: what is left after a kill falls into the batches of an unbroken run, to the same numbers.
+        order = [position for _, _, position in sorted(missing.values())]
+        batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+        size = max(1, SHARD // batch_size) * self.accelerator.num_processes
+        shards = [batches[start : start + size] for start in range(0, len(batches), size)]
+        for number, shard in enumerate(shards, 1):
+            with self.accelerator.split_between_processes(shard, apply_padding=True) as mine:
+                parts = [self._compute(dataset, keys, batch).items() for batch in mine]
+            fresh: Numbers = dict(gather_object([item for part in parts for item in part]))
+            if self.accelerator.is_main_process:
+                _write(self._shards, fresh)
+            known |= fresh
+            done = min(number * size * batch_size, len(order))
+            if number % max(len(shards) // 10, 1) == 0:
+                log.info("reference log-probabilities: %d of %d computed", done, len(order))
+            [late] = broadcast_object_list([time.time() > self._deadline])
+            if late and number < len(shards):
+                raise Interrupted(
+                    f"time budget used up at the reference log-probabilities of {done} of {len(order)} pairs; run the "
+                    "same command or cell again to go on"
+                )
+        for side, column in enumerate(("ref_chosen_logps", "ref_rejected_logps")):
+            dataset = dataset.add_column(column, [known[key][side] for key in keys])
+        return dataset
+
+    def _key(self, row: Row) -> tuple[str, int]:
+        """Return a hash of all that determines a pair's numbers, and the tokens of its longer side.
+
+        What the collator makes of the pair is hashed, so that cutting to `max_length` counts where it cuts.
+        """
+        seen = self.data_collator([row])
+        tensors = {name: tensor.tolist() for name, tensor in seen.items()}
+        return digest([self._reference, self.ld_alpha, tensors]), seen["input_ids"].shape[1]
+
+    def _compute(self, dataset: Dataset, keys: Sequence[str], batch: Sequence[int]) -> Numbers:
+        inputs = self._prepare_inputs(self.data_collator([dataset[position] for position in batch]))
+        chosen, rejected = self.compute_ref_log_probs(self.model if self.ref_model is None else self.ref_model, inputs)
+        numbers = zip(chosen.tolist(), rejected.tolist(), strict=True)
+        return {keys[position]: pair for position, pair in zip(batch, numbers, strict=True)}
+
+
+@contextmanager
+def answers_only(on_cpu: bool) -> Iterator[None]:
+    """Let TRL 1.16 project only the answers' positions onto the vocabulary on a CPU, as it does on a GPU.
+
+    Without Triton it scores prompts and padding as well, for the sake of compilers that a CPU does not use; for short
+    answers that is most of a step. The numbers are the same (tested).
+    """
+    original = trl.trainer.utils._use_triton
+    if on_cpu:
+        trl.trainer.utils._use_triton = lambda device: True
+    try:
+        yield
+    finally:
+        trl.trainer.utils._use_triton = original
+
+
+def _read(folder: Path) -> Numbers:
+    """Return all numbers of a folder; a file that cannot be read is removed, its pairs are computed again."""
+    known: Numbers = {}
+    for shard in sorted(folder.glob("*.json")):
+        try:
+            known |= json.loads(shard.read_text())
+        except (OSError, ValueError, TypeError):
+            log.warning("removing %s, which cannot be read; its reference log-probabilities are computed again", shard)
+            shard.unlink(missing_ok=True)
+    return known
+
+
+def _write(folder: Path, numbers: Mapping[str, Any]) -> None:
+    """Write a shard under a temporary name and rename it when whole."""
+    folder.mkdir(parents=True, exist_ok=True)
+    shard = folder / f"{digest(sorted(numbers))}.json"
+    draft = shard.with_suffix(".draft")
+    draft.write_text(json.dumps(numbers))
+    os.replace(draft, shard)

@@ -1,0 +1,170 @@
+"""Building the trainer of 04: number formats for the card, the adapter, and where TRL 1.16 needs a hand.
+
+Used by `training`'s callers (04, `launch`) and by the memory plan.
+"""
+
+import logging
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig
+from trl import DPOConfig
+
+from nbutils import launch, models, params, reference
+from nbutils.errors import InputError
+from nbutils.preflight import Device
+from nbutils.records import PAIRS, Row, dataset, digest
+from nbutils.reference import answers_only
+from nbutils.training import OURS
+
+log = logging.getLogger(__name__)
+
+
+def precision(device: Device, model_type: str, tuning: str) -> tuple[torch.dtype, dict[str, bool]]:
+    """Return the dtype to load the weights in, and the trainer's autocast flags.
+
+    Adapters are trained in float32 (`_Dpo` sees to it) over a frozen base in the device's own format; with QLoRA its
+    4-bit layers compute in that. Weights that are trained themselves are kept in float32, since float16 cannot hold
+    small updates. Autocast never uses bfloat16 below compute capability 8.0, and models that overflow float16 run
+    without autocast there, all in float32.
+
+    Raises:
+        InputError: if 4-bit weights are wanted where bitsandbytes has no kernels for them.
+    """
+    if tuning == "qlora" and device.capability < (6, 0):
+        raise InputError(
+            f"tuning: qlora needs a GPU of compute capability 6.0 or higher, this run is on a {device.name} "
+            f"({device.reason}); choose such a GPU, or set tuning to lora"
+        )
+    base = device.dtype(model_type)
+    flags = {"fp16": base == torch.float16, "bf16": base == torch.bfloat16}
+    return (torch.float32 if tuning == "full" else base), flags
+
+
+def arguments(options: Mapping[str, Any]) -> tuple[dict[str, Any], LoraConfig]:
+    """Return what TRL's DPOConfig takes of the options, and the adapter they describe."""
+    lora = LoraConfig(
+        r=options["lora_r"],
+        lora_alpha=options["lora_alpha"],
+        lora_dropout=options["lora_dropout"],
+        target_modules=options["lora_target_modules"],
+        task_type="CAUSAL_LM",
+    )
+    ours = {name for name in options if name.startswith("lora_")} | OURS
+    return {name: value for name, value in options.items() if name not in ours}, lora
+
+
+class Trainer(reference.Trainer):
+    """TRL's trainer with trainable parameters in float32, and an adapter alone in what it saves."""
+
+    def __init__(self, **given: Any) -> None:
+        super().__init__(**given)
+        for name, parameter in self.model.named_parameters():
+            # TRL 1.16 casts the adapter of a quantised model to bfloat16, which a gradient scaler cannot handle ...
+            if parameter.requires_grad:
+                parameter.data = parameter.data.float()
+            # ... and rounds it on the way: an adapter to go on from has an exact copy in the reference
+            if ".ref." in name:
+                self.model.get_parameter(name.replace(".ref.", ".default.")).data = parameter.data.clone()
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        """Leave the reference's adapter out; a resumed run would load it in place of the trained one."""
+        super()._save(output_dir, state_dict)
+        shutil.rmtree(Path(output_dir or str(self.args.output_dir)) / "ref", ignore_errors=True)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        """Wait for what the other processes write, so that trainer_state.json is the last file of a checkpoint."""
+        super()._save_rng_state(output_dir)
+        self.accelerator.wait_for_everyone()
+
+
+def build_trainer(
+    given: params.Dpo,
+    options: Mapping[str, Any],
+    pairs: Sequence[Row],
+    held_out: Sequence[Row],
+    *,
+    device: Device,
+    cache: Path,
+    scratch: Path,
+    deadline: float = float("inf"),
+) -> Trainer:
+    """Load the policy and return a trainer whose checkpoints stand under a name that changes with data and settings.
+
+    Beside the checkpoints a job is left from which `nbutils.launch` can train the same on several GPUs; each of its
+    processes takes its part of `gradient_accumulation_steps`, which they must divide.
+
+    Args:
+        options: from `read_options`.
+        scratch: folder for unfinished work, and for the reference model's log-probabilities.
+        deadline: `time.time()` at which to stop computing those.
+
+    Raises:
+        InputError: if there are fewer pairs than one batch takes, or the adapter to go on from does not fit.
+        Interrupted: at the deadline; the same call goes on.
+    """
+    path = models.resolve(given.model, cache)
+    if given.adapter:
+        if given.tuning == "full":
+            raise InputError(
+                f"adapter: {given.adapter} cannot be trained further with tuning full, which trains the model itself; "
+                "set tuning to lora or qlora, or leave adapter empty"
+            )
+        models.check_adapter(path, given.adapter)
+        rank = models.adapter_rank(given.adapter)
+        log.info("going on from %s as it is, rank %d: lora_* options do not apply", given.adapter, rank)
+    tokenizer = models.load_tokenizer(path)
+    dtype, flags = precision(device, models.model_type(path), given.tuning)
+    batch = options["per_device_train_batch_size"] * options["gradient_accumulation_steps"]
+    if len(pairs) < batch:
+        raise InputError(
+            f"{len(pairs)} training pairs are fewer than one batch of {batch}; lower "
+            "gradient_accumulation_steps in the training file, or see the drop reports of 01 and 03 for more pairs"
+        )
+    settings, lora = arguments(options)
+    if not held_out:
+        settings["eval_strategy"] = "no"
+    start = [models.weights_digest(path), models.weights_digest(given.adapter) if given.adapter else ""]
+    run = digest(
+        [
+            given.model_dump(include={"model", "tuning", "learning_rate", "epochs", "beta", "seed"}),
+            *start,
+            {k: v for k, v in options.items() if k not in OURS},
+            [p["id"] for p in pairs],
+        ]
+    )
+    config = DPOConfig(
+        output_dir=str(scratch / run),
+        learning_rate=given.learning_rate,
+        num_train_epochs=given.epochs,
+        beta=given.beta,
+        seed=given.seed,
+        use_cpu=device.name == "cpu",
+        dataloader_pin_memory=device.name != "cpu",
+        report_to="none",
+        disable_tqdm=True,
+        **flags,
+        **settings,
+    )
+    if config.world_size == 1:
+        launch.write_job(scratch / run / "job", given, options, pairs, held_out, cache)
+    config.gradient_accumulation_steps //= config.world_size
+    four_bit = given.tuning == "qlora"
+    model = models.load_model(path, device, dtype=dtype, four_bit=four_bit)
+    if given.adapter:  # its frozen copy becomes the reference
+        model = models.load_adapter(model, given.adapter, trainable=True)
+    with answers_only(config.use_cpu):
+        return Trainer(
+            folder=scratch / "reference",
+            reference=digest([given.model, *start, four_bit, str(dtype), flags]),
+            deadline=deadline,
+            model=model,
+            args=config,
+            train_dataset=dataset(pairs, PAIRS),
+            eval_dataset=dataset(held_out, PAIRS) if held_out else None,
+            processing_class=tokenizer,
+            peft_config=None if given.adapter or given.tuning == "full" else lora,
+        )
