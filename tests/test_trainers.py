@@ -1,4 +1,4 @@
-"""training.py: number formats on cards that are not here, 4-bit bases, adapters to go on from, prompts as prefixes."""
+"""trainers.py: number formats on cards that are not here, 4-bit bases, adapters to go on from, prompts as prefixes."""
 
 import json
 import math
@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, TrainerCallback
 from trl import DPOConfig, DPOTrainer
 
-from nbutils import models, training
+from nbutils import models, trainers, training
 from nbutils.errors import InputError
 from nbutils.preflight import Device
 from nbutils.records import PAIRS, dataset
@@ -107,7 +107,7 @@ def in_4_bits(monkeypatch):
         return model
 
     monkeypatch.setattr(models, "load_model", flagged)
-    monkeypatch.setattr(training, "precision", lambda *_: (torch.float32, {"fp16": False, "bf16": False}))
+    monkeypatch.setattr(trainers, "precision", lambda *_: (torch.float32, {"fp16": False, "bf16": False}))
 
     def build(*args, **given):
         trainer = small_trainer(*args, tuning="qlora", **given)
