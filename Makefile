@@ -1,4 +1,4 @@
-# make demo | test | test-vllm | run PROFILE=kaggle-t4 RUN=name | bench-judge | bench-sample | lint | clean
+# make demo | test | test-vllm | run PROFILE=kaggle-t4 RUN=name | bench-judge | bench-sample | plan | lint | clean
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -8,7 +8,7 @@ RUN ?= $(PROFILE)
 VLLM := .venv-vllm
 VLLM_PYTHON := $(CURDIR)/$(VLLM)/bin/python
 
-.PHONY: demo test test-vllm run bench-judge bench-sample lint clean
+.PHONY: demo test test-vllm run bench-judge bench-sample plan lint clean
 
 demo: $(STAMP)
 	$(BIN)/python -m nbutils.run params/demo runs/demo
@@ -29,6 +29,10 @@ bench-judge: $(STAMP)
 
 bench-sample: $(STAMP) $(VLLM)/.installed
 	NBUTILS_VLLM_PYTHON=$(VLLM_PYTHON) $(BIN)/python bench/sample.py
+
+# which trainings would fit a T4, simulated
+plan: $(STAMP)
+	$(BIN)/python bench/plan.py
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
