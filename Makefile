@@ -1,5 +1,5 @@
-# make demo | test | test-vllm | run PROFILE=kaggle-t4 RUN=name | ablation | rounds N=2 | bench-judge | bench-sample
-#      bench-dpo | lint | clean
+# make demo | test | test-vllm | run PROFILE=kaggle-t4 RUN=name | ablation | rounds N=2 | plan | lint | clean
+#      bench-judge | bench-sample | bench-dpo
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -10,7 +10,7 @@ N ?= 2
 VLLM := .venv-vllm
 VLLM_PYTHON := $(CURDIR)/$(VLLM)/bin/python
 
-.PHONY: demo test test-vllm run ablation rounds bench-judge bench-sample bench-dpo lint clean
+.PHONY: demo test test-vllm run ablation rounds plan bench-judge bench-sample bench-dpo lint clean
 
 demo: $(STAMP)
 	$(BIN)/python -m nbutils.run params/demo runs/demo
@@ -42,6 +42,10 @@ bench-sample: $(STAMP) $(VLLM)/.installed
 
 bench-dpo: $(STAMP)
 	$(BIN)/python bench/dpo.py
+
+# which trainings would fit a T4, simulated
+plan: $(STAMP)
+	$(BIN)/python bench/plan.py
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -7,7 +7,7 @@ is timed from the beginning of the training loop to its end, without loading, sa
 turn are longer or shorter than those of another: times are compared within a turn, the ratio is the turns' median.
 
 The cache is filled beforehand; what that takes stands in a line of its own, and as the number of passes over the pairs
-after which it has paid. Memory is all live tensors, as `memory.Tracker` counts them, at the peak of one step.
+after which it has paid. Memory is all live tensors, as `simulate.Tracker` counts them, at the peak of one step.
 
 72 of the demo's pairs are off-policy ones; too long ones are left out as in 04, and the first are taken once more, with
 chosen and rejected exchanged, until there are 96.
@@ -30,9 +30,9 @@ from transformers import PrinterCallback, TrainerCallback
 from trl import DPOConfig, DPOTrainer
 
 from nbutils import models, pairs, preflight, trainers, training
-from nbutils.memory import Tracker
 from nbutils.params import Dpo
 from nbutils.records import PAIRS, Row, dataset
+from nbutils.simulate import Tracker
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 from builders import scored

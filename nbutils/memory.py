@@ -1,43 +1,21 @@
 """Whether a training fits a card, found out before any weight is loaded; used by 04.
 
-From the model's config alone TRL's own trainer is built of fake tensors, which have shapes and no numbers, and makes
-one step: the same loss, adapter and optimizer, in seconds and without a GPU. The bytes of all live tensors are counted
-on the way. What fake tensors cannot know is approximated:
-
-- float16 is planned as bfloat16, which is as large: a CPU, where the fake step runs, has no autocast to float16.
-- attention is that of the CPU: like the memory-efficient kernel of a GPU it keeps its output and one number per row.
-- both answers of every pair are as long as allowed, with a prompt of one token: the most there can be to score.
-- what the CUDA context and the allocator take beside the tensors is the headroom of `Card`.
+The largest moment of a step comes from `simulate`, which says what it leaves out. What the CUDA context and the
+allocator take beside the tensors is the headroom of `Card`.
 """
 
 import os
-import tempfile
-import weakref
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 import torch
-import trl.kernels.chunked_logprob
-import trl.trainer.utils
-from accelerate.state import AcceleratorState, GradientState, PartialState
-from datasets import Dataset
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
-from trl import DPOConfig, DPOTrainer
-from trl.kernels import ChunkedLogProbFunction
+from transformers import AutoConfig
 
-from nbutils import models
+from nbutils import models, simulate
 from nbutils.errors import InputError
 from nbutils.preflight import Device
-from nbutils.trainers import arguments, precision
 
 MIB, GIB = 2**20, 2**30
 # The CUDA context with the kernels of torch and cuBLAS and their workspaces: some 0.3 to 0.5 GiB on these cards.
@@ -67,8 +45,6 @@ class Card:
 def _gpu(name: str, capability: tuple[int, int], gib: float) -> Card:
     return Card(name, Device("cuda", capability, f"planned for a {name}"), round(gib * GIB))
 
-
-KINDS = ("weights", "reference", "adapter", "gradients", "optimizer", "logits", "activations")
 
 # Less than on the box: the totals that torch reports, with error correction on.
 CARDS = {
@@ -111,6 +87,11 @@ class Plan:
     def fits(self) -> bool:
         return self.needed <= self.card.memory
 
+    def foretold(self, batch: int) -> int:
+        """Return about what another batch would need: logits and activations grow with it, the rest does not."""
+        growing = self.parts.get("logits", 0) + self.parts.get("activations", 0)
+        return self.card.needed(self.tensors + growing * (batch - self.batch) // self.batch)
+
     @property
     def options(self) -> dict[str, Any]:
         """The settings of this plan under their names in a `training` file.
@@ -125,290 +106,95 @@ class Plan:
         }
 
     def frame(self) -> pd.DataFrame:
-        """Return the parts with headroom and sum, one row each, in MiB."""
+        """Return the parts with headroom and sum, one row each: its name, MiB, and what it is."""
         rows = self.parts | {"headroom": self.needed - self.tensors, "all": self.needed}
-        return pd.DataFrame({"part": list(rows), "MiB": [round(size / MIB) for size in rows.values()]})
+        meaning = simulate.KINDS | {"headroom": "what the device and the allocator take beside", "all": ""}
+        return pd.DataFrame(
+            [{"part": name, "MiB": round(size / MIB), "is": meaning[name]} for name, size in rows.items()]
+        )
 
     def __str__(self) -> str:
-        place = (
-            f"planned for this machine's {self.card.name}" if self.card.here else f"simulated for a {self.card.name}"
-        )
+        place = "planned for this machine's" if self.card.here else "simulated for a"
         return (
-            f"{place}: {self.needed / GIB:.1f} of {self.card.memory / GIB:.1f} GiB with batch {self.batch} x "
-            f"{self.accumulation}, checkpointing {'on' if self.checkpointing else 'off'}, {self.length} tokens"
+            f"{place} {self.card.name}: a training step takes {self.needed / GIB:.1f} of {self.card.memory / GIB:.1f} "
+            f"GiB with {self.batch} x {self.accumulation} pairs of up to {self.length} tokens, gradient checkpointing "
+            f"{'on' if self.checkpointing else 'off'}"
         )
-
-
-class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts the bytes of live tensors, fake or real, by kind; shared storage counts once.
-
-    New tensors are of the kind that `kind` names at the time. Memory that a kernel takes and gives back unseen is not
-    counted.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.kind = "activations"
-        self.live: Counter[str] = Counter()
-        self.peak: dict[str, int] = {}  # bytes by kind when their sum was largest
-        self._highest = 0
-        self._known: dict[int, tuple[str, int]] = {}
-
-    def add(self, tensors: Any, kind: str) -> None:
-        """Count the tensors somewhere in `tensors` as of this kind, also if they were of another."""
-        for tensor in tree_leaves(tensors):
-            if not isinstance(tensor, torch.Tensor):
-                continue
-            storage = tensor.untyped_storage()
-            key, size = storage._cdata, storage.nbytes()
-            if key in self._known:
-                self.live[self._known[key][0]] -= size
-            else:
-                weakref.finalize(storage, self._forget, key)
-            self._known[key] = (kind, size)
-            self.live[kind] += size
-        total = sum(self.live.values())
-        if total > self._highest:
-            self._highest, self.peak = total, dict(self.live)
-
-    @contextmanager
-    def of(self, kind: str) -> Iterator[None]:
-        """Count what is made inside as of this kind."""
-        outer, self.kind = self.kind, kind
-        try:
-            yield
-        finally:
-            self.kind = outer
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        new = [t for t in tree_leaves(result) if isinstance(t, torch.Tensor) and self._unknown(t)]
-        self.add(new, self.kind)
-        return result
-
-    def _unknown(self, tensor: torch.Tensor) -> bool:
-        return tensor.untyped_storage()._cdata not in self._known
-
-    def _forget(self, key: int) -> None:
-        kind, size = self._known.pop(key)
-        self.live[kind] -= size
 
 
 def plan(path: str, *, tuning: str, options: Mapping[str, Any], card: Card, length: int | None = None) -> Plan:
-    """Return the peak of one training step on a card, with the earlier steps' gradients and optimizer in place.
+    """Return the peak of one training step on a card.
 
     Args:
         path: of the model, from `models.resolve`; only its config is read.
-        tuning: `lora` or `full`.
+        tuning: `lora`, `qlora` or `full`.
         options: from `training.read_options`; without `gradient_checkpointing` TRL's default holds, which is on.
         length: of the longest pair in tokens, prompt and answer together; `max_length` when not given.
 
     Raises:
         InputError: if there is no such model, or no length.
     """
-    kind = models.model_type(path)
+    models.model_type(path)  # refuses a name that is no model
     longest = length or options["max_length"]
     if not longest:
         raise InputError("training file: max_length is empty, expected a number of tokens; the plan needs one")
+    options = {"gradient_checkpointing": True} | dict(options)
+    config = AutoConfig.from_pretrained(path)
+    parts = simulate.peak(config, tuning=tuning, options=options, device=card.device, length=longest)
     batch, accumulation = options["per_device_train_batch_size"], options["gradient_accumulation_steps"]
-    dtype, flags = precision(card.device, kind, tuning)
-    guess = _Guess()  # type: ignore[no-untyped-call]
-    with tempfile.TemporaryDirectory() as folder, _aside(), _kernels(card), FakeTensorMode(), guess:
-        trainer = _blank(
-            AutoConfig.from_pretrained(path),
-            tuning,
-            options,
-            torch.bfloat16 if dtype == torch.float16 else dtype,
-            output_dir=folder,
-            bf16=any(flags.values()),
-        )
-        row: dict[str, Any] = {
-            "prompt_ids": [0],
-            "chosen_ids": [0] * (longest - 1),
-            "rejected_ids": [0] * (longest - 1),
-        }
-        if options.get("precompute_ref_log_probs"):
-            row |= {"ref_chosen_logps": 0.0, "ref_rejected_logps": 0.0}
-        parts = _step(trainer, trainer.data_collator([row] * batch), tuning)
-    return Plan(card, parts, longest, batch, accumulation, bool(trainer.args.gradient_checkpointing))
+    return Plan(card, parts, longest, batch, accumulation, options["gradient_checkpointing"])
 
 
 def fit(path: str, *, tuning: str, options: Mapping[str, Any], card: Card, length: int | None = None) -> Plan:
     """Return the plan with the largest batch that fits a card, at the effective batch that the options name.
 
-    Checkpointing computes every forward pass twice, which costs more than a smaller batch does: without it is tried
-    first, down to one pair at a time. A choice made in the `training` file is kept. Arguments are those of `plan`.
+    On a CPU a batch larger than the options' own saves no time and is not looked for. Checkpointing computes every
+    forward pass twice, which costs more than a smaller batch does: without it is tried first, down to one pair at a
+    time. A choice made in the `training` file is kept. Arguments are those of `plan`.
 
     Raises:
         InputError: if nothing fits, naming the smallest change found that would.
     """
-    effective = options["per_device_train_batch_size"] * options["gradient_accumulation_steps"]
-    batches = [n for n in range(1, effective + 1) if effective % n == 0]
+    own = options["per_device_train_batch_size"]
+    effective = own * options["gradient_accumulation_steps"]
+    most = own if card.device.name == "cpu" else effective
+    batches = [n for n in range(1, most + 1) if effective % n == 0]
 
     def at(batch: int, checkpointing: bool, **changed: Any) -> Plan:
-        own = {
+        sizes = {
             "per_device_train_batch_size": batch,
             "gradient_accumulation_steps": effective // batch,
             "gradient_checkpointing": checkpointing,
         }
-        given: dict[str, Any] = {"tuning": tuning, "options": dict(options) | own, "card": card, "length": length}
+        given: dict[str, Any] = {"tuning": tuning, "options": dict(options) | sizes, "card": card, "length": length}
         return plan(path, **given | changed)
 
     choices = [bool(options["gradient_checkpointing"])] if "gradient_checkpointing" in options else [False, True]
     for checkpointing in choices:
-        best = at(1, checkpointing)
-        if best.fits:
-            low, high = 0, len(batches) - 1  # more pairs at a time take more
-            while low < high:
-                middle = (low + high + 1) // 2
-                larger = at(batches[middle], checkpointing)
-                low, high, best = (middle, high, larger) if larger.fits else (low, middle - 1, best)
+        best, low, high, index = None, 0, len(batches), batches.index(own)
+        while low < high:  # more pairs at a time take more
+            made = at(batches[index], checkpointing)
+            best, low, high = (made, index + 1, high) if made.fits else (best, low, index)
+            index = low + sum(made.foretold(n) <= card.memory for n in batches[low : high - 1])
+        if best:
             return best
-    raise InputError(
-        f"model {path!r} does not fit a {card.name} with {tuning} tuning: one pair of {best.length} tokens takes "
-        f"{best.needed / GIB:.1f} of {card.memory / GIB:.1f} GiB; {_remedy(best, tuning, at)}"
+    raise InputError(  # the last plan was for one pair
+        f"model {path!r} does not fit a {card.name} with {tuning} tuning: one pair of {made.length} tokens takes "
+        f"{made.needed / GIB:.1f} of {card.memory / GIB:.1f} GiB; {_remedy(made, tuning, at)}"
     )
 
 
 def _remedy(least: Plan, tuning: str, at: Callable[..., Plan]) -> str:
-    """Return the first change that makes one pair fit: checkpointing, shorter pairs, an adapter, a smaller model."""
+    """Return the first change found that makes one pair fit, from the smallest to another model."""
     first = "" if least.checkpointing else "set gradient_checkpointing: true"
     if first and at(1, True).fits:
         return f"{first} in the training file"
+    also = f"{first} and " if first else ""
     for length in (least.length * share // 8 for share in (6, 4, 2)):
         if at(1, True, length=length).fits:
-            return f"{first}{' and ' if first else ''}lower max_length to {length} in the training file"
-    if tuning == "full" and at(1, True, tuning="lora").fits:
-        return "set tuning to lora"
+            return f"{also}lower max_length to {length} in the training file"
+    lighter = {"full": ["lora", "qlora"], "lora": ["qlora"], "qlora": []}[tuning]
+    for other in lighter if least.card.device.name == "cuda" else lighter[:-1]:  # a CPU trains no 4-bit weights
+        if at(1, True, tuning=other).fits:
+            return f"{also}set tuning to {other}"
     return "choose a smaller model"
-
-
-class _Blank(DPOTrainer):  # type: ignore[misc]
-    """TRL's trainer without data: its batch is given to it."""
-
-    def _prepare_dataset(self, dataset: Dataset, *_: Any) -> Dataset:
-        return dataset
-
-
-def _blank(config: Any, tuning: str, options: Mapping[str, Any], dtype: torch.dtype, **changed: Any) -> DPOTrainer:
-    """Return a trainer of a model with this config, made under the caller's FakeTensorMode."""
-    settings, lora = arguments(options)
-    computed = settings.pop("precompute_ref_log_probs", False)
-    settings |= {"eval_strategy": "no", "use_cpu": True, "dataloader_pin_memory": False, "fp16": False}
-    settings |= {"report_to": "none", "disable_tqdm": True}
-    one_word = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel({"a": 0})))
-    one_word.pad_token = "a"  # noqa: S105
-    full = tuning == "full"
-    policy, reference = (AutoModelForCausalLM.from_config(config, dtype=dtype) if n else None for n in (True, full))
-    trainer = _Blank(
-        model=policy,
-        ref_model=reference,
-        args=DPOConfig(**settings | changed),
-        train_dataset=Dataset.from_list([{"prompt": "a"}]),
-        processing_class=one_word,
-        peft_config=None if full else lora,
-    )
-    if computed:  # by an earlier pass, whose model is gone again
-        trainer.precompute_ref_logps, trainer.ref_model = True, None
-    return trainer
-
-
-def _step(trainer: DPOTrainer, inputs: Mapping[str, torch.Tensor], tuning: str) -> dict[str, int]:
-    """Make a step on fake tensors, as `trainer.train` would one in the middle, and return its peak bytes by kind."""
-    tracker = Tracker()
-    trained = [p for p in trainer.model.parameters() if p.requires_grad]
-    tracker.add([list(trainer.model.parameters()), list(trainer.model.buffers())], "weights")
-    if trainer.ref_model is not None:
-        tracker.add([list(trainer.ref_model.parameters()), list(trainer.ref_model.buffers())], "reference")
-    if tuning == "lora":
-        tracker.add(trained, "adapter")
-    if trainer.args.gradient_checkpointing:
-        trainer.model.gradient_checkpointing_enable(trainer.args.gradient_checkpointing_kwargs)
-    trainer.current_gradient_accumulation_steps = trainer.args.gradient_accumulation_steps
-    model, optimizer = trainer.accelerator.prepare(trainer.model, trainer.create_optimizer())
-    with _head(tracker), tracker:
-        with tracker.of("gradients"):
-            for parameter in trained:
-                parameter.grad = torch.zeros_like(parameter)
-                parameter.register_post_accumulate_grad_hook(lambda p: tracker.add(p.grad, "gradients"))
-        with tracker.of("optimizer"):
-            optimizer.step()
-        if trainer.args.gradient_accumulation_steps == 1:
-            optimizer.zero_grad()
-        trainer.training_step(model, inputs)
-        trainer.accelerator.clip_grad_norm_(trained, trainer.args.max_grad_norm)
-        optimizer.step()
-    return {kind: tracker.peak[kind] for kind in KINDS if tracker.peak.get(kind)}
-
-
-class _Guess(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Answers what fake tensors cannot: a number read from one is 0, a mask is true everywhere."""
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch.ops.aten._local_scalar_dense.default:
-            return 0.0 if args[0].dtype.is_floating_point else 0
-        if func is torch.ops.aten.index.Tensor and args[1][0] is not None and args[1][0].dtype == torch.bool:
-            picked, mask = args[0], args[1][0]
-            return picked.new_empty((mask.numel(), *picked.shape[mask.dim() :]))
-        return func(*args, **(kwargs or {}))
-
-
-@contextmanager
-def _replaced(owner: Any, **new: Any) -> Iterator[None]:
-    old = {name: getattr(owner, name) for name in new}
-    try:
-        for name, value in new.items():
-            setattr(owner, name, value)
-        yield
-    finally:
-        for name, value in old.items():
-            setattr(owner, name, value)
-
-
-@contextmanager
-def _kernels(card: Card) -> Iterator[None]:
-    """Let TRL 1.16 score the answers' positions only, as on a GPU, where its kernels also work in place.
-
-    Modules stay where they are, since fake weights cannot be moved.
-    """
-    kernels = trl.kernels.chunked_logprob
-    in_place = {name: lambda *_, **__: None for name in ("_forward_tile", "_backward_tile", "_addmm_fp32")}
-    with (
-        _replaced(trl.trainer.utils, _use_triton=lambda device: True),
-        _replaced(kernels, **in_place if card.device.name == "cuda" else {}),
-        _replaced(torch.nn.Module, to=lambda module, *_, **__: module),
-    ):
-        yield
-
-
-@contextmanager
-def _head(tracker: Tracker) -> Iterator[None]:
-    """Let the tracker count what the scoring of the answers' tokens takes apart from the rest."""
-
-    class Head(ChunkedLogProbFunction):  # type: ignore[misc]
-        @staticmethod
-        def forward(ctx: Any, *args: Any) -> Any:
-            with tracker.of("logits"):
-                return ChunkedLogProbFunction.forward(ctx, *args)
-
-        @staticmethod
-        def backward(ctx: Any, *grads: Any) -> Any:
-            with tracker.of("logits"):
-                return ChunkedLogProbFunction.backward(ctx, *grads)
-
-    with _replaced(trl.trainer.utils, _ChunkedLogProbFunction=Head):
-        yield
-
-
-@contextmanager
-def _aside() -> Iterator[None]:
-    """Keep accelerate's settings, which all trainers of a process share, and the random numbers as they were."""
-    shared = [state._shared_state for state in (PartialState, AcceleratorState, GradientState)]
-    before = [dict(state) for state in shared]
-    try:
-        with torch.random.fork_rng(devices=[]):
-            yield
-    finally:
-        for state, old in zip(shared, before, strict=True):
-            state.clear()
-            state.update(old)
