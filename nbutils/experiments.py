@@ -28,7 +28,7 @@ from nbutils.records import Row
 
 ARMS = ORIGINAL, RERANKED, ON_POLICY, MIX = ("off-policy, original labels", "off-policy, re-ranked", "on-policy", "mix")
 HELD_OUT = 0.1  # share of the prompts that 04 keeps for its curves
-MOST_PASSES = 12.0  # over few pairs; more would test memory
+MOST_PASSES = 8.0  # over few pairs; more would test memory
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
