@@ -45,7 +45,7 @@ LIMITS = {LIVE: 1.05, CACHED: 0.85}
 MEMORY_LIMIT = 1.0
 DEVICE = preflight.pick_device()
 # the demo's, of one epoch
-GIVEN = Dpo.model_construct(model=MODEL, tuning="lora", learning_rate=2e-4, epochs=1.0, beta=0.1, seed=0)
+GIVEN = Dpo.model_construct(model=MODEL, tuning="lora", learning_rate=2e-4, epochs=1.0, beta=0.1, seed=0, adapter="")
 
 
 def main() -> int:
