@@ -89,7 +89,7 @@ def of_model(
         f"---\n{data.to_yaml()}\n---\n\n# {kind} for {name}, trained with DPO\n\n"
         f"## Did it help?\n\nBoth models answered held-out prompts; the interval is 95%, by bootstrap over topics.\n\n"
         f"{verdicts}\n{worse}\n\n{effects}\n\n## What to distrust\n\n{doubts}\n\n"
-        f"## Use\n\n```python\n{WHOLE if whole else ADAPTER.format(base=name)}\n```\n\n"
+        f"## Use\n\n```python\n{WHOLE if whole else ADAPTER.format(base=base or 'path/to/the/base')}\n```\n\n"
         f"## How it was made\n\nBy the notebook `04_dpo` of nbutils {__version__}\n\n"
         f"{_table('pairs', 'count', pairs)}\n\n{_parameters(params)}\n"
     )
