@@ -7,9 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 from huggingface_hub import DatasetCard, DatasetCardData, ModelCard, ModelCardData
 
-from nbutils import __version__, evaluation, sources
+from nbutils import __version__, choices, evaluation, sources, winrates
 
 # where each notebook's numbers and prose are explained to someone who only sees the dataset
 ABOUT = {
@@ -23,6 +25,11 @@ from transformers import AutoModelForCausalLM
 
 base = AutoModelForCausalLM.from_pretrained("{base}")
 model = PeftModel.from_pretrained(base, "path/to/this/folder")"""
+# what the words below mean to someone who has not seen the notebook
+PROOF = """Both models answered prompts that nobody trained on, and a judge compared them. "All passed" is the share
+of answers that pass every check of their prompt; rules check form, not truth or style. The interval is 95%, by
+bootstrap over topics; it covers the luck of prompts and samples, not that of this one training. distinct-2 is the
+share of word pairs that differ."""
 WHOLE = """from transformers import AutoModelForCausalLM
 
 model = AutoModelForCausalLM.from_pretrained("path/to/this/folder")"""
@@ -58,6 +65,8 @@ def of_model(
     *,
     pairs: Mapping[str, int],
     proof: Mapping[str, dict[str, Any]],
+    knowledge: Mapping[str, Mapping[str, float]],
+    options: Mapping[str, Any],
     warnings: Sequence[str] = (),
     merged: bool = False,
 ) -> ModelCard:
@@ -67,6 +76,8 @@ def of_model(
         params: of 04.
         pairs: counts of the training's pairs.
         proof: held-out set -> `evaluation.summarise` of it.
+        knowledge: from `choices.compare`.
+        options: of the training, from `training.read_options`.
         warnings: sentences that belong beside the result.
         merged: whether the adapter was merged into the base's weights.
     """
@@ -77,31 +88,37 @@ def of_model(
         base_model=base, library_name="transformers" if whole else "peft", tags=["dpo", "trl", params["tuning"]]
     )
     kind = "Weights" if whole else "A LoRA adapter"
-    verdicts = "\n".join(f"- `{key}`: {evaluation.in_words(summary)}" for key, summary in proof.items())
-    worse = "\n".join(
-        f"- `{key}`: got worse: {kind}" for key, s in proof.items() for kind in evaluation.got_worse(s)
-    )  # fmt: skip
-    side = evaluation.side_effects(proof).T
-    head = f"| | {' | '.join(map(str, side.columns))} |\n|---{'|---' * len(side.columns)}|\n"
-    effects = head + "\n".join(f"| {label} | {' | '.join(map(str, values))} |" for label, *values in side.itertuples())
+    verdicts = "\n".join(f"- {line}" for line in evaluation.findings(proof))
+    tables = (evaluation.side_effects(proof).T, winrates.win_rates(proof), choices.table(knowledge))
+    effects, wins, known = (_frame(table) for table in tables)
     doubts = "\n".join(f"- {sentence}" for sentence in warnings) or "- no warning was raised"
     return ModelCard(
         f"---\n{data.to_yaml()}\n---\n\n# {kind} for {name}, trained with DPO\n\n"
-        f"## Did it help?\n\nBoth models answered held-out prompts; the interval is 95%, by bootstrap over topics.\n\n"
-        f"{verdicts}\n{worse}\n\n{effects}\n\n## What to distrust\n\n{doubts}\n\n"
+        f"## Did it help?\n\n{PROOF}\n\n{verdicts}\n\n{effects}\n\nWins by what became of the answers' length; "
+        f"`share` is of wins and losses:\n\n{wins}\n\n"
+        + (f"Two-choice questions answered rightly, in percent:\n\n{known}\n\n" if knowledge else "")
+        + f"## What to distrust\n\n{doubts}\n\n"
         f"## Use\n\n```python\n{WHOLE if whole else ADAPTER.format(base=base or 'path/to/the/base')}\n```\n\n"
         f"## How it was made\n\nBy the notebook `04_dpo` of nbutils {__version__}\n\n"
-        f"{_table('pairs', 'count', pairs)}\n\n{_parameters(params)}\n"
+        f"{_table('pairs', 'count', pairs)}\n\n{_parameters(params)}\n\n"
+        f"{_table('training option', 'value', {key: f'`{_cell(value)}`' for key, value in options.items()})}\n"
     )
 
 
 def _parameters(params: Mapping[str, Any]) -> str:
-    shown = {f"{name}": f"`{_cell(value)}`" for name, value in params.items() if name != "run_dir"}
+    shown = {name: f"`{_cell(value)}`" if value != "" else "" for name, value in params.items() if name != "run_dir"}
     return _table("parameter", "value", shown)
 
 
 def _table(first: str, second: str, rows: Mapping[str, Any]) -> str:
     return f"| {first} | {second} |\n|---|---|\n" + "\n".join(f"| `{k}` | {v} |" for k, v in rows.items())
+
+
+def _frame(frame: pd.DataFrame) -> str:
+    """Return a table with its index as the first column."""
+    rows = [[" ".join(map(str, np.atleast_1d(name))), *values] for name, *values in frame.itertuples()]
+    lines = [["", *frame.columns], ["---"] * (len(frame.columns) + 1), *rows]
+    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
 
 
 def _cell(value: Any) -> str:

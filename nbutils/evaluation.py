@@ -218,6 +218,15 @@ def got_worse(summary: dict[str, Any]) -> list[str]:
     ]
 
 
+def findings(proof: Mapping[str, dict[str, Any]]) -> list[str]:
+    """Return what must be quoted together: the verdict of every held-out set, each with the kinds that got worse."""
+    lines = []
+    for name, summary in proof.items():
+        worse = got_worse(summary)
+        lines.append(f"{name}: {in_words(summary)}{'; got worse: ' if worse else ''}{', '.join(worse)}")
+    return lines
+
+
 def side_effects(proof: Mapping[str, dict[str, Any]]) -> pd.DataFrame:
     """Return what a collapse would move, one row per held-out set: length (tokens), variety, shares of faults."""
     faults = {"truncated": "cut off", "wrong_language": "wrong language"}

@@ -49,7 +49,7 @@ KINDS = {
     "gradients": "one number per trained weight",
     "optimizer": "what it remembers of earlier gradients",
     "logits": "scoring the answers' tokens",
-    "activations": "what the forward pass leaves for the backward pass",
+    "activations": "kept for the backward pass",
 }
 
 

@@ -217,9 +217,11 @@ def test_a_judge_that_fails_in_the_proof_costs_neither_adapter_nor_samples(itali
               "run_dir": str(tmp_path / "runs" / "one")}  # fmt: skip
     options = [word for name, value in values.items() for word in ("-p", name, value)]
     command = ["papermill", run.notebook("04_dpo"), tmp_path / "out.ipynb", "-k", "python3", *options]
-    judge_file(tmp_path / "judge.yaml", "http://127.0.0.1:9/v1", max_attempts=1)
-    failed = run_process(*command)
-    assert "InputError: " in failed.stderr.strip().splitlines()[-1]
+    with servers.ChatServer(lambda body: servers.Answer("no such token", status=401)) as server:
+        judge_file(tmp_path / "judge.yaml", server.url)
+        failed = run_process(*command)
+    assert "InputError: " in failed.stderr
+    assert "401" in failed.stderr
     work = tmp_path / "runs" / "one" / ".work" / "04_dpo"
     weights = work / "adapter" / "adapter_model.safetensors"
     trained, samples = weights.read_bytes(), set(stored(tmp_path / "runs" / "one"))
