@@ -149,6 +149,7 @@ def summarise(rows: Sequence[Row], *, language: str = "", seed: int = 0) -> dict
             empty for any, where it is None.
     """
     frame = pd.DataFrame(rows)
+    frame["category"] = frame.category.where(frame.category != "", frame.prompt_id)  # each its own topic
     scored = frame.dropna(subset=["before_score", "after_score"])
     if scored.empty:
         raise InputError("the judge gave no readable score for any held-out answer; look at its replies in the store")
@@ -175,7 +176,7 @@ def summarise(rows: Sequence[Row], *, language: str = "", seed: int = 0) -> dict
     return result
 
 
-def same_judge_warning(training: Iterable[str], judge: str) -> str:
+def same_judge_warnings(training: Iterable[str], judge: str) -> list[str]:
     """Return a sentence if the judge of the proof is among those that made the training pairs, otherwise nothing.
 
     Args:
@@ -183,11 +184,11 @@ def same_judge_warning(training: Iterable[str], judge: str) -> str:
     """
     pairs = list(training)
     if not (own := pairs.count(judge)):
-        return ""
-    return (
+        return []
+    return [
         f"the judge {judge} also made {own} of the {len(pairs)} training pairs: the policy was trained to please it, "
         "so its verdict may flatter; name another judge in eval_judge"
-    )
+    ]
 
 
 def headline(summary: Mapping[str, Any]) -> tuple[str, dict[str, float]]:
@@ -281,7 +282,7 @@ def _per_check(rows: Sequence[Row], seed: int) -> dict[str, dict[str, float]]:
     for row in rows:
         if row["checks"]:
             sides = [check(row["checks"], row[f"{side}_text"]) for side in ("before", "after")]
-            topic = row["category"]
+            topic = row["category"] or row["prompt_id"]
             names = [
                 "topic named" if name == "keywords:existence" and options["keywords"] == [topic] else name
                 for name, options in parse_checks(row["checks"])

@@ -22,12 +22,11 @@ from typing import Any
 import datasets
 import pandas as pd
 
-from nbutils import outcomes, pairs, params, plots, records, run, sources
+from nbutils import models, outcomes, pairs, params, plots, records, run, sources, training
 from nbutils.errors import InputError
 from nbutils.records import Row
 
 ARMS = ORIGINAL, RERANKED, ON_POLICY, MIX = ("off-policy, original labels", "off-policy, re-ranked", "on-policy", "mix")
-HELD_OUT = 0.1  # share of the prompts that 04 keeps for its curves
 MOST_PASSES = 8.0  # over few pairs; more would test memory
 
 
@@ -62,14 +61,17 @@ def ablation(profile: Path, run_dir: Path, *, seeds: int = 2) -> pd.DataFrame:
     Raises:
         InputError: if there are fewer than two seeds, an arm has too few pairs for one batch, or a notebook stopped.
     """
-    from nbutils import models, training
-
     if seeds < 2:
         raise InputError(f"--seeds is {seeds}, expected 2 or more: one training does not show how far chance goes")
     plan = run.read_profile(profile, run_dir)
     for stem in params.STEMS[:3]:
         finish(stem, plan[stem])
     dpo = params.validate("04_dpo", run.defaults("04_dpo") | plan["04_dpo"])
+    if (dpo.off_policy, dpo.on_policy) != ("01_rerank", "03_judge"):
+        raise InputError(
+            f"the ablation compares the pairs of 01_rerank and 03_judge, and 04 is to train on {dpo.off_policy!r} and "
+            f"{dpo.on_policy!r}; leave off_policy and on_policy at their defaults"
+        )
     options, template = training.read_options(dpo.training), params.template_kwargs(dpo.chat_template_kwargs)
     tokenizer = models.load_tokenizer(models.resolve(dpo.model, run_dir.parent / "models"))
 
@@ -81,7 +83,7 @@ def ablation(profile: Path, run_dir: Path, *, seeds: int = 2) -> pd.DataFrame:
 
     mixing = {"on_policy_share": dpo.on_policy_share, "max_pairs": dpo.max_pairs, "seed": dpo.seed}
     mixed = fitting(pairs.mix(read(dpo.off_policy), read(dpo.on_policy), **mixing))
-    train, _ = training.split(mixed, held_out=HELD_OUT, seed=dpo.seed)
+    train, _ = training.split(mixed, held_out=training.HELD_OUT, seed=dpo.seed)
     steps = math.ceil(dpo.epochs * updates(len(train), options))
     judged = sources.read_checked("01_rerank", "judged", records.JUDGED, run_dir=run_dir)
     judged = one_each(row for row in judged if row["chosen"] >= 0)
@@ -202,7 +204,7 @@ def draw(off: Sequence[Row], own: Sequence[Row], *, n: int, seed: int) -> dict[s
 
 def trained_of(n: int) -> int:
     """Return how many of n pairs with different prompts 04 trains on; the others are kept for its curves."""
-    return n - max(1, round(n * HELD_OUT)) if n > 1 else n
+    return n - max(1, round(n * training.HELD_OUT)) if n > 1 else n
 
 
 def equal_size(off: Sequence[Row], own: Sequence[Row], options: Mapping[str, int], *, most: int = 0) -> int:

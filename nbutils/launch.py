@@ -60,7 +60,7 @@ def run_job(job: Path, processes: int) -> None:
         processes: how many train together.
 
     Raises:
-        InputError: if there are too few processes or GPUs, if the processes do not divide gradient accumulation, or if
+        InputError: if there are too few processes or GPUs, if the processes do not divide a step, or if
             the job no longer fits its name.
         Interrupted: at the run's time budget, counted from here, or at a serious finding.
     """
@@ -71,14 +71,9 @@ def run_job(job: Path, processes: int) -> None:
         )
     saved = json.loads((job / "job.json").read_text(encoding="utf-8"))
     given, options = params.Dpo.model_construct(**saved["params"]), saved["options"]
-    steps = options["gradient_accumulation_steps"]
-    if steps % processes:
-        raise InputError(
-            f"gradient_accumulation_steps is {steps}, which {processes} processes cannot divide; set it to a multiple "
-            f"of {processes} in the training file and open 04 again, or set --num_processes to a divisor of {steps}"
-        )
     from nbutils import trainers, training  # the first imports this module
 
+    trainers.divided(options, processes)  # refused before anything is loaded
     os.chdir(saved["folder"])  # the model may be named relative to it
     if gpus := torch.cuda.device_count():
         if gpus < processes:

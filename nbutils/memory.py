@@ -6,7 +6,9 @@ allocator take beside the tensors is the headroom of `Card`.
 
 import os
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -47,6 +49,7 @@ def _gpu(name: str, capability: tuple[int, int], gib: float) -> Card:
 
 
 # Less than on the box: the totals that torch reports, with error correction on.
+LIMIT = Path("/sys/fs/cgroup/memory.max")  # of a container
 CARDS = {
     "t4": _gpu("T4", (7, 5), 14.56),
     "p100": _gpu("P100", (6, 0), 15.89),
@@ -57,9 +60,14 @@ CARDS = {
 def detected(device: Device) -> Card:
     """Return this machine's card: its GPU, or the CPU with all of its memory."""
     if device.name == "cpu":
-        return Card("CPU", device, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), here=True)
-    found = torch.cuda.get_device_properties(0)
-    return Card(found.name, device, int(found.total_memory), here=True)
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        with suppress(OSError, ValueError):  # no container, or one without a limit ("max")
+            memory = min(memory, int(LIMIT.read_text()))
+        return Card("CPU", device, memory, here=True)
+    free, total = torch.cuda.mem_get_info(0)  # another kernel or a judge may hold part of it
+    # what this process holds is its own to use again; the context is counted as headroom
+    free += torch.cuda.memory_reserved(0) + CONTEXT
+    return Card(torch.cuda.get_device_name(0), device, min(total, free), here=True)
 
 
 @dataclass(frozen=True)
@@ -72,6 +80,7 @@ class Plan:
     batch: int
     accumulation: int
     checkpointing: bool
+    eval_batch: int
 
     @property
     def tensors(self) -> int:
@@ -96,11 +105,12 @@ class Plan:
     def options(self) -> dict[str, Any]:
         """The settings of this plan under their names in a `training` file.
 
-        Evaluation takes as many pairs at a time: with the trainer's default of 8 it could take more than a step.
+        Evaluation takes as many pairs at a time unless told otherwise: the trainer's default of 8 could take more than
+        a step.
         """
         return {
             "per_device_train_batch_size": self.batch,
-            "per_device_eval_batch_size": self.batch,
+            "per_device_eval_batch_size": self.eval_batch,
             "gradient_accumulation_steps": self.accumulation,
             "gradient_checkpointing": self.checkpointing,
         }
@@ -142,7 +152,8 @@ def plan(path: str, *, tuning: str, options: Mapping[str, Any], card: Card, leng
     config = AutoConfig.from_pretrained(path)
     parts = simulate.peak(config, tuning=tuning, options=options, device=card.device, length=longest)
     batch, accumulation = options["per_device_train_batch_size"], options["gradient_accumulation_steps"]
-    return Plan(card, parts, longest, batch, accumulation, options["gradient_checkpointing"])
+    evaluated: int = options.get("per_device_eval_batch_size") or batch
+    return Plan(card, parts, longest, batch, accumulation, options["gradient_checkpointing"], evaluated)
 
 
 def fit(path: str, *, tuning: str, options: Mapping[str, Any], card: Card, length: int | None = None) -> Plan:

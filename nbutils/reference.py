@@ -1,4 +1,4 @@
-"""The reference model's log-probabilities: computed once, kept in shards, read by every training that needs them.
+"""The reference model's log-probabilities: computed once, kept in shards, read by every training of the run folder.
 
 Used by `training`. They depend on the reference weights and the tokens of a pair and on nothing that is tuned: another
 beta, learning rate, loss or number of epochs reads the same numbers, and a training step is spared the reference's
@@ -7,6 +7,7 @@ forward pass. TRL can compute them beforehand too, but keeps them for one proces
 
 import json
 import logging
+import math
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,7 +21,7 @@ from datasets import Dataset
 from trl import DPOTrainer
 from trl.trainer import dpo_trainer
 
-from nbutils.errors import Interrupted
+from nbutils.errors import InputError, Interrupted
 from nbutils.records import Row, digest
 
 log = logging.getLogger(__name__)
@@ -77,6 +78,11 @@ class Trainer(DPOTrainer):  # type: ignore[misc]
             with self.accelerator.split_between_processes(shard, apply_padding=True) as mine:
                 parts = [self._compute(dataset, keys, batch).items() for batch in mine]
             fresh: Numbers = dict(gather_object([item for part in parts for item in part]))
+            if wrong := sum(not math.isfinite(number) for pair in fresh.values() for number in pair):
+                raise InputError(
+                    f"the reference model gives {wrong} of {2 * len(fresh)} log-probabilities that are not finite: it "
+                    "overflows this number format; choose another model or a GPU with bfloat16"
+                )
             if self.accelerator.is_main_process:
                 _write(self._shards, fresh)
             known |= fresh

@@ -155,7 +155,16 @@ def _trainer(config: Any, tuning: str, options: Mapping[str, Any], device: Devic
     attention = {"attn_implementation": "eager"} if device.name == "cpu" and dtype == torch.bfloat16 else {}
     settings, lora = arguments(options)
     computed = settings.pop("precompute_ref_log_probs", False)
-    settings |= {"eval_strategy": "no", "use_cpu": True, "dataloader_pin_memory": False, "bf16": any(flags.values())}
+    settings.pop("activation_offloading", None)  # moves what fake tensors cannot; the plan is then too high
+    if settings.get("optim", "").removeprefix("paged_").endswith("8bit"):  # its kernels know no fake tensors; too high
+        del settings["optim"]
+    settings |= {
+        "eval_strategy": "no",
+        "load_best_model_at_end": False,
+        "use_cpu": True,
+        "dataloader_pin_memory": False,
+        "bf16": any(flags.values()),
+    }
     one_word = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel({"a": 0})), pad_token="a")  # noqa: S106
     full = tuning == "full"
     models = [AutoModelForCausalLM.from_config(config, dtype=dtype, **attention) for _ in range(1 + full)]
@@ -220,11 +229,11 @@ def _scoring(tracker: Tracker) -> Iterator[None]:
 
 
 class _Guess(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Answers what fake tensors cannot: a number read from one is 0, a mask is true everywhere."""
+    """Answers what fake tensors cannot: a number read from one is 1, a mask is true everywhere."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.ops.aten._local_scalar_dense.default:
-            return 0.0 if args[0].dtype.is_floating_point else 0
+            return 1.0 if args[0].dtype.is_floating_point else 1
         if func is torch.ops.aten.index.Tensor and args[1][0] is not None and args[1][0].dtype == torch.bool:
             picked, mask = args[0], args[1][0]
             return picked.new_empty((mask.numel(), *picked.shape[mask.dim() :]))

@@ -3,7 +3,9 @@
 Used by `training`'s callers (04, `launch`) and by the memory plan.
 """
 
+import gc
 import logging
+import math
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,7 +15,7 @@ import torch
 from peft import LoraConfig
 from trl import DPOConfig
 
-from nbutils import launch, models, params, reference
+from nbutils import choices, launch, models, params, reference
 from nbutils.errors import InputError
 from nbutils.preflight import Device
 from nbutils.records import PAIRS, Row, dataset, digest
@@ -21,6 +23,12 @@ from nbutils.reference import answers_only
 from nbutils.training import OURS
 
 log = logging.getLogger(__name__)
+
+# How a step is divided to fit a card: another card goes on from the same checkpoints.
+PLANNED = {
+    "per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps",
+    "gradient_checkpointing", "gradient_checkpointing_kwargs",
+}  # fmt: skip
 
 
 def precision(device: Device, model_type: str, tuning: str) -> tuple[torch.dtype, dict[str, bool]]:
@@ -75,10 +83,38 @@ class Trainer(reference.Trainer):
         super()._save(output_dir, state_dict)
         shutil.rmtree(Path(output_dir or str(self.args.output_dir)) / "ref", ignore_errors=True)
 
+    def choose(self, rows: Sequence[Row], *, language: str) -> list[choices.Choice]:
+        """Return `choices.choose` of the policy as it is, in the trainer's precision before and after training."""
+        with self.accelerator.autocast():
+            return choices.choose(self.model, self.processing_class, rows, language=language)
+
     def _save_rng_state(self, output_dir: str) -> None:
         """Wait for what the other processes write, so that trainer_state.json is the last file of a checkpoint."""
         super()._save_rng_state(output_dir)
         self.accelerator.wait_for_everyone()
+
+
+def divided(options: Mapping[str, Any], processes: int) -> tuple[int, int]:
+    """Return batch and accumulation of one of several processes, which together take the pairs of one alone.
+
+    Raises:
+        InputError: if so many cannot share a step.
+    """
+    batch, steps = options["per_device_train_batch_size"], options["gradient_accumulation_steps"]
+    shared = math.gcd(steps, processes)
+    if batch % (processes // shared):
+        raise InputError(
+            f"a step takes {batch} x {steps} pairs (per_device_train_batch_size x gradient_accumulation_steps), which "
+            f"{processes} processes cannot divide; set --num_processes to a divisor of {batch * steps}"
+        )
+    return batch // (processes // shared), steps // shared
+
+
+def release() -> None:
+    """Give memory back for a next model: accelerate leaves a cycle on the last one, which only a collection frees."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def build_trainer(
@@ -95,7 +131,7 @@ def build_trainer(
     """Load the policy and return a trainer whose checkpoints stand under a name that changes with data and settings.
 
     Beside the checkpoints a job is left from which `nbutils.launch` can train the same on several GPUs; each of its
-    processes takes its part of `gradient_accumulation_steps`, which they must divide.
+    processes takes its part of every step.
 
     Args:
         options: from `read_options`.
@@ -106,6 +142,7 @@ def build_trainer(
         InputError: if there are fewer pairs than one batch takes, or the adapter to go on from does not fit.
         Interrupted: at the deadline; the same call goes on.
     """
+    release()
     path = models.resolve(given.model, cache)
     if given.adapter:
         if given.tuning == "full":
@@ -127,13 +164,17 @@ def build_trainer(
     settings, lora = arguments(options)
     if not held_out:
         settings["eval_strategy"] = "no"
-    start = [models.weights_digest(path), models.weights_digest(given.adapter) if given.adapter else ""]
+    start = [models.weights_digest(path)]
+    if given.adapter:
+        start.append(models.weights_digest(given.adapter) or given.adapter)
     run = digest(
         [
             given.model_dump(include={"model", "tuning", "learning_rate", "epochs", "beta", "seed"}),
             *start,
-            {k: v for k, v in options.items() if k not in OURS},
-            [p["id"] for p in pairs],
+            str(tokenizer.chat_template),
+            batch,
+            {k: v for k, v in options.items() if k not in OURS | PLANNED},
+            [[p["id"], p["chat_template_kwargs"]] for p in pairs],
         ]
     )
     config = DPOConfig(
@@ -151,7 +192,7 @@ def build_trainer(
     )
     if config.world_size == 1:
         launch.write_job(scratch / run / "job", given, options, pairs, held_out, cache)
-    config.gradient_accumulation_steps //= config.world_size
+    config.per_device_train_batch_size, config.gradient_accumulation_steps = divided(options, config.world_size)
     four_bit = given.tuning == "qlora"
     model = models.load_model(path, device, dtype=dtype, four_bit=four_bit)
     if given.adapter:  # its frozen copy becomes the reference

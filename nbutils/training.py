@@ -54,6 +54,7 @@ RESERVED = {
     "output_dir", "learning_rate", "num_train_epochs", "beta", "seed", "fp16", "bf16", "use_cpu", "report_to",
     "trust_remote_code", "model_init_kwargs", "push_to_hub", "resume_from_checkpoint",
 }  # fmt: skip
+HELD_OUT = 0.1  # share of the prompts kept for the curves
 LOSSES = ({"sigmoid"}, {"sigmoid_norm"}, {"sigmoid", "sft"})
 
 
@@ -82,6 +83,13 @@ def read_options(name: str) -> dict[str, Any]:
     minutes = options["save_minutes"]
     if isinstance(minutes, bool) or not isinstance(minutes, int | float) or not 0 <= minutes < float("inf"):
         raise InputError(f"training file: save_minutes is {minutes!r}, expected a positive number, or 0 for never")
+    if not isinstance(options["max_length"], int) or options["max_length"] < 1:
+        raise InputError(f"training file: max_length is {options['max_length']!r}, expected a number of tokens")
+    if options["lora_dropout"] and options.get("disable_dropout", True):
+        raise InputError(
+            f"training file: lora_dropout {options['lora_dropout']} has no effect as disable_dropout is on by default; "
+            "add disable_dropout: false"
+        )
     losses = options["loss_type"] if isinstance(options["loss_type"], list) else [options["loss_type"]]
     if set(losses) not in LOSSES:
         raise InputError(f"training file: loss_type is {losses}, expected sigmoid, sigmoid_norm or [sigmoid, sft]")
@@ -151,7 +159,7 @@ def check_prefix(prompt: Sequence[int], answered: Sequence[int], tokenizer: PreT
     )
 
 
-def split(pairs: Sequence[Row], *, held_out: float, seed: int) -> tuple[list[Row], list[Row]]:
+def split(pairs: Sequence[Row], *, seed: int, held_out: float = HELD_OUT) -> tuple[list[Row], list[Row]]:
     """Split pairs into training and held-out ones by prompt, so that no prompt stands on both sides.
 
     Args:
@@ -193,9 +201,12 @@ def train(
     try:
         with _only_one(folder) if main else nullcontext(), answers_only(trainer.args.use_cpu):
             checkpoint = _as_main(last_complete(folder) if main else None)
-            if checkpoint:
-                log.info("resuming from %s", checkpoint.name)
-            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+            if checkpoint and _take_over(trainer, checkpoint):
+                table(trainer.state.log_history).to_csv(csv, index=False)
+            else:
+                if checkpoint:
+                    log.info("resuming from %s", checkpoint.name)
+                trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     finally:
         trainer.remove_callback(watch)  # or its deadline would stop the next call in the same kernel
     if watch.stopped:
@@ -207,6 +218,18 @@ def train(
             )
         raise Interrupted(f"time budget used up at step {step} of {steps}; run the same command or cell again to go on")
     return table(trainer.state.log_history)
+
+
+def _take_over(trainer: DPOTrainer, checkpoint: Path) -> bool:
+    """Load a finished training and return whether it is one; the trainer would add a step if it ended in mid-epoch."""
+    state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+    if state.global_step < state.max_steps:
+        return False
+    best = state.best_model_checkpoint if trainer.args.load_best_model_at_end else None
+    trainer._load_from_checkpoint(best or str(checkpoint))
+    trainer.state = state
+    log.info("the training is finished: %s is taken over", checkpoint.name)
+    return True
 
 
 def _as_main(value: Any) -> Any:

@@ -14,7 +14,7 @@ from nbutils.evaluation import (
     held_out,
     in_words,
     judge_report,
-    same_judge_warning,
+    same_judge_warnings,
     sample,
     side_effects,
     summarise,
@@ -134,6 +134,12 @@ def test_the_verdict_in_words_follows_the_interval(low, high, word):
 def test_without_checks_the_verdict_goes_by_the_mean_score_since_a_reward_model_never_gives_the_highest():
     rows = [row(("a", 0.5), ("b", 0.6), topic, prompt_id=topic) for topic in "ABC"]
     assert in_words(summarise(rows)).startswith("better: mean score 50.0% to 60.0%, +10.0 points")
+
+
+def test_prompts_without_a_topic_are_topics_of_their_own():
+    rows = [row(("a", 0.0), ("b", 1.0), "", prompt_id=str(i)) for i in range(20)]
+    assert in_words(summarise(rows)).startswith("better: mean score 0.0% to 100.0%, +100.0 points [+100.0, +100.0]")
+    assert summarise(rows)["topics"] == 20
 
 
 def test_one_topic_alone_shows_nothing():
@@ -271,9 +277,9 @@ def test_the_brevity_collapse_is_told_although_every_check_is_passed():
 
 
 def test_the_judge_of_the_proof_that_made_the_training_pairs_is_told():
-    assert same_judge_warning(["verifier", "rating_it", "rating_it"], "rating_it") == (
+    assert same_judge_warnings(["verifier", "rating_it", "rating_it"], "rating_it") == [
         "the judge rating_it also made 2 of the 3 training pairs: the policy was trained to please it, so its verdict "
         "may flatter; name another judge in eval_judge"
-    )
-    assert same_judge_warning(["verifier", ""], "rating_it") == ""
-    assert same_judge_warning([], "rating_it") == ""
+    ]
+    assert same_judge_warnings(["verifier", ""], "rating_it") == []
+    assert same_judge_warnings([], "rating_it") == []

@@ -13,7 +13,7 @@ from dpo import CPU, dpo_params, some_pairs
 
 from nbutils import launch
 from nbutils.errors import InputError
-from nbutils.trainers import build_trainer
+from nbutils.trainers import build_trainer, divided
 from nbutils.training import last_complete, read_options, train
 
 HELD_OUT = 4  # pairs: two processes take them in one round of two each
@@ -166,7 +166,18 @@ def test_a_single_process_is_refused(tmp_path):
         launch.run_job(tmp_path, 1)
 
 
-def test_accumulation_that_the_processes_cannot_divide_is_refused(tmp_path):
-    launch.write_job(tmp_path, dpo_params("m"), {"gradient_accumulation_steps": 4}, some_pairs(2), [], tmp_path)
-    with pytest.raises(InputError, match=r"is 4, which 3 processes cannot divide; set it to a multiple of 3 in"):
+def test_a_step_that_the_processes_cannot_divide_is_refused(tmp_path):
+    options = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4}
+    launch.write_job(tmp_path, dpo_params("m"), options, some_pairs(2), [], tmp_path)
+    with pytest.raises(InputError, match=r"takes 2 x 4 pairs .*, which 3 processes cannot divide; set --num_processes"):
         launch.run_job(tmp_path, 3)
+
+
+@pytest.mark.parametrize(
+    ("batch", "steps", "processes", "own"),
+    [(2, 8, 2, (2, 4)), (16, 1, 2, (8, 1)), (2, 2, 4, (1, 1)), (4, 3, 2, (2, 3)), (1, 6, 3, (1, 2))],
+)
+def test_processes_share_the_pairs_of_a_step(batch, steps, processes, own):
+    options = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": steps}
+    assert divided(options, processes) == own
+    assert own[0] * own[1] * processes == batch * steps

@@ -6,6 +6,7 @@ import pytest
 import torch
 from dpo import CPU
 
+from nbutils import memory
 from nbutils.errors import InputError
 from nbutils.memory import CARDS, CONTEXT, GIB, MIB, Card, Plan, detected, fit, plan
 from nbutils.preflight import Device
@@ -41,7 +42,7 @@ def test_a_plan_without_a_length_is_refused(tiny_llama):
 
 
 def test_a_plan_reads_as_one_sentence_and_one_table():
-    made = Plan(CARDS["t4"], {"weights": 4 * GIB, "activations": GIB}, 1024, 2, 8, True)
+    made = Plan(CARDS["t4"], {"weights": 4 * GIB, "activations": GIB}, 1024, 2, 8, True, 2)
     # 5 GiB of tensors, 8% and 600 MiB on top
     assert str(made) == (
         "simulated for a T4: a training step takes 6.0 of 14.6 GiB with 2 x 8 pairs of up to 1024 tokens, gradient "
@@ -58,20 +59,50 @@ def test_a_plan_reads_as_one_sentence_and_one_table():
     }
 
 
-def test_a_plan_for_this_machine_is_not_called_simulated():
+def test_a_plan_for_this_machine_is_not_called_simulated(monkeypatch, tmp_path):
+    monkeypatch.setattr(memory, "LIMIT", tmp_path / "absent")
     cpu = detected(CPU)
     assert cpu.memory == int(Path("/proc/meminfo").read_text().split()[1]) * 1024
     assert cpu.needed(100 * MIB) == 152 * MIB
-    assert str(Plan(cpu, {"weights": GIB}, 10, 1, 1, False)).startswith(
+    assert str(Plan(cpu, {"weights": GIB}, 10, 1, 1, False, 1)).startswith(
         "planned for this machine's CPU: a training step takes 1.5 of"
     )
 
 
-def test_a_detected_gpu_is_named_with_its_memory(monkeypatch):
-    found = type("Properties", (), {"name": "Tesla T4", "total_memory": 15 * GIB})
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: found)
+@pytest.mark.parametrize(("text", "limited"), [(f"{GIB}\n", True), ("max\n", False)])
+def test_a_containers_limit_counts_where_there_is_one(text, limited, monkeypatch, tmp_path):
+    (tmp_path / "memory.max").write_text(text)
+    monkeypatch.setattr(memory, "LIMIT", tmp_path / "memory.max")
+    assert (detected(CPU).memory == GIB) == limited
+
+
+def test_of_a_detected_gpu_only_what_others_left_free_counts(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "Tesla T4")
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda index: GIB)
     device = Device("cuda", (7, 5), "a test")
-    assert detected(device) == Card("Tesla T4", device, 15 * GIB, here=True)
+    for free, expected in ((14 * GIB, 15 * GIB), (8 * GIB, 9 * GIB + memory.CONTEXT)):
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda index, free=free: (free, 15 * GIB))
+        assert detected(device) == Card("Tesla T4", device, expected, here=True)
+
+
+def test_a_batch_for_evaluation_named_in_the_training_file_is_kept(tiny_llama):
+    options = read_options("") | {"max_length": 64, "per_device_eval_batch_size": 3}
+    made = memory.plan(str(tiny_llama), tuning="lora", options=options, card=CARDS["t4"])
+    assert made.options["per_device_eval_batch_size"] == 3
+
+
+@pytest.mark.parametrize(
+    "legal",
+    [{"optim": "adamw_torch"}, {"optim": "paged_adamw_8bit"}, {"activation_offloading": True},
+     {"load_best_model_at_end": True, "save_steps": 0.25}],
+    ids=str,
+)  # fmt: skip
+def test_what_trl_takes_can_be_planned(legal, tiny_llama):
+    options = read_options("") | {"max_length": 64}
+    plain, other = (
+        memory.plan(str(tiny_llama), tuning="lora", options=options | more, card=CARDS["t4"]) for more in ({}, legal)
+    )
+    assert other.tensors == pytest.approx(plain.tensors, rel=0.01)
 
 
 # --- fit

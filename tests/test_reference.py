@@ -292,3 +292,10 @@ def test_the_time_budget_stops_after_a_shard_and_the_next_call_goes_on(tiny_llam
     trainer = build_trainer(dpo_params(tiny_llama), options, some_pairs(10), [], device=CPU, **folders, deadline=1.0)
     assert sum(computed) == 10
     assert all(math.isfinite(number) for pair_ in numbers(trainer) for number in pair_)
+
+
+def test_numbers_that_are_not_finite_are_refused_and_not_kept(tiny_llama, tmp_path, monkeypatch):
+    monkeypatch.setattr(reference.Trainer, "compute_ref_log_probs", lambda *_: (torch.tensor([float("nan")] * 2),) * 2)
+    with pytest.raises(InputError, match="gives 8 of 8 log-probabilities that are not finite: it overflows this"):
+        small_trainer(tiny_llama, tmp_path, some_pairs(4))
+    assert not list((tmp_path / "scratch" / "reference").glob("*"))

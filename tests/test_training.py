@@ -477,6 +477,50 @@ def test_a_finished_training_is_not_repeated(tiny_llama, tmp_path):
     pd.testing.assert_series_equal(again.loss, first.loss)
 
 
+@pytest.mark.parametrize("ends", [{"epochs": 1.5}, {"options": {"max_steps": 3}}], ids=str)
+def test_a_training_that_ended_in_the_middle_of_a_pass_is_not_gone_on_with(ends, tiny_llama, tmp_path):
+    first, again = (small_trainer(tiny_llama, tmp_path, some_pairs(8), **ends) for _ in range(2))
+    log = train(first, csv=tmp_path / "log.csv")
+    pd.testing.assert_frame_equal(train(again, csv=tmp_path / "again.csv"), log)
+    assert same(weights(again, tmp_path / "again"), weights(first, tmp_path / "first"))
+    assert (tmp_path / "again.csv").read_text() == (tmp_path / "log.csv").read_text()
+
+
+def test_another_way_to_divide_a_step_goes_on_from_the_same_checkpoints(tiny_llama, tmp_path):
+    one, other = (
+        small_trainer(tiny_llama, tmp_path, some_pairs(8), options=options)
+        for options in (
+            {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 1, "gradient_checkpointing": False},
+            {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "per_device_eval_batch_size": 1},
+        )
+    )
+    assert one.args.output_dir == other.args.output_dir
+    with pytest.raises(Interrupted):
+        train(one, csv=tmp_path / "log.csv", deadline=1.0)
+    assert list(train(other, csv=tmp_path / "log.csv").step) == [1, 2]
+
+
+def test_another_chat_template_is_another_training(tiny_llama, tmp_path):
+    folders = {
+        small_trainer(tiny_llama, tmp_path, prepare(some_pairs(4), template)).args.output_dir
+        for template in ({}, {"enable_thinking": False}, {"enable_thinking": True})
+    }
+    assert len(folders) == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("max_length: null", "max_length is None, expected a number of tokens"),
+        ("lora_dropout: 0.1", "lora_dropout 0.1 has no effect .*; add disable_dropout: false"),
+    ],
+)
+def test_a_training_file_that_cannot_be_meant_so_is_refused(text, sentence, tmp_path):
+    (tmp_path / "training.yaml").write_text(text)
+    with pytest.raises(InputError, match=sentence):
+        read_options(str(tmp_path / "training.yaml"))
+
+
 def test_a_tiny_step_with_the_defaults_works(tiny_llama, tmp_path):
     trainer = build_trainer(
         dpo_params(tiny_llama),

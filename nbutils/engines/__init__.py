@@ -191,7 +191,8 @@ def load(
 
     Args:
         cache: folder for converted models.
-        options: what only one engine takes: batch_size of transformers, workers of vLLM, limits of `api.ApiEngine`.
+        options: what only one engine takes: batch_size and four_bit of transformers, workers of vLLM, limits of
+            `api.ApiEngine`.
 
     Raises:
         InputError: if the name is none of these, or the engine cannot run here.

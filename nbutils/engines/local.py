@@ -103,6 +103,7 @@ class TransformersEngine(Engine):
         adapter: str = "",
         chat_template_kwargs: dict[str, Any] | None = None,
         batch_size: int = 64,
+        four_bit: bool = False,
     ):
         """Load the model.
 
@@ -112,6 +113,7 @@ class TransformersEngine(Engine):
             adapter: folder or Hub id of a LoRA adapter; empty for none.
             chat_template_kwargs: arguments of the chat template, e.g. {"enable_thinking": False}.
             batch_size: sequences generated at once; part of the identity, since it shapes the random draws.
+            four_bit: hold the base in 4 bits, as QLoRA trains on it.
 
         Raises:
             InputError: if the model or the adapter cannot be had, or the adapter was trained on another base.
@@ -121,7 +123,7 @@ class TransformersEngine(Engine):
             models.check_adapter(path, adapter)
         self.tokenizer = models.load_tokenizer(path)
         self.context = models.context_length(path)
-        self.model = models.load_model(path, device)
+        self.model = models.load_model(path, device, four_bit=four_bit)
         if adapter:
             self.model = models.load_adapter(self.model, adapter)
         self.chat_template_kwargs = chat_template_kwargs or {}
@@ -140,7 +142,7 @@ class TransformersEngine(Engine):
             "dtype": str(self.model.dtype),
             "batch_size": batch_size,
             "chat_template_kwargs": self.chat_template_kwargs,
-        }
+        } | ({"four_bit": True} if four_bit else {})
 
     def generate(
         self, requests: Sequence[Request], *, seed: int, deadline: float = float("inf")
