@@ -16,7 +16,7 @@ import torch
 from dpo import CPU, dpo_params, pair, small_trainer, some_pairs
 
 from nbutils import models, reference
-from nbutils.errors import Interrupted
+from nbutils.errors import InputError, Interrupted
 from nbutils.trainers import build_trainer
 from nbutils.training import prepare, read_options, train
 
