@@ -49,7 +49,7 @@ def test_a_plan_reads_as_one_sentence_and_one_table():
         "checkpointing on"
     )
     frame = made.frame().set_index("part")
-    assert frame["is"]["activations"] == "what the forward pass leaves for the backward pass"
+    assert frame["is"]["activations"] == "kept for the backward pass"
     assert frame["MiB"].to_dict() == {"weights": 4096, "activations": 1024, "headroom": 1010, "all": 6130}
     assert made.options == {
         "per_device_train_batch_size": 2,
