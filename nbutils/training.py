@@ -270,7 +270,9 @@ def last_complete(folder: Path) -> Path | None:
 def table(history: Sequence[Mapping[str, float]]) -> pd.DataFrame:
     """Return the trainer's log as one row per step, training and held-out metrics side by side."""
     frame = pd.DataFrame(history).groupby("step", as_index=False).first()
-    return frame.drop(columns=[c for c in frame if str(c).endswith(("runtime", "per_second"))])
+    # what the trainer adds at the very end is no curve, and a training that is taken over has none of it
+    ends = ("runtime", "per_second", "train_loss", "total_flos")
+    return frame.drop(columns=[c for c in frame if str(c).endswith(ends)])
 
 
 def save(trainer: DPOTrainer, folder: Path) -> Path:
