@@ -124,7 +124,7 @@ def truth() -> None:
 
 def real_step(path: str, device: Device, tuning: str, options: dict[str, Any], folder: Path) -> tuple[int, int]:
     """Return the most bytes of tensors alive in one step of `train` on this CPU, and the process's highest memory."""
-    trainer = training.build_trainer(
+    trainer = trainers.build_trainer(
         dpo_params(path, tuning=tuning), options, some_pairs(1), (), device=device, cache=folder, scratch=folder
     )
     length = options["max_length"]

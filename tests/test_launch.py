@@ -131,7 +131,7 @@ def test_04_leaves_a_job_with_all_that_decides_the_training(tiny_llama, tmp_path
     saved = json.loads((job / "job.json").read_text())
     assert saved["params"] == {
         "model": str(tiny_llama), "tuning": "lora", "learning_rate": 1e-2, "epochs": 1.0, "beta": 0.1, "seed": 0,
-        "time_budget_hours": 2.0,
+        "time_budget_hours": 2.0, "adapter": "",
     }  # fmt: skip
     assert saved["options"] == read_options("") | OPTIONS
     assert saved["train"] == 24
