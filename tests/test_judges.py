@@ -341,7 +341,7 @@ def test_a_local_judge_with_a_wrong_model_is_refused_when_it_is_made(tmp_path):
 
 def test_a_local_judge_loads_its_weights_at_its_first_question(store, tmp_path, tiny_llama, monkeypatch):
     loaded, load_model = [], models.load_model
-    monkeypatch.setattr(models, "load_model", lambda path, device: loaded.append(path) or load_model(path, device))
+    monkeypatch.setattr(models, "load_model", lambda path, *how, **more: loaded.append(path) or load_model(path, *how))
     (tmp_path / "own.txt").write_text(f"---\nreply: json\nscale: [1, 5]\n---\n{OWN}")
     (tmp_path / "mine.yaml").write_text(
         f"kind: llm\nengine: transformers\nmodel: {tiny_llama}\ntemplate: {tmp_path}/own.txt\nmax_tokens: 8\n"
