@@ -293,7 +293,7 @@ def plot_rounds(frame: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     ax.set_xticks(range(last + 1), ["base", *(f"round {i}" for i in range(1, last + 1))])
     ax.set_ylim(bottom=0)
     if names:
-        ax.legend(frameon=False, fontsize=8)
+        ax.legend(frameon=False, fontsize=8, loc="upper left")
     return ax
 
 
