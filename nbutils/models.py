@@ -183,6 +183,8 @@ def load_adapter(model: PreTrainedModel, adapter: str, *, trainable: bool = Fals
     if trainable:
         return cast(PreTrainedModel, loaded)
     # peft keeps adapters in float32, which training wants and sampling pays for with a cast at every layer
+    if not getattr(model, "is_loaded_in_4bit", False):
+        return cast(PreTrainedModel, loaded.to(model.dtype).eval())
     for name, parameter in loaded.named_parameters():
         if "lora_" in name:  # a 4-bit base refuses to be cast, also to what it is
             parameter.data = parameter.data.to(model.dtype)
