@@ -183,6 +183,7 @@ def load_adapter(model: PreTrainedModel, adapter: str, *, trainable: bool = Fals
     if trainable:
         return cast(PreTrainedModel, loaded)
     # peft keeps adapters in float32, which training wants and sampling pays for with a cast at every layer
+    # (the cast takes the rotary frequencies along: see the README's limits)
     if not getattr(model, "is_loaded_in_4bit", False):
         return cast(PreTrainedModel, loaded.to(model.dtype).eval())
     for name, parameter in loaded.named_parameters():
