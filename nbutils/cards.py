@@ -3,7 +3,7 @@
 Used by `stages` and by 04. Whoever finds the folder later must see what it came from and what was proved of it.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +54,7 @@ def of_stage(
     )
     return DatasetCard(
         f"---\n{data.to_yaml()}\n---\n\n# {stem}\n\n{ABOUT[stem]}\n\n{summary}\n\n"
-        f"{_table('configuration', 'rows', counts)}\n\n"
+        f"{_two('configuration', 'rows', counts)}\n\n"
         f"## How it was made\n\nBy the notebook `{stem}` of nbutils {__version__} with\n\n"
         f"{_parameters(params)}\n\n## Figures\n\n{figures}\n"
     )
@@ -90,7 +90,7 @@ def of_model(
     kind = "Weights" if whole else "A LoRA adapter"
     verdicts = "\n".join(f"- {line}" for line in evaluation.findings(proof))
     tables = (evaluation.side_effects(proof).T, winrates.win_rates(proof), choices.table(knowledge))
-    effects, wins, known = (_frame(table) for table in tables)
+    effects, wins, known = (_frame(frame) for frame in tables)
     doubts = "\n".join(f"- {sentence}" for sentence in warnings) or "- no warning was raised"
     return ModelCard(
         f"---\n{data.to_yaml()}\n---\n\n# {kind} for {name}, trained with DPO\n\n"
@@ -100,25 +100,29 @@ def of_model(
         + f"## What to distrust\n\n{doubts}\n\n"
         f"## Use\n\n```python\n{WHOLE if whole else ADAPTER.format(base=base or 'path/to/the/base')}\n```\n\n"
         f"## How it was made\n\nBy the notebook `04_dpo` of nbutils {__version__}\n\n"
-        f"{_table('pairs', 'count', pairs)}\n\n{_parameters(params)}\n\n"
-        f"{_table('training option', 'value', {key: f'`{_cell(value)}`' for key, value in options.items()})}\n"
+        f"{_two('pairs', 'count', pairs)}\n\n{_parameters(params)}\n\n"
+        f"{_two('training option', 'value', {key: f'`{_cell(value)}`' for key, value in options.items()})}\n"
     )
 
 
 def _parameters(params: Mapping[str, Any]) -> str:
     shown = {name: f"`{_cell(value)}`" if value != "" else "" for name, value in params.items() if name != "run_dir"}
-    return _table("parameter", "value", shown)
+    return _two("parameter", "value", shown)
 
 
-def _table(first: str, second: str, rows: Mapping[str, Any]) -> str:
-    return f"| {first} | {second} |\n|---|---|\n" + "\n".join(f"| `{k}` | {v} |" for k, v in rows.items())
+def table(names: Sequence[Any], rows: Iterable[Sequence[Any]]) -> str:
+    """Return a Markdown table with these column names."""
+    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in (names, ["---"] * len(names), *rows))
+
+
+def _two(first: str, second: str, rows: Mapping[str, Any]) -> str:
+    return table([first, second], [(f"`{key}`", value) for key, value in rows.items()])
 
 
 def _frame(frame: pd.DataFrame) -> str:
     """Return a table with its index as the first column."""
     rows = [[" ".join(map(str, np.atleast_1d(name))), *values] for name, *values in frame.itertuples()]
-    lines = [["", *frame.columns], ["---"] * (len(frame.columns) + 1), *rows]
-    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
+    return table(["", *frame.columns], rows)
 
 
 def _cell(value: Any) -> str:

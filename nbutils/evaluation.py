@@ -148,8 +148,8 @@ def summarise(rows: Sequence[Row], *, language: str = "", seed: int = 0) -> dict
         language: expected of the answers, ISO 639-1. `wrong_language` is then the share told to be in another one;
             empty for any, where it is None.
     """
+    rows = [row | {"category": row["category"] or row["prompt_id"]} for row in rows]  # without one, each its own topic
     frame = pd.DataFrame(rows)
-    frame["category"] = frame.category.where(frame.category != "", frame.prompt_id)  # each its own topic
     scored = frame.dropna(subset=["before_score", "after_score"])
     if scored.empty:
         raise InputError("the judge gave no readable score for any held-out answer; look at its replies in the store")
@@ -282,7 +282,7 @@ def _per_check(rows: Sequence[Row], seed: int) -> dict[str, dict[str, float]]:
     for row in rows:
         if row["checks"]:
             sides = [check(row["checks"], row[f"{side}_text"]) for side in ("before", "after")]
-            topic = row["category"] or row["prompt_id"]
+            topic = row["category"]
             names = [
                 "topic named" if name == "keywords:existence" and options["keywords"] == [topic] else name
                 for name, options in parse_checks(row["checks"])

@@ -10,7 +10,6 @@ text, numbers and figure go to `runs/demo-ablation` or `runs/demo-rounds`. Only 
 
 import argparse
 import math
-import os
 import random
 import sys
 import time
@@ -104,7 +103,7 @@ def ablation(profile: Path, run_dir: Path, *, seeds: int = 2) -> pd.DataFrame:
             name = f"{sources.label(arm)}-seed{seed}"
             files = {side: folder / "pairs" / f"{name}-{side}.parquet" for side in sides if sides[side]}
             for side, path in files.items():
-                write_pairs(path, sides[side])
+                sources.write_pairs(path, sides[side])
             values = plan["04_dpo"] | {
                 "run_dir": f"{folder}-{name}",
                 "seed": seed,
@@ -204,7 +203,7 @@ def draw(off: Sequence[Row], own: Sequence[Row], *, n: int, seed: int) -> dict[s
 
 def trained_of(n: int) -> int:
     """Return how many of n pairs with different prompts 04 trains on; the others are kept for its curves."""
-    return n - max(1, round(n * training.HELD_OUT)) if n > 1 else n
+    return n - training.held_out_count(n)
 
 
 def equal_size(off: Sequence[Row], own: Sequence[Row], options: Mapping[str, int], *, most: int = 0) -> int:
@@ -233,14 +232,6 @@ def updates(count: int, options: Mapping[str, int]) -> int:
 def passes_for(steps: int, count: int, options: Mapping[str, int]) -> float:
     """Return the whole number of passes over so many pairs that comes nearest to `steps`, MOST_PASSES at most."""
     return min(float(max(1, round(steps / updates(count, options)))), MOST_PASSES)
-
-
-def write_pairs(path: Path, rows: Sequence[Row]) -> None:
-    """Write pairs to a file for 04, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_suffix(".tmp")
-    records.dataset(rows, records.PAIRS).to_parquet(str(draft))
-    os.replace(draft, path)
 
 
 def start_from(run_dir: Path, model: str) -> dict[str, str]:

@@ -25,7 +25,7 @@ import torch
 
 from nbutils import params, preflight, run, sources
 from nbutils.errors import InputError, Interrupted
-from nbutils.records import PAIRS, Row, dataset
+from nbutils.records import Row
 
 log = logging.getLogger("nbutils.launch")  # also where this is __main__
 
@@ -117,8 +117,7 @@ def write_job(
 ) -> None:
     """Write what a training needs: its pairs, held-out ones last, then job.json; each file appears whole."""
     folder.mkdir(parents=True, exist_ok=True)
-    dataset([*pairs, *held_out], PAIRS).to_parquet(folder / "pairs.tmp")
-    os.replace(folder / "pairs.tmp", folder / "pairs.parquet")
+    sources.write_pairs(folder / "pairs.parquet", [*pairs, *held_out])
     job = {
         "train": len(pairs),
         "params": given.model_dump(mode="json"),

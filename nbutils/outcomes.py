@@ -3,7 +3,6 @@
 import json
 import math
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from nbutils import evaluation, run, sources
+from nbutils.cards import table
 from nbutils.records import Row
 
 BESIDE = ("before to after", "tokens ratio", "distinct-2", "wins of decided", "last margin", "pairs", "steps")
@@ -71,7 +71,7 @@ def ablation_text(frame: pd.DataFrame) -> str:
     return (
         f"Change of `{frame.headline[0]}` on `{frame.held_out[0]}` against the base model, in percentage points with "
         f"95% intervals over topics; other columns are means over the seeds.\n\n"
-        + _table(["arm", *(f"seed {seed}" for seed in seeds), "mean", *BESIDE], rows)
+        + table(["arm", *(f"seed {seed}" for seed in seeds), "mean", *BESIDE], rows)
         + f"\n\nArms with an interval that excludes zero are {len({a.rpartition(' (')[0] for a in apart})} of "
         f"{len(rows)}{': ' if apart else ''}{'; '.join(apart)}. The seeds are {len(seeds)} points, not a distribution, "
         "and an interval compares an arm with the base model, not with another arm."
@@ -84,7 +84,7 @@ def rounds_text(frame: pd.DataFrame) -> str:
     ordered = frame.sort_values(["held_out", "round"])
     rows = [[f"{r['held_out']}, round {r['round']}", _change(r), *_beside(r)] for _, r in ordered.iterrows()]
     about = "Change of the headline in each round, in percentage points with 95% intervals over topics."
-    return f"{about}\n\n{_table(['held-out set', 'change', *BESIDE], rows)}"
+    return f"{about}\n\n{table(['held-out set', 'change', *BESIDE], rows)}"
 
 
 def save(stem: Path, text: str, frame: pd.DataFrame, axes: Axes) -> None:
@@ -111,8 +111,3 @@ def _beside(row: Any) -> list[str]:
         f"{row.pairs:.0f}",
         f"{row.steps:.0f}",
     ]
-
-
-def _table(names: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    lines = [names, ["---"] * len(names), *rows]
-    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)

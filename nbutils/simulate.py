@@ -23,7 +23,6 @@ from unittest.mock import patch
 
 import torch
 import trl.kernels.chunked_logprob
-import trl.trainer.utils
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from datasets import Dataset
 from peft.helpers import disable_input_dtype_casting
@@ -38,7 +37,9 @@ from transformers.quantizers.quantizers_utils import should_convert_module
 from trl import DPOConfig, DPOTrainer
 from trl.kernels import ChunkedLogProbFunction
 
+from nbutils import models
 from nbutils.preflight import Device
+from nbutils.reference import answers_only
 from nbutils.trainers import arguments, precision
 
 # what the memory of a step is for
@@ -129,7 +130,7 @@ def peak(config: Any, *, tuning: str, options: Mapping[str, Any], device: Device
             stack.enter_context(patch.dict(state._shared_state))
         stack.enter_context(torch.random.fork_rng(devices=[]))
         # as on a GPU, and as `training.train` does on a CPU, TRL 1.16 scores the answers' positions only ...
-        stack.enter_context(patch.object(trl.trainer.utils, "_use_triton", lambda device: True))
+        stack.enter_context(answers_only(True))
         if device.name == "cuda":  # ... where its kernels also work in place
             for name in ("_forward_tile", "_backward_tile", "_addmm_fp32"):
                 stack.enter_context(patch.object(trl.kernels.chunked_logprob, name, lambda *_, **__: None))
@@ -151,8 +152,6 @@ def _trainer(config: Any, tuning: str, options: Mapping[str, Any], device: Devic
     """Return a trainer of fake models, made as `trainers.build_trainer` makes a real one."""
     dtype, flags = precision(device, config.model_type, tuning)
     dtype = torch.bfloat16 if dtype == torch.float16 else dtype
-    # as `models.load_model` does
-    attention = {"attn_implementation": "eager"} if device.name == "cpu" and dtype == torch.bfloat16 else {}
     settings, lora = arguments(options)
     computed = settings.pop("precompute_ref_log_probs", False)
     settings.pop("activation_offloading", None)  # moves what fake tensors cannot; the plan is then too high
@@ -167,12 +166,13 @@ def _trainer(config: Any, tuning: str, options: Mapping[str, Any], device: Devic
     }
     one_word = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel({"a": 0})), pad_token="a")  # noqa: S106
     full = tuning == "full"
-    models = [AutoModelForCausalLM.from_config(config, dtype=dtype, **attention) for _ in range(1 + full)]
+    attention = models.attention(device, dtype)
+    made = [AutoModelForCausalLM.from_config(config, dtype=dtype, **attention) for _ in range(1 + full)]
     if tuning == "qlora":
-        _quantize(models[0])
+        _quantize(made[0])
     trainer = _Blank(
-        model=models[0],
-        ref_model=models[1] if full else None,
+        model=made[0],
+        ref_model=made[1] if full else None,
         args=DPOConfig(output_dir=folder, report_to="none", disable_tqdm=True, **settings),
         train_dataset=Dataset.from_list([{"prompt": "a"}]),
         processing_class=one_word,

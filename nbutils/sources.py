@@ -9,8 +9,9 @@ Local folders are read file by file: `load_dataset` caches them by folder name, 
 
 import hashlib
 import json
+import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from datasets import Dataset, Features, load_dataset
 from pyarrow import parquet
 
 from nbutils.errors import InputError
-from nbutils.records import PAIRS, Row, check
+from nbutils.records import PAIRS, Row, check, dataset
 
 FILE_TYPES = (".jsonl", ".json", ".csv", ".parquet")
 ADAPTER = "adapter_model.safetensors"
@@ -131,6 +132,14 @@ def read_pairs(names: Mapping[str, str], *, run_dir: Path) -> dict[str, list[Row
         InputError: as `read_checked`.
     """
     return {kind: read_checked(name, "pairs", PAIRS, run_dir=run_dir) if name else [] for kind, name in names.items()}
+
+
+def write_pairs(path: Path, rows: Sequence[Row]) -> None:
+    """Write pairs to a parquet file, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_suffix(".tmp")
+    dataset(rows, PAIRS).to_parquet(str(draft))
+    os.replace(draft, path)
 
 
 def fingerprint(name: str, *, run_dir: Path | None = None) -> str:

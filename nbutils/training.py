@@ -159,6 +159,11 @@ def check_prefix(prompt: Sequence[int], answered: Sequence[int], tokenizer: PreT
     )
 
 
+def held_out_count(prompts: int, share: float = HELD_OUT) -> int:
+    """Return how many of so many prompts are held out: their share, at least one, and none of a single one."""
+    return max(1, round(prompts * share)) if prompts > 1 else 0
+
+
 def split(pairs: Sequence[Row], *, seed: int, held_out: float = HELD_OUT) -> tuple[list[Row], list[Row]]:
     """Split pairs into training and held-out ones by prompt, so that no prompt stands on both sides.
 
@@ -166,7 +171,7 @@ def split(pairs: Sequence[Row], *, seed: int, held_out: float = HELD_OUT) -> tup
         held_out: share of the prompts to hold out, at least one prompt; prompts are chosen by a hash of their id.
     """
     prompts = sorted({p["prompt_id"] for p in pairs}, key=lambda i: digest([seed, i]))
-    held = set(prompts[: max(1, round(len(prompts) * held_out))]) if len(prompts) > 1 else set()
+    held = set(prompts[: held_out_count(len(prompts), held_out)])
     return [p for p in pairs if p["prompt_id"] not in held], [p for p in pairs if p["prompt_id"] in held]
 
 

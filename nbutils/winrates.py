@@ -62,7 +62,7 @@ def length_controlled(rows: Sequence[Row], *, seed: int = 0, resamples: int = 20
     wins = np.array([row["verdict"] == "win" for row in decided], dtype=float)
     topics: dict[str, list[int]] = {}
     for i, row in enumerate(decided):
-        topics.setdefault(row["category"] or row["prompt_id"], []).append(i)
+        topics.setdefault(row["category"], []).append(i)
     groups = [np.array(group) for group in topics.values()]
     rng = np.random.default_rng(seed)
     draws = []
