@@ -103,10 +103,16 @@ def load_model(
         # it is put onto the GPU while it is quantised
         model = _from_pretrained(AutoModelForCausalLM, path, dtype=dtype, quantization_config=quantized)
         return cast(PreTrainedModel, model.eval())
-    # torch 2.13's fused attention has no fast bfloat16 path on a CPU: one token at a time it takes over twice as long
-    attention = {"attn_implementation": "eager"} if device.name == "cpu" and dtype == torch.bfloat16 else {}
-    model = _from_pretrained(AutoModelForCausalLM, path, dtype=dtype, **attention)
+    model = _from_pretrained(AutoModelForCausalLM, path, dtype=dtype, **attention(device, dtype))
     return cast(PreTrainedModel, model.to(device.name).eval())
+
+
+def attention(device: Device, dtype: torch.dtype) -> dict[str, str]:
+    """Return the option that chooses a causal model's attention: the library's own choice but on a CPU in bfloat16.
+
+    There torch 2.13's fused attention has no fast path: one token at a time it takes over twice as long.
+    """
+    return {"attn_implementation": "eager"} if device.name == "cpu" and dtype == torch.bfloat16 else {}
 
 
 def load_reward_model(path: str, device: Device) -> PreTrainedModel:
@@ -182,12 +188,10 @@ def load_adapter(model: PreTrainedModel, adapter: str, *, trainable: bool = Fals
     loaded = PeftModel.from_pretrained(cast(Any, model), adapter, is_trainable=trainable)
     if trainable:
         return cast(PreTrainedModel, loaded)
-    # peft keeps adapters in float32, which training wants and sampling pays for with a cast at every layer
-    # (the cast takes the rotary frequencies along: see the README's limits)
-    if not getattr(model, "is_loaded_in_4bit", False):
-        return cast(PreTrainedModel, loaded.to(model.dtype).eval())
+    # peft keeps adapters in float32, which training wants and sampling pays for with a cast at every layer; the base
+    # stays as it is: casting it whole would round its rotary frequencies, which it keeps in float32
     for name, parameter in loaded.named_parameters():
-        if "lora_" in name:  # a 4-bit base refuses to be cast, also to what it is
+        if "lora_" in name:
             parameter.data = parameter.data.to(model.dtype)
     return cast(PreTrainedModel, loaded.eval())
 

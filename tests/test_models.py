@@ -368,6 +368,17 @@ def test_a_merged_adapter_gives_the_adapters_numbers_without_peft(tiny_llama, tm
     assert models.load_tokenizer(str(folder)).chat_template
 
 
+def test_an_adapter_sampled_in_half_precision_leaves_the_bases_rotary_frequencies_in_float32(tiny_llama, tmp_path):
+    trainer = small_trainer(tiny_llama, tmp_path, some_pairs(4))
+    trainer.save_model(str(tmp_path / "adapter"))
+    base = models.load_model(str(tiny_llama), CPU, torch.bfloat16)
+    tuned = models.load_adapter(base, str(tmp_path / "adapter"))
+    rotary = [buffer.dtype for name, buffer in tuned.named_buffers() if name.endswith("inv_freq")]
+    assert rotary
+    assert set(rotary) == {torch.float32}
+    assert {parameter.dtype for parameter in tuned.parameters()} == {torch.bfloat16}
+
+
 def test_merging_an_adapter_of_another_base_is_refused(tiny_llama, tmp_path):
     trainer = small_trainer(tiny_llama, tmp_path, some_pairs(4))
     trainer.save_model(str(tmp_path / "adapter"))

@@ -143,6 +143,8 @@ class TransformersEngine(Engine):
             "batch_size": batch_size,
             "chat_template_kwargs": self.chat_template_kwargs,
         } | ({"four_bit": True} if four_bit else {})
+        if adapter and self.model.dtype != torch.float32:
+            self.identity["rotary"] = "float32"  # older stores hold answers of adapters with rounded frequencies
 
     def generate(
         self, requests: Sequence[Request], *, seed: int, deadline: float = float("inf")
