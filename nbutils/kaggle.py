@@ -1,0 +1,324 @@
+"""Four kernel folders and a dataset folder for Kaggle's client: `python -m nbutils.kaggle params/kaggle-t4 USER build`.
+
+Kaggle passes no parameters, so each notebook gets its profile's values injected as papermill injects them; the package
+and the files a profile names travel as a dataset, which the notebooks' setup cell finds. A stage asks for a GPU only
+if it uses one, so that no quota is spent on waiting for a server. Nothing is sent: what to type is printed.
+"""
+
+import argparse
+import io
+import json
+import os
+import re
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
+from importlib import import_module, resources
+from importlib.util import find_spec
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from urllib.parse import urlsplit
+
+from papermill.iorw import load_notebook_node, write_ipynb
+from papermill.parameterize import parameterize_notebook
+
+from nbutils import judges, notebook, params, run, sources
+from nbutils.errors import InputError
+from nbutils.judges.template import read_template
+
+Plan = dict[str, dict[str, Any]]  # stem -> what is injected into its notebook
+
+PACKAGE, STEPS = "package", "STEPS.txt"  # the dataset folder; what the user types, also the mark that a folder is ours
+# The GPU a push gets whatever it asks for: Kaggle's client lists the P100 as retired.
+MACHINE = "NvidiaTeslaT4"
+KERNEL, DATASET = "kernel-metadata.json", "dataset-metadata.json"  # the client's names
+LONGEST = 50  # characters of a title
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Write the folders, check them with the client where it is installed, and print what to type; 1 if refused."""
+    parser = argparse.ArgumentParser(prog="python -m nbutils.kaggle", description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument("profile", type=Path, help="folder with one YAML of parameters per notebook")
+    parser.add_argument("user", help="your name on Kaggle, as in the address of your profile page")
+    parser.add_argument("out", type=Path, help="folder to write to, e.g. build/kaggle")
+    given = parser.parse_args(arguments)
+    try:
+        folders = write(given.profile, given.user, given.out)
+        if find_spec("kaggle") is None:
+            run.say("not checked by Kaggle's client: it is not installed here (pip install 'kaggle>=2.2')")
+        else:
+            for folder in folders:
+                check(folder)
+            run.say(f"checked by Kaggle's client {import_module('kaggle').__version__}: {len(folders)} folders")
+    except InputError as error:
+        run.say(f"error: {error}", sys.stderr)
+        return 1
+    run.say((given.out / STEPS).read_text(encoding="utf-8"))
+    return 0
+
+
+def write(profile: Path, user: str, out: Path) -> list[Path]:
+    """Write the dataset folder, the four kernel folders and what to type; return the five folders in that order.
+
+    Folders of an earlier call are replaced, whatever else lies in `out` by then is left alone.
+
+    Raises:
+        InputError: if the profile, its parameters, a file they name or the user's name is wrong, or `out` holds
+            something that this command did not write; before anything is written.
+    """
+    if not re.fullmatch(r"[a-z0-9][a-z0-9_-]*", user):
+        raise InputError(f"USER is {user!r}, expected your name as in your Kaggle profile's address, e.g. maria-rossi")
+    plan = run.read_profile(profile, Path(run.defaults(params.STEMS[0])["run_dir"]))
+    complete: Plan = {stem: run.defaults(stem) | values for stem, values in plan.items()}
+    carried = [path for stem in complete for path in named_files(stem, complete[stem])]
+    kernels = {stem: _kernel(stem, complete, profile.resolve().name, user) for stem in complete}
+    steps = _steps(out, kernels, complete)
+    if out.exists() and not (out.is_dir() and ((out / STEPS).is_file() or not any(out.iterdir()))):
+        raise InputError(f"{out} exists and was not written by this command; name another folder or move it away")
+    try:
+        folders = [out / PACKAGE, *(out / stem for stem in plan)]
+        for folder in folders:
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True)
+        (out / STEPS).write_text(steps, encoding="utf-8")
+        _write_package(out / PACKAGE, carried, kernels["01_rerank"]["dataset_sources"][0])
+        for stem, values in plan.items():
+            book = parameterize_notebook(load_notebook_node(str(run.notebook(stem))), values)
+            write_ipynb(book, str(out / stem / f"{stem}.ipynb"))
+            _write_json(out / stem / KERNEL, kernels[stem])
+    except OSError as error:
+        raise InputError(f"cannot write {out} ({error.strerror or error}); choose a writable folder") from None
+    return folders
+
+
+def needs_gpu(stem: str, values: Mapping[str, Any]) -> bool:
+    """Return whether a stage uses a GPU: 04 trains, 02 samples unless a server does, a judge may be a model here."""
+    if stem == "02_sample":
+        return not urlsplit(values["engine"]).scheme
+    if stem == "04_dpo":
+        return True
+    file = judges.read_file(values["judge"])[1]
+    return file.kind == "reward" or (file.kind == "llm" and file.engine != "api")
+
+
+def named_files(stem: str, values: Mapping[str, Any]) -> Iterator[Path]:
+    """Yield the files and folders that a stage's parameters name, relative to the checkout: they have to travel.
+
+    The mounted dataset takes the place of the checkout, so a relative path means the same file there.
+
+    Raises:
+        InputError: if a file is not there, lies outside the checkout, or is a model inside a Python package.
+    """
+    for name, part in _inputs(stem, values):
+        if name in ("judge", "eval_judge"):
+            yield from _judge_files(part)
+        elif part not in params.STEMS:
+            yield from _travels(name, part, must_exist=name == "training")
+
+
+def check(folder: Path) -> Any:
+    """Return the request that the installed Kaggle client would send for a folder, after all checks of its own.
+
+    The client's `kernels_push` or `dataset_create_new` runs with nobody at the other end: nothing leaves the machine,
+    and no credentials are read.
+
+    Raises:
+        InputError: with the client's objection; what it would only print as a warning is one too.
+    """
+    with _no_credentials():
+        client: Any = import_module("kaggle.api.kaggle_api_extended")
+    sent: list[Any] = []
+
+    def record(request: Any) -> Any:
+        sent.append(request)
+        return SimpleNamespace(error="")
+
+    def unknown(dataset: str) -> Any:
+        raise client.HTTPError(f"there is no dataset {dataset}")
+
+    api = client.KaggleApi()
+    api.config_values = {api.CONFIG_NAME_USER: ""}
+    server = SimpleNamespace(
+        kernels=SimpleNamespace(kernels_api_client=SimpleNamespace(save_kernel=record)),
+        datasets=SimpleNamespace(dataset_api_client=SimpleNamespace(create_dataset=record)),
+    )
+    api.build_kaggle_client = lambda: nullcontext(server)
+    api.dataset_status = unknown
+    api._upload_blob = lambda path, *_: Path(path).name
+    said = io.StringIO()
+    try:
+        with redirect_stdout(said):
+            if (folder / DATASET).is_file():
+                api.dataset_create_new(str(folder), quiet=True, dir_mode="zip")
+            else:
+                api.kernels_push(str(folder))
+    except (ValueError, KeyError, IndexError) as error:
+        raise InputError(f"{folder}: Kaggle's client refuses it: {error}") from None
+    if said.getvalue().strip():
+        raise InputError(f"{folder}: Kaggle's client warns: {said.getvalue().strip()}")
+    return sent[-1]
+
+
+def _kernel(stem: str, complete: Plan, profile: str, user: str) -> dict[str, Any]:
+    """Return a kernel's metadata. Its title is made from its slug: made the other way round they could differ."""
+    values = complete[stem]
+    gpu = needs_gpu(stem, values)
+    before = sorted({part for _, part in _inputs(stem, values) if part in params.STEMS})
+    return {
+        "id": f"{user}/{_slug(profile, stem)}",
+        "title": _slug(profile, stem).replace("-", " "),
+        "code_file": f"{stem}.ipynb",
+        "language": "python",
+        "kernel_type": "notebook",
+        "is_private": True,
+        "enable_gpu": gpu,
+        "enable_tpu": False,
+        "enable_internet": True,
+        **({"machine_shape": MACHINE} if gpu else {}),
+        "dataset_sources": [f"{user}/{_slug(profile, PACKAGE)}"],
+        "competition_sources": [],
+        "kernel_sources": [f"{user}/{_slug(profile, other)}" for other in before],
+        "model_sources": [],
+    }
+
+
+def _slug(profile: str, part: str) -> str:
+    """Return the last part of an address on Kaggle, e.g. nbutils-kaggle-t4-01-rerank."""
+    slug = re.sub(r"[^a-z0-9]+", "-", f"nbutils {profile} {part}".lower()).strip("-")
+    if len(slug) > LONGEST:
+        raise InputError(f"{slug} is longer than the {LONGEST} characters of a title; give the profile a shorter name")
+    return slug
+
+
+def _write_package(folder: Path, carried: Sequence[Path], identity: str) -> None:
+    package = Path(str(resources.files("nbutils")))
+    shutil.copytree(package, folder / "nbutils", ignore=shutil.ignore_patterns("__pycache__"))
+    for path in {Path("requirements.txt"), Path("LICENSE"), *carried}:
+        source, target = sources.CHECKOUT / path, folder / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if source.is_dir():
+            shutil.copytree(source, target, dirs_exist_ok=True)
+        else:
+            shutil.copyfile(source, target)
+    facts = {
+        "id": identity,
+        "title": identity.partition("/")[2].replace("-", " "),
+        "subtitle": "The package of four preference-tuning notebooks",
+        "licenses": [{"name": "apache-2.0"}],
+    }
+    _write_json(folder / DATASET, facts)
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def _judge_files(name: str) -> Iterator[Path]:
+    """Yield a judge's own file and template; those of the kit are in the package."""
+    file = judges.read_file(name)[1]
+    if not (resources.files("nbutils.judges") / f"{name}.yaml").is_file():
+        yield from _travels("judge", name, must_exist=True)
+    if isinstance(file, judges.LlmFile):
+        read_template(file.template)
+        if not (resources.files("nbutils") / "templates" / f"{file.template}.txt").is_file():
+            yield from _travels(f"template of the judge {name}", file.template, must_exist=True)
+
+
+def _travels(what: str, name: str, *, must_exist: bool = False) -> Iterator[Path]:
+    """Yield the path behind a name relative to the checkout, nothing for a Hub id."""
+    if name.startswith("package:"):
+        raise InputError(f"{what}: {name} is a Python package that Kaggle does not have; name a Hub id")
+    path, root = sources.find(name), sources.CHECKOUT.resolve()
+    if path is None:
+        if must_exist or name.startswith((".", "/", "~")) or name.endswith(sources.FILE_TYPES):
+            raise InputError(f"{what}: there is no file or folder {name}; check the path (relative to {root})")
+    elif Path(name).is_absolute() or path != (root / name).resolve() or not path.is_relative_to(root):
+        raise InputError(f"{what}: {name} cannot travel; put it into {root} and name it relative to there")
+    else:
+        yield path.relative_to(root)
+
+
+def _inputs(stem: str, values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield parameter and name of everything that a stage reads."""
+    for name, field in params.MODELS[stem].model_fields.items():
+        if "input" in field.metadata:
+            yield from ((name, part) for part in params.names(str(values[name])))
+
+
+def _secrets(stem: str, values: Mapping[str, Any]) -> set[str]:
+    """Return the names of the tokens a stage cannot do without.
+
+    Raises:
+        InputError: for one that the notebooks do not fetch from Kaggle's secrets.
+    """
+    wanted = {"HF_TOKEN"} if values["push_to_hub"] else set()
+    if stem != "02_sample":
+        file = judges.read_file(values.get("eval_judge") or values["judge"])[1]
+        if isinstance(file, judges.LlmFile) and file.engine == "api" and file.key_variable:
+            wanted.add(file.key_variable)
+    if unknown := wanted - set(notebook.SECRETS):
+        raise InputError(
+            f"{stem}: the judge's key_variable is {unknown.pop()}, but the notebooks fetch only "
+            f"{', '.join(notebook.SECRETS)} from Kaggle's secrets; name that one in the judge file"
+        )
+    return wanted
+
+
+def _steps(out: Path, kernels: Mapping[str, dict[str, Any]], complete: Plan) -> str:
+    """Return what the user types, in order."""
+    secrets = {stem: _secrets(stem, values) for stem, values in complete.items()}
+    dataset = kernels["01_rerank"]["dataset_sources"][0]
+    on_gpu = [stem for stem in kernels if kernels[stem]["enable_gpu"]]
+    lines = [
+        f"GPU: {', '.join(on_gpu)} ({MACHINE}, which is two T4; Kaggle has retired the P100 and gives this instead).",
+        f"No GPU, so no quota: {', '.join(stem for stem in kernels if stem not in on_gpu) or 'none'}.",
+        "",
+        "Once: pip install 'kaggle>=2.2', and sign in as its documentation says (kaggle auth login).",
+        "",
+        "1. The package, as a private dataset; go on when its status is ready:",
+        f"     kaggle datasets create -p {out / PACKAGE} --dir-mode zip",
+        f"     kaggle datasets status {dataset}",
+        "   and after a change:",
+        f"     kaggle datasets version -p {out / PACKAGE} --dir-mode zip -m 'what changed'",
+        "2. The notebooks; a push starts a run, so push one when those it reads from are complete:",
+    ]
+    for stem, kernel in kernels.items():
+        reads = [name.partition("/")[2] for name in kernel["kernel_sources"]]
+        lines.append(f"     kaggle kernels push -p {out / stem}" + (f"  # after {', '.join(reads)}" if reads else ""))
+    for name in sorted(set().union(*secrets.values())):
+        pages = [f"     https://www.kaggle.com/code/{kernels[s]['id']}/edit" for s in kernels if name in secrets[s]]
+        lines += [
+            f"3. The secret {name}: the client cannot attach it, so the first run of these stops early.",
+            "   Open each in the editor, attach it under Add-ons > Secrets, then Save Version > Save & Run All:",
+            *pages,
+            "   Whether a later push keeps it attached is not known: look before you pay for a run.",
+        ]
+    lines += ["How they are doing, and what they left:"]
+    for kernel in kernels.values():
+        slug = kernel["id"].partition("/")[2]
+        lines.append(f"     kaggle kernels status {kernel['id']}")
+        lines.append(f"     kaggle kernels output {kernel['id']} -p {out / 'output' / slug}")
+    return "\n".join([*lines, "Nothing of this has been run on Kaggle by the authors yet.", ""])
+
+
+@contextmanager
+def _no_credentials() -> Iterator[None]:
+    """Hide Kaggle's credentials: its client signs in when it is imported, over the network, if it finds any."""
+    before = dict(os.environ)
+    with tempfile.TemporaryDirectory() as home, redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+        for name in before:
+            if name.startswith("KAGGLE_"):
+                del os.environ[name]
+        os.environ |= {"HOME": home, "KAGGLE_CONFIG_DIR": home}
+        try:
+            yield
+        finally:
+            os.environ.clear()
+            os.environ |= before
+
+
+if __name__ == "__main__":
+    sys.exit(main())
