@@ -301,6 +301,10 @@ def _steps(out: Path, kernels: Mapping[str, dict[str, Any]], complete: Plan) -> 
         slug = kernel["id"].partition("/")[2]
         lines.append(f"     kaggle kernels status {kernel['id']}")
         lines.append(f"     kaggle kernels output {kernel['id']} -p {out / 'output' / slug}")
+    lines += [
+        "One that its time budget stopped: in the editor add its own output as an input and run it again; the replies",
+        "in there are taken over, and none is asked for twice.",
+    ]
     return "\n".join([*lines, "Nothing of this has been run on Kaggle by the authors yet.", ""])
 
 
