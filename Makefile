@@ -1,5 +1,5 @@
-# make demo | test | test-vllm | run PROFILE=kaggle-t4 RUN=name | ablation | rounds N=2 | plan | lint | clean
-#      bench-judge | bench-sample | bench-dpo
+# make demo | walkthrough | run PROFILE=kaggle-t4 RUN=name | kaggle PROFILE=kaggle-t4 USER=name | ablation | rounds N=2
+#      test | test-vllm | lint | clean | plan | cost PROFILE=kaggle-t4 | bench-judge | bench-sample | bench-dpo | bench-scale
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -10,7 +10,7 @@ N ?= 2
 VLLM := .venv-vllm
 VLLM_PYTHON := $(CURDIR)/$(VLLM)/bin/python
 
-.PHONY: demo test test-vllm run ablation rounds plan bench-judge bench-sample bench-dpo lint clean
+.PHONY: demo walkthrough test test-vllm run kaggle ablation rounds plan cost bench-judge bench-sample bench-dpo bench-scale lint clean
 
 demo: $(STAMP)
 	$(BIN)/python -m nbutils.run params/demo runs/demo
@@ -24,6 +24,11 @@ test-vllm: $(STAMP) $(VLLM)/.installed
 
 run: $(STAMP)
 	$(BIN)/python -m nbutils.run params/$(PROFILE) runs/$(RUN)
+
+# four notebooks and the package for Kaggle, checked by its own client; prints what to type. USER is to be given: the
+# shell's variable of that name is the login here
+kaggle: $(STAMP)
+	$(BIN)/python -m nbutils.kaggle params/$(PROFILE) "$(if $(filter command,$(firstword $(origin USER))),$(USER))" build/kaggle
 
 # which pairs help: original labels, re-ranked, on-policy or both, at equal pairs and steps
 ablation: $(STAMP)
@@ -46,6 +51,10 @@ bench-dpo: $(STAMP)
 # which trainings would fit a T4, simulated
 plan: $(STAMP)
 	$(BIN)/python bench/plan.py
+
+# what a profile costs in hours and calls, by a stated model
+cost: $(STAMP)
+	$(BIN)/python bench/cost.py params/$(PROFILE)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
