@@ -14,7 +14,7 @@ from typing import Any
 import datasets
 from IPython.core.getipython import get_ipython
 
-from nbutils import params, stages
+from nbutils import hub, params, stages
 from nbutils.engines.environment import GPUS_VARIABLE
 from nbutils.sources import CHECKOUT, MOUNTS
 from nbutils.store import Store
@@ -50,7 +50,7 @@ def open_stage(stem: str) -> Session:
     values = params.given(cells) | _kaggle_overrides(injected=any(c.lstrip().startswith("# Parameters") for c in cells))
     checked = params.validate(stem, values)
     _fetch_secrets()
-    stages.check_push(checked.push_to_hub)
+    hub.check_push(checked.push_to_hub)
     # training refuses to run on several GPUs without a launcher; choose before torch looks, but let vLLM use them all
     os.environ.setdefault(GPUS_VARIABLE, os.environ.get("CUDA_VISIBLE_DEVICES", "all"))
     os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")

@@ -19,8 +19,10 @@ from typing import Any
 import pandas as pd
 import yaml
 from datasets import Dataset, Features, load_dataset
+from huggingface_hub import get_token
 from pyarrow import parquet
 
+from nbutils import hub
 from nbutils.errors import InputError
 from nbutils.records import PAIRS, Row, check, dataset
 
@@ -210,9 +212,8 @@ def _from_hub(name: str, split: str) -> Dataset:
     try:
         dataset: Any = load_dataset(repository, config or None, split=split)
     except Exception as error:  # the Hub client raises many kinds, all of them mean the dataset is not to be had
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise InputError(
-            f"dataset {name!r} (split {split!r}) cannot be loaded: {reason}; check name, split, network and, "
-            "for a private one, the token in HF_TOKEN"
+            f"dataset {name!r} (split {split!r}) cannot be loaded: {hub.reason(error)}; check name, split, network "
+            f"and, for a private one, the token in HF_TOKEN{'' if get_token() else ', which is not set'}"
         ) from None
     return dataset

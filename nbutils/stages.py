@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any, cast
 
 from datasets import Dataset
-from huggingface_hub import HfApi
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -146,27 +145,6 @@ class Stage:
             (draft / f"{name}.json").write_text(json.dumps(_finite(content), indent=1, ensure_ascii=False) + "\n")
         counts = {name: len(dataset) for name, dataset in datasets.items()}
         cards.of_stage(self.stem, draft, files, counts, params, summary).save(draft / "README.md")
-
-
-def push(folder: Path, repository: str, kind: str = "dataset") -> str:
-    """Upload a folder to a private repository on the Hub, of kind `dataset` or `model`, and return its address.
-
-    The token comes from HF_TOKEN. Repeating an interrupted upload sends what is missing.
-    """
-    api = HfApi()
-    address = api.create_repo(repository, repo_type=kind, private=True, exist_ok=True)
-    api.upload_folder(repo_id=address.repo_id, repo_type=kind, folder_path=folder, commit_message=folder.name)
-    return str(address)
-
-
-def check_push(repository: str) -> None:
-    """Raise InputError now, not after hours of work, if the upload at the end would fail for want of a token."""
-    if repository and "/" not in repository:
-        raise InputError(f"push_to_hub: expected 'user/name', got {repository!r}")
-    if repository and not os.environ.get("HF_TOKEN"):
-        raise InputError(
-            "push_to_hub: HF_TOKEN is not set; set it in the environment (on Kaggle: attach it as a secret)"
-        )
 
 
 def _write_parquet(folder: Path, dataset: Dataset) -> str:

@@ -7,6 +7,7 @@ import types
 
 import pytest
 from builders import ScriptedEngine, request
+from huggingface_hub import HfApi
 
 from nbutils import notebook
 from nbutils.engines import Reply, Sample
@@ -157,8 +158,9 @@ def test_a_misspelt_name_in_the_file_is_refused(cells, kaggle, tmp_path):
         open_stage("03_judge")
 
 
-def test_a_secret_reaches_the_environment_and_nothing_else(cells, kaggle, tmp_path, capsys):
+def test_a_secret_reaches_the_environment_and_nothing_else(cells, kaggle, tmp_path, capsys, monkeypatch):
     kaggle["HF_TOKEN"] = "hf_very_secret"
+    monkeypatch.setattr(HfApi, "whoami", lambda self: {"name": "me"})
     cells(PARAMETERS, '# Parameters\npush_to_hub = "me/pairs"\n')
     session = open_stage("03_judge")
     assert os.environ["HF_TOKEN"] == "hf_very_secret"

@@ -15,7 +15,7 @@ from huggingface_hub import DatasetCard
 from nbutils.errors import InputError
 from nbutils.pairs import build, rerank
 from nbutils.records import PAIRS, PROMPTS, dataset
-from nbutils.stages import Stage, check_push
+from nbutils.stages import Stage
 
 PAIR = build([rerank(scored(["A", "B"], [[1.0, 0.5]], chat_template_kwargs={"enable_thinking": False}))])[0]
 PRINT_PROMPTS = """
@@ -178,19 +178,3 @@ def test_the_store_and_the_models_are_shared_by_runs_side_by_side(tmp_path):
 def test_a_folder_can_be_moved_and_still_loads(tmp_path):
     moved = Path(shutil.move(write(Stage("01_rerank", tmp_path / "run"), "moved"), tmp_path / "elsewhere"))
     assert load_dataset(str(moved), "prompts", split="train")["prompt"][0][0]["content"] == "moved"
-
-
-@pytest.mark.parametrize(
-    ("repository", "token", "fault"),
-    [("dataset", "t", "expected 'user/name', got 'dataset'"), ("me/dataset", "", "HF_TOKEN is not set")],
-)
-def test_an_upload_that_would_fail_is_refused_beforehand(monkeypatch, repository, token, fault):
-    monkeypatch.setenv("HF_TOKEN", token)
-    with pytest.raises(InputError, match=fault):
-        check_push(repository)
-
-
-def test_no_upload_needs_no_token_and_one_with_a_token_passes(monkeypatch):
-    check_push("")
-    monkeypatch.setenv("HF_TOKEN", "t")
-    check_push("me/dataset")
