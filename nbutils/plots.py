@@ -110,9 +110,7 @@ def plot_next_token(tokens: Sequence[str], chances: Mapping[float, np.ndarray], 
     first.set_ylim(len(tokens) + 0.5, -0.5)
     grid[0, -1].legend(frameon=False, fontsize=8, loc="center right")
     shown = ", ".join(f"{temperature:g}" for temperature in chances)
-    text = (
-        f"Probability of the likeliest next tokens at temperature {shown}; the orange ones cannot be drawn."
-    )
+    text = f"Probability of the likeliest next tokens at temperature {shown}; the orange ones cannot be drawn."
     _caption(first, text)
     return first
 
@@ -123,9 +121,7 @@ def plot_lengths(lengths: Sequence[int], limit: int, *, ax: Axes | None = None) 
     ax.hist(lengths, bins=30, color=FIRST)
     ax.axvline(limit, color=SECOND, linestyle="--", label=f"max_tokens = {limit}: cut off here")
     ax.legend(frameon=False)
-    _caption(
-        ax, f"How many answers have how many tokens; those at the dashed line ({limit}) were cut off there."
-    )
+    _caption(ax, f"How many answers have how many tokens; those at the dashed line ({limit}) were cut off there.")
     return ax
 
 
@@ -178,7 +174,7 @@ def plot_length_gap(gaps: Sequence[float], *, ax: Axes | None = None) -> Axes:
     if len(gaps):
         ax.axvline(float(np.mean(gaps)), color=SECOND, linestyle="--", label=f"mean {np.mean(gaps):+.0f} characters")
         ax.legend(frameon=False)
-    text = "How many characters longer the chosen answer is; DPO learns a taste for length if the mean is right of zero."
+    text = "How many characters longer the chosen answer is; right of zero there is a taste for length that DPO learns."
     _caption(ax, text)
     return ax
 
@@ -218,7 +214,7 @@ def plot_training(log: pd.DataFrame, findings: Sequence[Finding] = ()) -> Axes:
     for ax in grid[1]:
         ax.set_xlabel("optimizer step")
     first: Axes = grid[0, 0]
-    text = "Loss, margin, accuracy and rewards by optimizer step; the margin should grow, the chosen side should not fall."
+    text = "Loss, margin, accuracy and rewards by step; the margin should grow and the chosen side should not fall."
     _caption(first, text)
     return first
 
@@ -270,7 +266,7 @@ def plot_bias(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
         )
     ax.set_xlim(-2, 102)
     ax.legend(frameon=False, fontsize=8, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.16))
-    text = "The judge's figures with 95% intervals; a dot in pale red is beyond a limit, a line that reaches grey shows no taste."
+    text = "The judge's figures with 95% intervals; pale red is beyond a limit, lines that reach grey show no taste."
     _caption(ax, text)
     return ax
 
@@ -326,9 +322,7 @@ def plot_rounds(frame: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     ax.set_ylim(bottom=0)
     if names:
         ax.legend(frameon=False, fontsize=8, loc="upper left")
-    text = (
-        "The headline in percent after each round; a bar that reaches down to the dot before it shows no gain."
-    )
+    text = "The headline in percent after each round; a bar that reaches down to the dot before it shows no gain."
     _caption(ax, text)
     return ax
 
