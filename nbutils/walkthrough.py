@@ -79,7 +79,8 @@ def publish(run_dir: Path, docs: Path) -> list[Path]:
         InputError: if the run is not whole, or if a page cannot be written or would replace somebody else's file.
             Nothing is written then.
     """
-    lessons = [_lesson(stem, _read(run_dir, stem)) for stem in STEMS]
+    notebooks = {stem: _read(run_dir, stem) for stem in STEMS}
+    lessons = [_lesson(stem, notebook) for stem, notebook in notebooks.items()]
     environment = Environment(loader=FileSystemLoader(PAGES), autoescape=True, keep_trailing_newline=True)
     common = {"lessons": lessons, "generator": GENERATOR, "style": (PAGES / "style.css").read_text()}
     index = {"title": TITLE, "run": run_dir.resolve().name, "made": lessons[-1].made}
