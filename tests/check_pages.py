@@ -101,6 +101,7 @@ class Browser:
 def browser(tmp_path_factory):
     if not CHROMIUM:
         pytest.skip("there is no chromium here")
+    assert (PAGES / "index.html").is_file(), f"there are no pages in {PAGES}; run make walkthrough"
     browser = Browser(tmp_path_factory.mktemp("profile"))
     yield browser
     browser.close()
