@@ -1,4 +1,4 @@
-# make demo | walkthrough | run PROFILE=kaggle-t4 RUN=name | kaggle PROFILE=kaggle-t4 USER=name | ablation | rounds N=2
+# make demo | walkthrough | check-pages | run PROFILE=kaggle-t4 RUN=name | kaggle PROFILE=kaggle-t4 USER=name | ablation | rounds N=2
 #      test | test-vllm | lint | clean | plan | cost PROFILE=kaggle-t4 | bench-judge | bench-sample | bench-dpo | bench-scale
 PYTHON ?= python3
 VENV := .venv
@@ -10,10 +10,18 @@ N ?= 2
 VLLM := .venv-vllm
 VLLM_PYTHON := $(CURDIR)/$(VLLM)/bin/python
 
-.PHONY: demo walkthrough test test-vllm run kaggle ablation rounds plan cost bench-judge bench-sample bench-dpo bench-scale lint clean
+.PHONY: demo walkthrough check-pages test test-vllm run kaggle ablation rounds plan cost bench-judge bench-sample bench-dpo bench-scale lint clean
 
 demo: $(STAMP)
 	$(BIN)/python -m nbutils.run params/demo runs/demo
+
+# the executed notebooks of the demo as pages in docs/
+walkthrough: demo
+	$(BIN)/python -m nbutils.walkthrough runs/demo docs
+
+# the pages in a real browser, where chromium is installed
+check-pages: walkthrough
+	$(BIN)/python -m pytest tests/check_pages.py
 
 test: $(STAMP)
 	$(BIN)/python -m pytest

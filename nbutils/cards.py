@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from huggingface_hub import DatasetCard, DatasetCardData, ModelCard, ModelCardData
+from PIL import Image
 
 from nbutils import __version__, choices, evaluation, sources, winrates
 
@@ -49,15 +50,19 @@ def of_stage(
         for i, (name, path) in enumerate(files.items())
     ]
     data = DatasetCardData(configs=configs, tags=["preference-data", stem])
-    figures = "\n".join(
-        f"![{p.stem.replace('_', ' ')}](figures/{p.name})" for p in sorted((draft / "figures").iterdir())
-    )
+    figures = "\n".join(f"![{caption(p)}](figures/{p.name})" for p in sorted((draft / "figures").iterdir()))
     return DatasetCard(
         f"---\n{data.to_yaml()}\n---\n\n# {stem}\n\n{ABOUT[stem]}\n\n{summary}\n\n"
         f"{_two('configuration', 'rows', counts)}\n\n"
         f"## How it was made\n\nBy the notebook `{stem}` of nbutils {__version__} with\n\n"
         f"{_parameters(params)}\n\n## Figures\n\n{figures}\n"
     )
+
+
+def caption(image: Path) -> str:
+    """Return the sentence that `Stage.figure` wrote into a PNG, empty if there is none."""
+    with Image.open(image) as png:
+        return str(png.info.get("Description", ""))
 
 
 def of_model(

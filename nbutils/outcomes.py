@@ -90,9 +90,10 @@ def rounds_text(frame: pd.DataFrame) -> str:
 def save(stem: Path, text: str, frame: pd.DataFrame, axes: Axes) -> None:
     """Write the text, the numbers and the figure of an experiment, and print the text."""
     stem.parent.mkdir(parents=True, exist_ok=True)
-    stem.with_suffix(".md").write_text(f"# {stem.name.capitalize()}\n\n{text}\n\n![{stem.name}]({stem.name}.png)\n")
-    frame.to_csv(stem.with_suffix(".csv"), index=False)
     figure: Any = axes.get_figure(root=True)
+    caption = figure.get_label() or stem.name
+    stem.with_suffix(".md").write_text(f"# {stem.name.capitalize()}\n\n{text}\n\n![{caption}]({stem.name}.png)\n")
+    frame.to_csv(stem.with_suffix(".csv"), index=False)
     figure.savefig(stem.with_suffix(".png"), dpi=110, bbox_inches="tight")
     run.say(f"\n{text}\n\ndone: {stem.with_suffix('.md')}")
 

@@ -1,14 +1,19 @@
-"""One function per figure of the notebooks, each drawn from the data a stage saves; they return their axes."""
+"""One function per figure of the notebooks, each drawn from the data a stage saves; they return their axes.
+
+Each also gives its figure a caption, one sentence that says what is drawn and what to look for, as the figure's label:
+`Stage.figure` hands it on to the notebook, to the image and from there to the card.
+"""
 
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from nbutils.evaluation import headline
@@ -39,6 +44,10 @@ def _axes(ax: Axes | None, title: str, x: str, y: str, *, size: tuple[float, flo
     return ax
 
 
+def _caption(ax: Axes, text: str) -> None:
+    cast(Figure, ax.get_figure(root=True)).set_label(text)
+
+
 def plot_verdicts(counts: Mapping[str, int], *, ax: Axes | None = None) -> Axes:
     """Draw each verdict's share of the rows with its 95% Wilson interval."""
     total = sum(counts.values())
@@ -48,6 +57,7 @@ def plot_verdicts(counts: Mapping[str, int], *, ax: Axes | None = None) -> Axes:
     for i, count in enumerate(counts.values()):
         ax.annotate(str(count), (100 * shares[i].high, i), (5, 0), textcoords="offset points", va="center", fontsize=8)
     ax.set_xlim(left=0)
+    _caption(ax, f"Share of {total} rows that each verdict got, in percent; a wide 95% interval means few rows.")
     return ax
 
 
@@ -64,6 +74,8 @@ def plot_scores(
     ax.hist(groups, bins=SCORE_BINS, color=[FIRST, SECOND][:places], label=list(names) if names else None)
     if names:
         ax.legend(frameon=False)
+    sides = f", {' and '.join(names)} side by side" if names else ""
+    _caption(ax, f"How many responses got which score from 0 to 1{sides}; a useful judge uses the whole scale.")
     return ax
 
 
@@ -97,6 +109,9 @@ def plot_next_token(tokens: Sequence[str], chances: Mapping[float, np.ndarray], 
     first.set_yticks(rows, [*map(repr, tokens), "all others"], parse_math=False)
     first.set_ylim(len(tokens) + 0.5, -0.5)
     grid[0, -1].legend(frameon=False, fontsize=8, loc="center right")
+    shown = ", ".join(f"{temperature:g}" for temperature in chances)
+    text = f"Probability of the likeliest next tokens at temperature {shown}; the orange ones cannot be drawn."
+    _caption(first, text)
     return first
 
 
@@ -106,6 +121,7 @@ def plot_lengths(lengths: Sequence[int], limit: int, *, ax: Axes | None = None) 
     ax.hist(lengths, bins=30, color=FIRST)
     ax.axvline(limit, color=SECOND, linestyle="--", label=f"max_tokens = {limit}: cut off here")
     ax.legend(frameon=False)
+    _caption(ax, f"How many answers have how many tokens; those at the dashed line ({limit}) were cut off there.")
     return ax
 
 
@@ -135,6 +151,7 @@ def plot_waterfall(counts: Mapping[str, int], *, ax: Axes | None = None) -> Axes
             fontsize=8,
         )
     ax.set_xticks(range(len(labels)), labels, rotation=30, ha="right")
+    _caption(ax, f"Where {left[0]} prompts were lost, step by step from left to right, down to {left[-1]} pairs.")
     return ax
 
 
@@ -144,6 +161,7 @@ def plot_margins(margins: Sequence[float], *, ax: Axes | None = None) -> Axes:
         ax, "How clear is the judge's preference?", "margin: chosen score minus rejected score (0 to 1)", "pairs"
     )
     ax.hist(margins, bins=SCORE_BINS, color=FIRST)
+    _caption(ax, "How many pairs have which margin between 0 and 1; a heap at the left is many doubtful pairs.")
     return ax
 
 
@@ -156,6 +174,8 @@ def plot_length_gap(gaps: Sequence[float], *, ax: Axes | None = None) -> Axes:
     if len(gaps):
         ax.axvline(float(np.mean(gaps)), color=SECOND, linestyle="--", label=f"mean {np.mean(gaps):+.0f} characters")
         ax.legend(frameon=False)
+    text = "How many characters longer the chosen answer is; right of zero there is a taste for length that DPO learns."
+    _caption(ax, text)
     return ax
 
 
@@ -194,6 +214,8 @@ def plot_training(log: pd.DataFrame, findings: Sequence[Finding] = ()) -> Axes:
     for ax in grid[1]:
         ax.set_xlabel("optimizer step")
     first: Axes = grid[0, 0]
+    text = "Loss, margin, accuracy and rewards by step; the margin should grow and the chosen side should not fall."
+    _caption(first, text)
     return first
 
 
@@ -207,6 +229,8 @@ def plot_before_after(summary: Mapping[str, Any], *, ax: Axes | None = None) -> 
     names = [name.rpartition(":")[2] for name in changes]
     _forest(ax, names, [Interval(*(100 * c[k] for k in ("change", "low", "high"))) for c in changes.values()])
     ax.axvline(0, color="black", linewidth=0.8)
+    text = "Change by the training in percentage points, first overall, then by kind; one across zero shows nothing."
+    _caption(ax, text)
     return ax
 
 
@@ -242,6 +266,8 @@ def plot_bias(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
         )
     ax.set_xlim(-2, 102)
     ax.legend(frameon=False, fontsize=8, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.16))
+    text = "The judge's figures with 95% intervals; pale red is beyond a limit, lines that reach grey show no taste."
+    _caption(ax, text)
     return ax
 
 
@@ -269,6 +295,8 @@ def plot_ablation(frame: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     ax.set_ylim(max(len(arms), 1) - 0.5, -0.5)
     if arms:
         ax.legend(frameon=False, fontsize=8, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.18))
+    text = "Change by each arm's training in percentage points, a dot per seed; an interval across zero shows nothing."
+    _caption(ax, text)
     return ax
 
 
@@ -294,6 +322,8 @@ def plot_rounds(frame: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     ax.set_ylim(bottom=0)
     if names:
         ax.legend(frameon=False, fontsize=8, loc="upper left")
+    text = "The headline in percent after each round; a bar that reaches down to the dot before it shows no gain."
+    _caption(ax, text)
     return ax
 
 

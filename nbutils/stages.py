@@ -21,6 +21,8 @@ from pathlib import Path
 from typing import Any, cast
 
 from datasets import Dataset
+from IPython.display import Image, display
+from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -79,9 +81,17 @@ class Stage:
         return path
 
     def figure(self, name: str, axes: Axes) -> None:
-        """Keep a figure for the stage folder; Jupyter shows it as well, as the cell's own output."""
+        """Show a figure in the notebook and keep it for the stage folder, in both with its caption.
+
+        The caption is the figure's label, which `plots` gives it, else the name. It stands as alternative text beside
+        the notebook's output and as the PNG's description.
+        """
+        figure = cast(Figure, axes.get_figure(root=True))
+        caption = str(figure.get_label()) or name.replace("_", " ")
         image = io.BytesIO()
-        cast(Figure, axes.get_figure(root=True)).savefig(image, format="png", dpi=110, bbox_inches="tight")
+        figure.savefig(image, format="png", dpi=110, bbox_inches="tight", metadata={"Description": caption})
+        plt.close(figure)  # or Jupyter would show it again, without its caption
+        display(Image(image.getvalue(), alt=caption))
         self._figures[name] = image.getvalue()
 
     def write(

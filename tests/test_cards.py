@@ -1,6 +1,7 @@
 """cards.py: what someone who finds the folder on the Hub is told."""
 
 import pytest
+from PIL import Image
 from test_evaluation import ROWS
 
 from nbutils import cards, choices, evaluation
@@ -58,3 +59,8 @@ def test_what_became_of_knowledge_stands_on_the_card(proof):
     kept = choices.compare([Choice(True, True)] * 4, [Choice(False, True)] * 4)
     card = card_of(PARAMS, proof=proof, knowledge=kept)
     assert "| acc | 100.0 | 0.0 | -100.0 | -100.0 | -100.0 |" in card.text
+
+
+def test_an_image_that_nobody_described_has_no_caption(tmp_path):
+    Image.new("RGB", (1, 1)).save(tmp_path / "figure.png")
+    assert cards.caption(tmp_path / "figure.png") == ""

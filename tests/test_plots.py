@@ -1,4 +1,5 @@
 import math
+import re
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -74,6 +75,21 @@ def test_a_figure_can_be_drawn_into_given_axes(plot, given):
 @pytest.mark.parametrize(("plot", "given"), NOTHING)
 def test_no_data_is_an_empty_figure_not_an_error(plot, given):
     plot(*given).figure.canvas.draw()
+
+
+@pytest.mark.parametrize(("plot", "given"), [*DRAWN, (plots.plot_training, (FULL_LOG,)), *NOTHING])
+def test_a_figure_has_one_short_sentence_as_its_caption(plot, given):
+    caption = plot(*given).get_figure(root=True).get_label()
+    assert re.fullmatch(r"[A-Z][^\n]{40,125}\.", caption)
+    assert "nan" not in caption
+    assert caption.count(". ") == 0
+
+
+def test_a_caption_tells_the_numbers_of_its_figure():
+    assert "Where 6 prompts were lost" in plots.plot_waterfall({"on_policy": 3, "tie": 2, "flip": 1}).figure.get_label()
+    chances = {0.3: np.array([0.9, 0.1]), 1.2: np.array([0.5, 0.5])}
+    first = plots.plot_next_token([" a"], chances, {0.3: 1, 1.2: 2})
+    assert "at temperature 0.3, 1.2;" in first.figure.get_label()
 
 
 def test_the_waterfall_ends_with_the_pairs():

@@ -1,3 +1,4 @@
+import base64
 import errno
 import json
 import os
@@ -12,6 +13,7 @@ from builders import child, prompt_row, scored
 from datasets import Dataset, load_dataset
 from huggingface_hub import DatasetCard
 
+from nbutils import cards, stages
 from nbutils.errors import InputError
 from nbutils.pairs import build, rerank
 from nbutils.records import PAIRS, PROMPTS, dataset
@@ -86,6 +88,25 @@ def test_the_card_parses_and_every_path_in_it_exists(tmp_path):
     assert "/home/me" not in card.text
     assert json.loads((folder / "metrics.json").read_text()) == {"share": None, "kept": [1, None]}
     assert json.loads((folder / "params.json").read_text()) == params
+
+
+def test_a_figures_caption_stands_beside_the_output_in_the_image_and_on_the_card(tmp_path, monkeypatch):
+    outputs = []
+    monkeypatch.setattr(stages, "display", lambda image: outputs.append(image._repr_mimebundle_()))
+    stage = Stage("01_rerank", tmp_path)
+    axes = plt.subplots()[1]
+    axes.figure.set_label("Scores from 0 to 1 – “fair”.")
+    stage.figure("scores", axes)
+    stage.figure("no_label", plt.subplots()[1])
+    assert plt.get_fignums() == [], "Jupyter would show an open figure a second time"
+    folder = write(stage)
+    assert [metadata["image/png"]["alt"] for _, metadata in outputs] == ["Scores from 0 to 1 – “fair”.", "no label"]
+    shown = [base64.b64decode(data["image/png"]) for data, _ in outputs]
+    assert shown == [(folder / "figures" / name).read_bytes() for name in ("scores.png", "no_label.png")]
+    assert cards.caption(folder / "figures" / "scores.png") == "Scores from 0 to 1 – “fair”."
+    card = (folder / "README.md").read_text()
+    assert "![Scores from 0 to 1 – “fair”.](figures/scores.png)" in card
+    assert "![no label](figures/no_label.png)" in card
 
 
 def test_files_and_folders_are_copied_in(tmp_path):

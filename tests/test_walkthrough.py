@@ -1,0 +1,293 @@
+"""walkthrough.py: the pages of a run, here of the real notebooks with outputs that were written by hand."""
+
+import base64
+import io
+import itertools
+import os
+import re
+from pathlib import Path
+
+import nbformat
+import pytest
+from bs4 import BeautifulSoup
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_output
+from PIL import Image
+
+from nbutils import walkthrough
+from nbutils.errors import InputError
+from nbutils.params import STEMS
+from nbutils.run import notebook as source_of
+
+ELSEWHERE = "/home/somebody/kit"  # the checkout of the machine that executed the run
+CAPTION = 'Shares of "kept" & <swapped>.'
+TABLE = '<div><style scoped>th {color: red}</style><table border="1"><tr style="x"><td>1</td></tr></table></div>'
+PAGES = ["index.html", *(f"{stem}.html" for stem in STEMS)]
+
+
+def stream(text, name="stderr"):
+    return new_output("stream", name=name, text=text)
+
+
+def picture(name):
+    image = io.BytesIO()
+    Image.new("RGB", (200, 100 + len(name))).save(image, format="png")
+    return image.getvalue()
+
+
+def shown(image, caption=CAPTION):
+    metadata = {"image/png": {"alt": caption}} if caption else {}
+    data = {"image/png": base64.b64encode(image).decode(), "text/plain": "<Image>"}
+    return new_output("display_data", data, metadata=metadata)
+
+
+def executed(stem, run_dir):
+    """Write a notebook as papermill would have left it, with its stage folder."""
+    book = nbformat.read(source_of(stem), as_version=4)
+    code = [cell for cell in book.cells if cell.cell_type == "code"]
+    injected = new_code_cell(
+        f'# Parameters\nrun_dir = "{ELSEWHERE}/runs/x"', metadata={"tags": ["injected-parameters"]}
+    )
+    book.cells.insert(book.cells.index(code[0]) + 1, injected)
+    book.cells.append(
+        new_markdown_cell("## More\n\nSee [the kit](../README.md), [more](#More), [away](https://a.org).")
+    )
+    figures = run_dir / stem / "figures"
+    figures.mkdir(parents=True)
+    (figures.parent / "README.md").write_text("card")
+    for i, cell in enumerate([*code, injected]):
+        cell.execution_count = i
+        for name in re.findall(r'stage\.figure\("(\w+)"', cell.source):
+            (figures / f"{name}.png").write_bytes(picture(name))
+            cell.outputs.append(shown(picture(name)))
+    code[1].outputs = [
+        stream(f"kept in {ELSEWHERE}, {ELSEWHERE}/runs/x/{stem}, not in {ELSEWHERE}-2\n", "stdout"),
+        stream(
+            f"{Path.home()}/.cache and {walkthrough.CHECKOUT}/params\n"
+            "/opt/env/site-packages/a.py:1: \x1b[31mred\x1b[0m\n"
+        ),
+        *(stream(f"\rasking: {i}%") for i in range(100)),
+        stream("\n"),
+        new_output("execute_result", {"text/html": TABLE, "text/plain": "1"}),
+        new_output("display_data", {"text/html": "<script src='https://a.org/x.js'></script><b>bold</b>"}),
+    ]
+    book.metadata["papermill"] = {
+        "input_path": f"{ELSEWHERE}/notebooks/{stem}.ipynb", "output_path": f"{ELSEWHERE}/runs/x/{stem}.ipynb",
+        "version": "2.7.0", "end_time": "2026-01-02T03:04:05", "duration": 9.6,
+    }  # fmt: skip
+    nbformat.write(book, run_dir / f"{stem}.ipynb")
+
+
+def change(run_dir, stem, edit):
+    book = nbformat.read(run_dir / f"{stem}.ipynb", as_version=4)
+    edit(book)
+    nbformat.write(book, run_dir / f"{stem}.ipynb")
+
+
+@pytest.fixture
+def run_dir(tmp_path):
+    for stem in STEMS:
+        executed(stem, tmp_path / "x")
+    return tmp_path / "x"
+
+
+@pytest.fixture(scope="module")
+def docs(tmp_path_factory):
+    where = tmp_path_factory.mktemp("walkthrough")
+    for stem in STEMS:
+        executed(stem, where / "x")
+    walkthrough.publish(where / "x", where / "docs")
+    return where / "docs"
+
+
+@pytest.fixture(params=PAGES)
+def page(docs, request):
+    return BeautifulSoup((docs / request.param).read_text(), "html.parser")
+
+
+def test_a_page_loads_nothing_and_runs_nothing(page):
+    assert page(["script", "iframe", "object", "embed"]) == []
+    loads = [tag.get("src") or tag["href"] for tag in page(["img", "link", "source"])]
+    assert [address for address in loads if not address.startswith("data:")] == []
+    assert "url(" not in str(page.style)
+    assert "@import" not in str(page.style)
+    assert not any(name.startswith("on") for tag in page(True) for name in tag.attrs)
+
+
+def test_a_page_is_made_for_phones_and_screen_readers(page):
+    assert page.html["lang"] == "en"
+    assert page.find("meta", {"name": "viewport"})["content"] == "width=device-width, initial-scale=1"
+    levels = [int(tag.name[1]) for tag in page(re.compile(r"^h\d$"))]
+    assert levels.count(1) == 1
+    assert levels[0] == 1
+    assert all(after - before <= 1 for before, after in itertools.pairwise(levels))
+    ids = [tag["id"] for tag in page(id=True)]
+    assert len(set(ids)) == len(ids)
+    assert page.body.a["href"] == "#main"
+    assert all(table.parent["class"] == ["box"] and table.parent["tabindex"] == "0" for table in page("table"))
+
+
+def test_every_figure_has_its_caption_as_alternative_text_too(page):
+    captions = [(image["alt"], image.find_parent("figure").figcaption.get_text()) for image in page("img")]
+    assert set(captions) == ({(CAPTION, CAPTION)} if page.footer.nav else set())
+
+
+def test_links_lead_to_pages_places_on_them_or_outside(docs, page):
+    for link in page("a"):
+        target, _, place = link["href"].partition("#")
+        if target.startswith("https://"):
+            continue
+        there = BeautifulSoup((docs / target).read_text(), "html.parser") if target else page
+        assert not place or there.find(id=place), link
+    if page.footer.nav:
+        assert "the kit" in page.main.get_text()
+        assert "the kit" not in [link.get_text() for link in page("a")], "a file that is not published is plain text"
+        assert page.main.find("a", string="more")["href"] == "#More"
+
+
+def test_nothing_of_the_machine_that_executed_the_run_remains(docs, page):
+    text = str(page)
+    assert f"{ELSEWHERE}/" not in text
+    assert str(Path.home()) + "/" not in text
+    assert str(walkthrough.CHECKOUT) not in text
+    assert str(docs.parent) not in text
+
+
+def test_a_page_leads_to_the_one_before_and_the_one_after_and_to_its_sections(docs):
+    page = BeautifulSoup((docs / "02_sample.html").read_text(), "html.parser")
+    assert [link["href"] for link in page.footer("a")] == ["01_rerank.html", "03_judge.html"]
+    assert page.header.find("a", {"aria-current": "page"})["href"] == "02_sample.html"
+    sections = [tag.get_text() for tag in page.main(["h2", "h3"])]
+    assert [link.get_text() for link in page.find("nav", "contents")("a")] == sections
+    assert "executed by papermill 2.7.0 on 2026-01-02, in 10 seconds" in page.footer.get_text()
+
+
+def test_the_index_tells_the_run_and_links_all_notebooks_with_their_first_paragraph(docs):
+    page = BeautifulSoup((docs / "index.html").read_text(), "html.parser")
+    assert [link["href"] for link in page.select("h3 a")] == [f"{stem}.html" for stem in STEMS]
+    assert "the run x" in page.main.get_text().replace("\n", " ")
+    assert "Many preference datasets were made cheaply" in page.find("section").p.get_text()
+
+
+def test_what_a_cell_gave_is_shown_as_a_reader_needs_it(docs):
+    page = BeautifulSoup((docs / "03_judge.html").read_text(), "html.parser")
+    printed, noise = (page.find("pre", name).get_text() for name in ("stdout", "stderr"))
+    assert printed == f"kept in ., runs/x/03_judge, not in {ELSEWHERE}-2\n"
+    assert noise == "~/.cache and params\nsite-packages/a.py:1: red\nasking: 99%\n"
+    assert page.find("span", "ansi-red-fg").get_text() == "red"
+    (table,) = (t for t in page("table") if t.get_text() == "1")
+    assert not table(attrs={"style": True})
+    assert page.find("b", string="bold")
+    label = page.find("p", "label", string="Parameters of this run")
+    assert label.find_next("pre").get_text() == '# Parameters\nrun_dir = "runs/x"\n'
+    assert page.find("span", "k").get_text() == "def", "code has classes for its colours"
+
+
+def test_formulas_are_mathml_and_no_latex_is_left(docs):
+    page = BeautifulSoup((docs / "04_dpo.html").read_text(), "html.parser")
+    (loss,) = page("math", display="block")
+    assert len(loss("mfrac")) == 2
+    assert [tag.get_text() for tag in loss("mi")][:4] == ["L", "log", "σ", "β"]
+    assert len(page("math")) > 8
+    prose = " ".join(tag.get_text() for tag in page.main("p"))
+    assert "$" not in prose
+    assert "\\" not in prose
+
+
+def test_the_same_run_gives_the_same_bytes_and_other_files_stay(run_dir, tmp_path):
+    docs = tmp_path / "docs"
+    docs.mkdir()
+    (docs / "guide.html").write_text("mine")
+    walkthrough.publish(run_dir, docs)
+    first = {path.name: path.read_bytes() for path in docs.iterdir()}
+    assert sorted(first) == sorted([*PAGES, "guide.html"])
+    assert first["guide.html"] == b"mine"
+    (docs / "index.html").write_text((docs / "index.html").read_text() + "old")
+    walkthrough.publish(run_dir, docs)
+    assert {path.name: path.read_bytes() for path in docs.iterdir()} == first
+
+
+def test_somebody_elses_page_is_not_replaced(run_dir, tmp_path):
+    (tmp_path / "02_sample.html").write_text("mine")
+    with pytest.raises(InputError, match=r"02_sample.html is not a page of the walkthrough"):
+        walkthrough.publish(run_dir, tmp_path)
+    assert not (tmp_path / "index.html").exists()
+
+
+def test_a_full_disk_leaves_the_old_pages_and_no_drafts(run_dir, tmp_path, monkeypatch):
+    docs = tmp_path / "docs"
+    walkthrough.publish(run_dir, docs)
+    before = {path: path.read_bytes() for path in docs.iterdir()}
+    change(run_dir, "01_rerank", lambda book: book.cells.append(new_markdown_cell("New.")))
+    write = Path.write_text
+
+    def refuse(path, *given, **options):
+        if "03_judge" in path.name:
+            write(path, "half")
+            raise OSError(28, "No space left on device")
+        return write(path, *given, **options)
+
+    monkeypatch.setattr(Path, "write_text", refuse)
+    with pytest.raises(InputError, match=r"cannot write to .*docs \(No space left on device\)"):
+        walkthrough.publish(run_dir, docs)
+    assert {path: path.read_bytes() for path in docs.iterdir()} == before
+
+
+def fail(book):
+    book.cells[5].outputs = [new_output("error", ename="InputError", evalue="no", traceback=[])]
+
+
+def stop(book):
+    book.cells[5].execution_count = None
+
+
+def by_hand(book):
+    del book.metadata["papermill"]
+
+
+def no_figure(book):
+    for cell in book.cells:
+        cell["outputs"] = [o for o in cell.get("outputs", []) if "image/png" not in o.get("data", {})]
+
+
+def no_caption(book):
+    for output in (o for cell in book.cells for o in cell.get("outputs", []) if "image/png" in o.get("data", {})):
+        output.metadata = {}
+
+
+def image_from_elsewhere(book):
+    book.cells.append(new_markdown_cell("![a](https://a.org/a.png)"))
+
+
+@pytest.mark.parametrize(
+    ("edit", "fault"),
+    [
+        (fail, "02_sample.ipynb stopped with InputError; finish the run"),
+        (stop, "02_sample.ipynb was not executed to its end"),
+        (by_hand, "02_sample.ipynb was not executed by papermill"),
+        (no_figure, r"02_sample.ipynb does not show .*lengths.png"),
+        (no_caption, r"02_sample.ipynb shows a figure without a caption"),
+        (image_from_elsewhere, "02_sample: the image https://a.org/a.png is not part of the notebook"),
+    ],
+)
+def test_a_notebook_that_is_not_whole_is_refused_and_nothing_is_written(run_dir, tmp_path, edit, fault):
+    change(run_dir, "02_sample", edit)
+    with pytest.raises(InputError, match=fault):
+        walkthrough.publish(run_dir, tmp_path / "docs")
+    assert not (tmp_path / "docs").exists()
+
+
+def test_a_run_without_a_notebook_or_a_stage_is_refused_with_one_line(run_dir, tmp_path, capsys):
+    os.rename(run_dir / "04_dpo", tmp_path / "away")
+    assert walkthrough.main([str(run_dir), str(tmp_path / "docs")]) == 1
+    assert re.fullmatch(r"error: there is no stage folder .*04_dpo; finish the run .* first\n", capsys.readouterr().err)
+    (run_dir / "03_judge.ipynb").write_text("<html>")
+    assert walkthrough.main([str(run_dir), str(tmp_path / "docs")]) == 1
+    assert "03_judge.ipynb is not a notebook" in capsys.readouterr().err
+    (run_dir / "01_rerank.ipynb").unlink()
+    assert walkthrough.main([str(run_dir), str(tmp_path / "docs")]) == 1
+    assert re.fullmatch(r"error: there is no .*01_rerank.ipynb; finish the run .* first\n", capsys.readouterr().err)
+
+
+def test_the_command_says_where_to_begin(run_dir, tmp_path, capsys):
+    assert walkthrough.main([str(run_dir), str(tmp_path / "docs")]) == 0
+    assert capsys.readouterr().out == f"done: 5 pages, begin with {tmp_path / 'docs' / 'index.html'}\n"
