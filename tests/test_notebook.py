@@ -8,7 +8,7 @@ import types
 import pytest
 from builders import ScriptedEngine, request
 
-from nbutils import notebook
+from nbutils import notebook, sources
 from nbutils.engines import Reply, Sample
 from nbutils.errors import InputError
 from nbutils.notebook import open_stage, run_folder
@@ -31,7 +31,8 @@ push_to_hub: str = ""
 @pytest.fixture
 def cells(tmp_path, monkeypatch):
     """Run cells in a stand-in for IPython: `In` holds their sources, the names they assign are there."""
-    shell = types.SimpleNamespace(user_ns={"In": [""]})
+    events = types.SimpleNamespace(register=lambda *_: None)
+    shell = types.SimpleNamespace(user_ns={"In": [""]}, set_custom_exc=lambda *_: None, events=events)
 
     def run(*sources):
         for source in sources:
@@ -41,7 +42,7 @@ def cells(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(notebook, "get_ipython", lambda: shell)
     monkeypatch.setattr(notebook, "_session", [])
-    monkeypatch.setattr(notebook, "MOUNTS", tmp_path / "input")
+    monkeypatch.setattr(sources, "MOUNTS", tmp_path / "input")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     logger = logging.getLogger("nbutils")
     before = logger.handlers[:], logger.level
@@ -76,7 +77,7 @@ def test_papermills_cell_counts_and_a_time_budget_sets_the_deadline(cells):
     cells(PARAMETERS, "# Parameters\nseed = 7\ntime_budget_hours = 2.0\n")
     session = open_stage("03_judge")
     assert session.params.seed == 7
-    assert session.deadline == pytest.approx(time.time() + 7200, abs=60)
+    assert session.deadline == pytest.approx(time.monotonic() + 7200, abs=60)
 
 
 def test_a_misspelt_parameter_and_a_wrong_one_stop_the_notebook_together(cells):

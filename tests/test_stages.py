@@ -32,7 +32,7 @@ def write(stage, text="Ciao?", pairs=(PAIR,), **given):
 
 
 def leftovers(run_dir):
-    return sorted(path.name for path in (run_dir / ".work").iterdir() if path.suffix != ".lock")
+    return sorted(path.name for path in (run_dir / "work").iterdir() if path.suffix != ".lock")
 
 
 def test_a_configuration_loads_with_plain_load_dataset_as_it_was_written(tmp_path):
@@ -155,8 +155,8 @@ def test_a_full_disk_leaves_the_old_folder_whole_and_no_draft(tmp_path, monkeypa
 def test_what_a_killed_run_left_is_removed_and_its_checkpoints_stay(tmp_path):
     stage = Stage("04_dpo", tmp_path)
     (stage.scratch("checkpoints") / "step").write_text("1")
-    (tmp_path / ".work" / "04_dpo.draft-abc").mkdir()
-    (tmp_path / ".work" / "02_sample.draft-abc").mkdir()
+    (tmp_path / "work" / "04_dpo.draft-abc").mkdir()
+    (tmp_path / "work" / "02_sample.draft-abc").mkdir()
     stage.close()
     again = Stage("04_dpo", tmp_path)
     assert leftovers(tmp_path) == ["02_sample.draft-abc", "checkpoints"]

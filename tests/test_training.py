@@ -398,7 +398,7 @@ class Clock(TrainerCallback):
     def __init__(self):
         self.saved = []
 
-    def time(self):
+    def monotonic(self):
         return self.now
 
     def on_step_begin(self, *_, **__):
