@@ -1,16 +1,19 @@
 import logging
 import math
 import os
+import re
 import sys
 import time
 import types
 
+import psutil
 import pytest
 from builders import ScriptedEngine, request
+from IPython.core.interactiveshell import InteractiveShell
 
 from nbutils import notebook, sources
 from nbutils.engines import Reply, Sample
-from nbutils.errors import InputError
+from nbutils.errors import InputError, Interrupted, out_of_time
 from nbutils.notebook import open_stage, run_folder
 from nbutils.store import Store
 
@@ -78,6 +81,60 @@ def test_papermills_cell_counts_and_a_time_budget_sets_the_deadline(cells):
     session = open_stage("03_judge")
     assert session.params.seed == 7
     assert session.deadline == pytest.approx(time.monotonic() + 7200, abs=60)
+
+
+def test_on_kaggle_a_batch_counts_from_the_start_of_its_process(cells, kaggle, monkeypatch):
+    cells(PARAMETERS, "# Parameters\ntime_budget_hours = 2.0\n")
+    assert 0 < notebook._age() < 24 * 3600
+    monkeypatch.setattr(notebook, "_age", lambda: 600.0)
+    assert open_stage("03_judge").deadline == pytest.approx(time.monotonic() + 6600, abs=60)
+    monkeypatch.setenv("KAGGLE_KERNEL_RUN_TYPE", "Interactive")  # it may have been open for hours
+    assert open_stage("03_judge").deadline == pytest.approx(time.monotonic() + 7200, abs=60)
+
+
+def test_the_age_of_a_process_is_the_time_since_its_start():
+    started = psutil.Process().create_time()  # by the clock on the wall, to the second
+    assert notebook._age() == pytest.approx(time.time() - started, abs=2)
+
+
+@pytest.fixture
+def shell():
+    """An IPython whose cells may stop on purpose, as in a notebook after its first cells."""
+    shell = InteractiveShell()
+    shell.user_ns["stop"] = lambda: (_ for _ in ()).throw(out_of_time("at 3 of 4"))
+    for _ in range(2):  # the cell can be run twice
+        shell.set_custom_exc((Interrupted,), notebook._show_stop)
+        shell.events.register("post_run_cell", notebook._forgive)
+    return shell
+
+
+@pytest.mark.parametrize("kind", ["", "Interactive"])
+def test_a_stop_on_purpose_shows_its_sentence_and_fails_the_cell(shell, kind, monkeypatch, capsys):
+    monkeypatch.setenv("KAGGLE_KERNEL_RUN_TYPE", kind)
+    assert isinstance(shell.run_cell("stop()").error_in_exec, Interrupted)
+    said = re.sub(r"\x1b\[\d+m", "", capsys.readouterr().out)
+    assert "Interrupted: time budget used up at 3 of 4; everything done so far is stored: run the same" in said
+    assert "Traceback" not in said
+    assert "lambda" not in said
+    assert ("first add this notebook's output as its input" in said) == bool(kind)
+    assert shell.run_cell("x = 1").success
+    assert shell.user_ns["x"] == 1  # the cell can be run again, here and now
+
+
+def test_in_a_batch_on_kaggle_a_stop_is_no_failure_and_no_further_cell_runs(shell, kaggle, capsys):
+    assert shell.run_cell("before = 1\nstop()\nafter = 1").success
+    said = capsys.readouterr().out
+    assert said.startswith("time budget used up at 3 of 4; everything done so far is stored")
+    assert said.endswith("first add this notebook's output as its input\nThe cells below were not run.\n")
+    assert shell.run_cell("after = 1\n1 / 0").success
+    assert "before" in shell.user_ns
+    assert "after" not in shell.user_ns
+
+
+def test_in_a_batch_on_kaggle_any_other_error_stays_one(shell, kaggle, capsys):
+    assert isinstance(shell.run_cell("1 / 0").error_in_exec, ZeroDivisionError)
+    assert shell.run_cell("after = 1").success
+    assert shell.user_ns["after"] == 1
 
 
 def test_a_misspelt_parameter_and_a_wrong_one_stop_the_notebook_together(cells):
