@@ -131,9 +131,12 @@ def _kaggle_overrides(*, injected: bool) -> dict[str, Any]:
     """Kaggle cannot pass parameters: there a params.yaml, beside the notebook or mounted, takes their place."""
     if injected or not on_kaggle():
         return {}
-    path = next((p for p in [Path("params.yaml"), *mounted("params.yaml")] if p.is_file()), None)
-    if path is None:
+    files = [p for p in [Path("params.yaml"), *mounted("params.yaml")] if p.is_file()]
+    if not files:
         return {}
+    path, *others = files
+    if others:
+        log.warning("of %d files of parameters, %s is not read", len(files), " nor ".join(map(str, others)))
     values = params.read_overrides(path)
     log.info("parameters overridden by %s: %s", path, ", ".join(values) or "none")
     return values

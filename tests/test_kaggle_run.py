@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import shutil
 import site
 import subprocess
@@ -16,11 +17,14 @@ import sys
 import time
 from pathlib import Path
 
+import nbformat
+import papermill
 import pytest
 import servers
 import tiny
 import yaml
 
+from nbutils import errors, run
 from nbutils.sources import CHECKOUT
 
 TOKEN = "hf_of_the_attached_secret"
@@ -42,24 +46,29 @@ if slow := os.environ.get("STEP_SECONDS"):  # a slow GPU: no way to be in mid-tr
 
     transformers.Trainer.training_step = slow_step
 """
+LATE = 150.0  # seconds after which a session is killed, or after its budget
 WORDS = ["fiume", "pane", "treno", "inverno", "giardino", "mare", "oro", "libro", "scuola", "gatto", "luna", "sale"]
 QUESTIONS = [{"prompt": " ".join(random.Random(i).sample(WORDS, 9))} for i in range(12)]  # no two alike
 PAIRS = [row | {"good": "Una buona risposta.", "bad": f"Una risposta {i}."} for i, row in enumerate(QUESTIONS)]
 
 
 class Judge:
-    """Grades a text by its content, and can become slow after some more calls."""
+    """Grades a text by its content; after some more replies it is too busy for any, and says so."""
 
-    quick = 10**6  # calls to answer at once
+    free = 10**6  # replies it still gives
+    replies = 0
 
     def __call__(self, body):
-        self.quick -= 1
+        if self.free == 0:
+            return servers.Answer(status=429, headers={"Retry-After": "120"})
+        self.free -= 1
+        self.replies += 1
         texts = body["messages"][0]["content"].split("]\n<<")[1:]
         answers = [text.partition(">>\n")[2].partition("\n<</")[0] for text in texts]
         marks = [5 if "buona" in text else 1 + sum(text.encode()) % 4 for text in answers]
         said = {f"score_{i}": mark for i, mark in enumerate(marks, 1)}
         said |= {f"feedback_{i}": "ok" for i in range(1, len(marks) + 1)}
-        return servers.Answer(json.dumps(said), delay=0.0 if self.quick > 0 else 2.0)
+        return json.dumps(said)
 
 
 class Kaggle:
@@ -75,8 +84,15 @@ class Kaggle:
         (packages / "kaggle_secrets.py").write_text(SECRETS)
         self.python = home / "venv" / "bin" / "python"
 
-    def session(self, stem, name, values, mounts, *, hours=0.0, limit=150.0, **variables):
-        """Run a notebook as a new version does; returns the process, its text and seconds, and keeps its output."""
+    def session(self, stem, name, values, mounts, *, seconds=0.0, limit=LATE, **variables):
+        """Run a notebook as Save & Run All does, keep its output under a name, and return its text and seconds.
+
+        Args:
+            mounts: place among the inputs -> folder.
+            seconds: time budget; 0 for none.
+            limit: seconds until the machine is gone.
+            variables: of the environment.
+        """
         for folder in (self.inputs, self.working, self.temporary):
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True)
@@ -97,7 +113,7 @@ class Kaggle:
             # root may write to a read-only folder, and Python would
             "PYTHONDONTWRITEBYTECODE": "1",
         } | variables
-        given = {"time_budget_hours": hours} | values
+        given = {"time_budget_hours": seconds / 3600} | values
         command = [self.python, "-m", "papermill", CHECKOUT / "notebooks" / f"{stem}.ipynb", "__notebook__.ipynb"]
         command += [word for key, value in given.items() for word in ("-p", key, value)]
         started = time.monotonic()
@@ -168,34 +184,58 @@ def test_four_notebooks_in_six_sessions_ask_and_train_nothing_twice(tmp_path):
         text, sampling = kaggle.session("02_sample", "two", values, both)
         assert "8 prompts answered, 0 not" in text
 
-        # the judge gets slow in the middle, and the budget is over
-        server.calls.clear()
-        judge.quick = 10
+        # the judge has no time in the middle: the stage waits for it, but not longer than its budget
+        judge.replies, judge.free = 0, 10
         inputs = both | {"notebooks/me/sampling": kaggle.outputs / "two"}
         values = judged | {"language": ""}
-        text, took = kaggle.session("03_judge", "three-a", values, inputs, hours=(1.5 * starting + 5) / 3600)
-        print(starting, sampling, took, text)
-        asked = len(server.calls)
-        print(asked)
+        budget = 1.5 * starting + 5
+        text, took = kaggle.session("03_judge", "three-a", values, inputs, seconds=budget, limit=budget + LATE)
         assert "time budget used up with" in text
-        assert "in a new session, first add this notebook's output as its input" in text
-        assert "The cells below were not run." in text
+        assert "in a new session, first add this notebook's output as its input\nThe cells below were not run." in text
+        assert judge.replies == 10
         assert not (kaggle.working / "runs" / "kaggle" / "03_judge").exists()
-        judge.quick = 10**6
+        judge.free = 10**6
         inputs |= {"judging": kaggle.outputs / "three-a"}
         text, _ = kaggle.session("03_judge", "three-b", values, inputs)
-        print(text, len(server.calls))
-        assert f"{asked} replies taken over from {kaggle.inputs}/judging/runs/store.sqlite" in text
+        assert f"10 replies taken over from {kaggle.inputs}/judging/runs/store.sqlite" in text
+        assert judge.replies == (2 + 1) * 8, "nothing is asked twice"
+        assert "8 pairs from 8 prompts" in text
 
-        server.calls.clear()
+        judge.replies = 0
         inputs = both | {"ranking": kaggle.outputs / "one", "notebooks/me/judging": kaggle.outputs / "three-b"}
         values = policy | judged_by | {"training": mounted / "training.yaml", "eval_prompts": mounted / "held.jsonl"}
         values |= {"language": ""}
-        hours = (2 * sampling + 5) / 3600
-        text, took = kaggle.session("04_dpo", "four-a", values, inputs, hours=hours, STEP_SECONDS="3")
-        print("FOUR", took, text)
-        assert "time budget used up at step" in text
+        budget = 2 * sampling + 5
+        slow = {"STEP_SECONDS": "3"}
+        text, _ = kaggle.session("04_dpo", "four-a", values, inputs, seconds=budget, limit=budget + LATE, **slow)
+        step = int(re.search(r"time budget used up at step (\d+) of 30", text)[1])
+        assert judge.replies == 0
         inputs |= {"notebooks/me/training": kaggle.outputs / "four-a"}
-        text, took = kaggle.session("04_dpo", "four-b", values, inputs)
-        print(took, text)
-        assert "resuming from checkpoint-" in text
+        text, _ = kaggle.session("04_dpo", "four-b", values, inputs)
+        assert f"resuming from checkpoint-{step}\n" in text
+        assert "reference log-probabilities: 18 train pairs, 0 to compute" in text
+    log = (kaggle.working / "runs" / "kaggle" / "04_dpo" / "training.csv").read_text().splitlines()
+    assert len(log) == 1 + 30 + 1
+    proof = json.loads((kaggle.working / "runs" / "kaggle" / "04_dpo" / "metrics.json").read_text())["proof"]["held"]
+    assert proof["answers"] == 3 * 4
+    assert judge.replies <= 2 * 3 * 4, "equal answers are not asked for"
+    everything = [path for path in kaggle.outputs.rglob("*") if path.is_file()]
+    assert not any(TOKEN.encode() in path.read_bytes() for path in everything)
+
+
+def test_headless_a_stop_that_kaggle_sees_as_none_ends_the_chain(tmp_path, monkeypatch, capsys):
+    said = nbformat.v4.new_output("display_data", {"text/plain": "..."}, metadata={errors.STOPPED: "no time left"})
+    cells = [nbformat.v4.new_code_cell("", outputs=[said]), nbformat.v4.new_code_cell("")]
+    executed = []
+    monkeypatch.setattr(
+        papermill,
+        "execute_notebook",
+        lambda *given, **_: executed.append(given) or nbformat.v4.new_notebook(cells=cells),
+    )
+    run_dir = tmp_path / "run"
+    (run_dir / "01_rerank").mkdir(parents=True)  # of an earlier run
+    assert run.main([str(CHECKOUT / "params" / "demo"), str(run_dir)]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: 01_rerank stopped: no time left (the whole notebook: ")
+    assert len(executed) == 1, "no further stage was begun"
+    assert not (run_dir / "01_rerank" / "run.json").exists()

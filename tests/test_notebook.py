@@ -196,6 +196,15 @@ def test_on_kaggle_a_file_overrides_the_defaults_and_the_notebook_says_so(cells,
     assert "params.yaml: seed" in capsys.readouterr().out
 
 
+def test_of_two_files_the_one_beside_the_notebook_counts_and_the_other_is_named(cells, kaggle, tmp_path, capsys):
+    (tmp_path / "input" / "mine").mkdir(parents=True)
+    for place, seed in (("params.yaml", 5), ("input/mine/params.yaml", 6)):
+        (tmp_path / place).write_text(f"seed: {seed}\n")
+    cells(PARAMETERS)
+    assert open_stage("03_judge").params.seed == 5
+    assert f"of 2 files of parameters, {tmp_path}/input/mine/params.yaml is not read" in capsys.readouterr().out
+
+
 def test_injected_parameters_win_over_the_file(cells, kaggle, tmp_path):
     (tmp_path / "params.yaml").write_text("seed: 5\n")
     cells(PARAMETERS, "# Parameters\nmin_margin = 0.2\n")
