@@ -46,7 +46,7 @@ if slow := os.environ.get("STEP_SECONDS"):  # a slow GPU: no way to be in mid-tr
 
     transformers.Trainer.training_step = slow_step
 """
-LATE = 150.0  # seconds after which a session is killed, or after its budget
+LATE = 60.0  # seconds after the time budget at which a session is killed
 WORDS = ["fiume", "pane", "treno", "inverno", "giardino", "mare", "oro", "libro", "scuola", "gatto", "luna", "sale"]
 QUESTIONS = [{"prompt": " ".join(random.Random(i).sample(WORDS, 9))} for i in range(12)]  # no two alike
 PAIRS = [row | {"good": "Una buona risposta.", "bad": f"Una risposta {i}."} for i, row in enumerate(QUESTIONS)]
@@ -84,7 +84,7 @@ class Kaggle:
         (packages / "kaggle_secrets.py").write_text(SECRETS)
         self.python = home / "venv" / "bin" / "python"
 
-    def session(self, stem, name, values, mounts, *, seconds=0.0, limit=LATE, **variables):
+    def session(self, stem, name, values, mounts, *, seconds=0.0, limit=200.0, **variables):
         """Run a notebook as Save & Run All does, keep its output under a name, and return its text and seconds.
 
         Args:
@@ -189,7 +189,7 @@ def test_four_notebooks_in_six_sessions_ask_and_train_nothing_twice(tmp_path):
         inputs = both | {"notebooks/me/sampling": kaggle.outputs / "two"}
         values = judged | {"language": ""}
         budget = 1.5 * starting + 5
-        text, took = kaggle.session("03_judge", "three-a", values, inputs, seconds=budget, limit=budget + LATE)
+        text, _ = kaggle.session("03_judge", "three-a", values, inputs, seconds=budget, limit=budget + LATE)
         assert "time budget used up with" in text
         assert "in a new session, first add this notebook's output as its input\nThe cells below were not run." in text
         assert judge.replies == 10
@@ -197,7 +197,7 @@ def test_four_notebooks_in_six_sessions_ask_and_train_nothing_twice(tmp_path):
         judge.free = 10**6
         inputs |= {"judging": kaggle.outputs / "three-a"}
         text, _ = kaggle.session("03_judge", "three-b", values, inputs)
-        assert f"10 replies taken over from {kaggle.inputs}/judging/runs/store.sqlite" in text
+        assert f"{8 + 10} replies taken over from {kaggle.inputs}/judging/runs/store.sqlite" in text
         assert judge.replies == (2 + 1) * 8, "nothing is asked twice"
         assert "8 pairs from 8 prompts" in text
 
