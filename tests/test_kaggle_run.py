@@ -159,7 +159,7 @@ def test_four_notebooks_in_six_sessions_ask_and_train_nothing_twice(tmp_path):
     tiny.make(data / "model", "qwen3")
     write_jsonl(data / "pairs.jsonl", PAIRS)
     write_jsonl(data / "prompts.jsonl", QUESTIONS[:8])
-    write_jsonl(data / "held.jsonl", QUESTIONS[8:])
+    write_jsonl(data / "held.jsonl", [{"prompt": text} for text in tiny.SENTENCES[:4]])
     training = {"max_steps": 30, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 1, "lora_r": 2}
     (data / "training.yaml").write_text(yaml.safe_dump(training | {"max_length": 512, "save_steps": 10}))
     both = {"datasets/me/nbutils": kit, "my-data": data}
@@ -213,7 +213,7 @@ def test_four_notebooks_in_six_sessions_ask_and_train_nothing_twice(tmp_path):
         inputs |= {"notebooks/me/training": kaggle.outputs / "four-a"}
         text, _ = kaggle.session("04_dpo", "four-b", values, inputs)
         assert f"resuming from checkpoint-{step}\n" in text
-        assert "reference log-probabilities: 18 train pairs, 0 to compute" in text
+        assert re.search(r"reference log-probabilities: \d+ train pairs, 0 to compute", text)
     log = (kaggle.working / "runs" / "kaggle" / "04_dpo" / "training.csv").read_text().splitlines()
     assert len(log) == 1 + 30 + 1
     proof = json.loads((kaggle.working / "runs" / "kaggle" / "04_dpo" / "metrics.json").read_text())["proof"]["held"]
