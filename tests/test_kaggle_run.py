@@ -215,7 +215,7 @@ def test_four_notebooks_in_six_sessions_ask_and_train_nothing_twice(tmp_path):
         assert f"resuming from checkpoint-{step}\n" in text
         assert re.search(r"reference log-probabilities: \d+ train pairs, 0 to compute", text)
     log = (kaggle.working / "runs" / "kaggle" / "04_dpo" / "training.csv").read_text().splitlines()
-    assert len(log) == 1 + 30 + 1
+    assert len(log) == 1 + 30
     proof = json.loads((kaggle.working / "runs" / "kaggle" / "04_dpo" / "metrics.json").read_text())["proof"]["held"]
     assert proof["answers"] == 3 * 4
     assert judge.replies <= 2 * 3 * 4, "equal answers are not asked for"
