@@ -11,3 +11,14 @@ The layers, bottom up (an upper one may import a lower one, never the reverse):
 """
 
 __version__ = "0.1.0"
+
+import os as _os
+import tempfile as _tempfile
+from pathlib import Path as _Path
+
+# Without a home folder to write to, datasets and the Hub's client could not even read a local file: their caches go to
+# the temporary folder. Here, since they look at the environment once, when they are imported.
+if not _os.access(_os.path.expanduser("~"), _os.W_OK):  # noqa: PTH111 - Path.expanduser raises where nobody has a home
+    _caches = _Path(_tempfile.gettempdir()) / f"nbutils-caches-{_os.getuid()}"
+    _os.environ.setdefault("XDG_CACHE_HOME", str(_caches))
+    _os.environ.setdefault("MPLCONFIGDIR", str(_caches / "matplotlib"))

@@ -161,14 +161,14 @@ def rounds(profile: Path, run_dir: Path, *, count: int = 2) -> pd.DataFrame:
 
 def finish(stem: str, values: dict[str, Any]) -> None:
     """Run one notebook unless its stage is done, and say which of the two."""
-    name, started = Path(values["run_dir"]).name, time.time()
+    name, started = Path(values["run_dir"]).name, time.monotonic()
     done = run.is_done(stem, values)
     try:
         if not done:
             run.execute(stem, values)
     except InputError as error:
         raise InputError(f"{name}: {error}; the same command goes on from here") from None
-    run.say(f"{name}  {stem}  {'unchanged, skipped' if done else f'{time.time() - started:.0f} s'}")
+    run.say(f"{name}  {stem}  {'unchanged, skipped' if done else f'{time.monotonic() - started:.0f} s'}")
 
 
 def relabelled(judged: Sequence[Row]) -> tuple[list[Row], list[Row]]:

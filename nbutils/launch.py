@@ -85,7 +85,7 @@ def run_job(job: Path, processes: int) -> None:
     device = preflight.pick_device()
     log.info("%d processes, the main one on %s: %s", processes, device.name, device.reason)
     hours = given.time_budget_hours
-    deadline = time.time() + hours * 3600 if hours else float("inf")
+    deadline = time.monotonic() + hours * 3600 if hours else float("inf")
     trainer = trainers.build_trainer(
         given,
         options,
@@ -135,7 +135,7 @@ def last_job(run_dir: Path) -> Path:
     Raises:
         InputError: if there is none.
     """
-    jobs = (run_dir / ".work" / "04_dpo").glob("*/job/job.json")
+    jobs = (run_dir / "work" / "04_dpo").glob("*/job/job.json")
     newest = max(jobs, key=lambda path: path.stat().st_mtime, default=None)
     if newest is None:
         raise InputError(f"{run_dir} holds no training to launch; open 04 first, with this run_dir, up to its training")

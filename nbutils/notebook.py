@@ -13,10 +13,12 @@ from typing import Any
 
 import datasets
 from IPython.core.getipython import get_ipython
+from IPython.display import publish_display_data
 
 from nbutils import hub, params, stages
 from nbutils.engines.environment import GPUS_VARIABLE
-from nbutils.sources import CHECKOUT, MOUNTS
+from nbutils.errors import STOPPED, Interrupted, on_kaggle
+from nbutils.sources import CHECKOUT, mounted
 from nbutils.store import Store
 
 log = logging.getLogger(__name__)
@@ -31,7 +33,7 @@ class Session:
     params: Any
     stage: stages.Stage
     store: Store
-    deadline: float  # time.time() after which no further work is started
+    deadline: float  # time.monotonic() after which no further work is started
 
 
 _session: list[Session] = []  # the one this kernel has open
@@ -62,10 +64,48 @@ def open_stage(stem: str) -> Session:
     except BaseException:
         stage.close()  # or the cell, run again, would find the stage locked
         raise
-    hours = checked.time_budget_hours
-    deadline = time.time() + hours * 3600 if hours else float("inf")
-    _session.append(Session(checked, stage, store, deadline))
+    shell.set_custom_exc((Interrupted,), _show_stop)
+    shell.events.register("post_run_cell", _forgive)
+    _session.append(Session(checked, stage, store, _deadline(checked.time_budget_hours)))
     return _session[0]
+
+
+def _deadline(hours: float) -> float:
+    """Return when the time budget ends; 0 hours are no limit.
+
+    It counts from now. Where Kaggle runs all cells by itself its own limit counts from the start of the session, with
+    the installation: there the budget counts from the start of this kernel's process.
+    """
+    if not hours:
+        return float("inf")
+    return time.monotonic() - (_age() if on_kaggle() == "Batch" else 0.0) + 3600 * hours
+
+
+def _age() -> float:
+    """Return the seconds since this process started, by a clock that nobody sets (Linux, as on Kaggle)."""
+    fields = Path("/proc/self/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - int(fields[19]) / os.sysconf("SC_CLK_TCK")
+
+
+def _show_stop(
+    shell: Any, kind: type[BaseException], error: BaseException, traceback: Any, tb_offset: int | None = None
+) -> list[str]:
+    """Show a stop on purpose as its sentence alone, without a traceback.
+
+    The cell fails, so that no further one runs. Where Kaggle runs all cells by itself a failure could cost the output,
+    which the next session is to go on from: there the cell ends well (`_forgive`), and those after it do nothing.
+    """
+    if on_kaggle() == "Batch":
+        publish_display_data({"text/plain": f"{error}\nThe cells below were not run."}, metadata={STOPPED: str(error)})
+        shell.input_transformers_cleanup.append(lambda lines: [])
+    else:
+        shell.showtraceback((kind, error, traceback), exception_only=True)
+    return []
+
+
+def _forgive(result: Any) -> None:
+    if on_kaggle() == "Batch" and isinstance(result.error_in_exec, Interrupted):
+        result.error_in_exec = None
 
 
 def run_folder(name: str) -> Path:
@@ -81,20 +121,22 @@ def run_folder(name: str) -> Path:
 def _open_store(path: Path) -> Store:
     """Open the run's store and take over what stands in mounted ones: the output of a run on an earlier machine."""
     store = Store(path)
-    for mounted in sorted(MOUNTS.rglob("store.sqlite")) if MOUNTS.is_dir() else []:
-        if new := store.take(mounted):
-            log.info("%d replies taken over from %s", new, mounted)
+    for other in mounted("store.sqlite"):
+        if new := store.take(other):
+            log.info("%d replies taken over from %s", new, other)
     return store
 
 
 def _kaggle_overrides(*, injected: bool) -> dict[str, Any]:
     """Kaggle cannot pass parameters: there a params.yaml, beside the notebook or mounted, takes their place."""
-    if injected or not os.environ.get("KAGGLE_KERNEL_RUN_TYPE"):
+    if injected or not on_kaggle():
         return {}
-    mounted = sorted(MOUNTS.rglob("params.yaml")) if MOUNTS.is_dir() else []
-    path = next((p for p in [Path("params.yaml"), *mounted] if p.is_file()), None)
-    if path is None:
+    files = [p for p in [Path("params.yaml"), *mounted("params.yaml")] if p.is_file()]
+    if not files:
         return {}
+    path, *others = files
+    if others:
+        log.warning("of %d files of parameters, %s is not read", len(files), " nor ".join(map(str, others)))
     values = params.read_overrides(path)
     log.info("parameters overridden by %s: %s", path, ", ".join(values) or "none")
     return values
@@ -102,7 +144,7 @@ def _kaggle_overrides(*, injected: bool) -> dict[str, Any]:
 
 def _fetch_secrets() -> None:
     """Copy Kaggle's secrets into the environment; they are never printed or stored."""
-    if not os.environ.get("KAGGLE_KERNEL_RUN_TYPE"):
+    if not on_kaggle():
         return
     for name in SECRETS:
         if os.environ.get(name):

@@ -21,7 +21,7 @@ from datasets import Dataset
 from trl import DPOTrainer
 from trl.trainer import dpo_trainer
 
-from nbutils.errors import InputError, Interrupted
+from nbutils.errors import InputError, out_of_time
 from nbutils.records import Row, digest
 
 log = logging.getLogger(__name__)
@@ -40,7 +40,7 @@ class Trainer(DPOTrainer):  # type: ignore[misc]
         Args:
             folder: of the shards; trainings with other models and data can share it.
             reference: a hash that changes with the reference's weights and the precision it computes in.
-            deadline: `time.time()` at which to stop between two shards.
+            deadline: `time.monotonic()` at which to stop between two shards.
             given: what DPOTrainer takes.
 
         Raises:
@@ -89,12 +89,9 @@ class Trainer(DPOTrainer):  # type: ignore[misc]
             done = min(number * size * batch_size, len(order))
             if number % max(len(shards) // 10, 1) == 0:
                 log.info("reference log-probabilities: %d of %d computed", done, len(order))
-            [late] = broadcast_object_list([time.time() > self._deadline])
+            [late] = broadcast_object_list([time.monotonic() > self._deadline])
             if late and number < len(shards):
-                raise Interrupted(
-                    f"time budget used up at the reference log-probabilities of {done} of {len(order)} pairs; run the "
-                    "same command or cell again to go on"
-                )
+                raise out_of_time(f"at the reference log-probabilities of {done} of {len(order)} pairs")
         for side, column in enumerate(("ref_chosen_logps", "ref_rejected_logps")):
             dataset = dataset.add_column(column, [known[key][side] for key in keys])
         return dataset

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from nbutils import __version__, params, sources
-from nbutils.errors import InputError
+from nbutils.errors import STOPPED, InputError
 
 NOTEBOOKS = sources.CHECKOUT / "notebooks"
 
@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         plan = read_profile(given.profile, given.run_dir.resolve())
         for stem, values in plan.items():
-            started = time.time()
+            started = time.monotonic()
             done = is_done(stem, values)
             if not done:
                 try:
@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 except InputError as error:
                     again = f"python -m nbutils.run {given.profile} {given.run_dir}"
                     raise InputError(f"{error}; to go on: {again}") from None
-            say(f"{stem}  {'unchanged, skipped' if done else f'{time.time() - started:.0f} s'}")
+            say(f"{stem}  {'unchanged, skipped' if done else f'{time.monotonic() - started:.0f} s'}")
     except InputError as error:
         say(f"error: {error}", sys.stderr)
         return 1
@@ -101,7 +101,7 @@ def execute(stem: str, values: dict[str, Any]) -> None:
             warnings.simplefilter(
                 "ignore"
             )  # papermill's own deprecations; the notebook's warnings stay in the notebook
-            papermill.execute_notebook(
+            executed = papermill.execute_notebook(
                 notebook(stem),
                 run_dir / f"{stem}.ipynb",
                 values,
@@ -115,6 +115,9 @@ def execute(stem: str, values: dict[str, Any]) -> None:
             f"{stem} stopped in cell {error.exec_count}: {error.ename}: {error.evalue} "
             f"(the whole notebook: {run_dir / f'{stem}.ipynb'})"
         ) from None
+    for output in (output for cell in executed.cells for output in cell.get("outputs", ())):
+        if said := output.get("metadata", {}).get(STOPPED):  # on Kaggle a stop on purpose is no failure of the cell
+            raise InputError(f"{stem} stopped: {said} (the whole notebook: {run_dir / f'{stem}.ipynb'})")
     mark = run_dir / stem / "run.json"
     draft = mark.with_suffix(".tmp")
     draft.write_text(json.dumps(inputs))

@@ -1,7 +1,7 @@
 """Reading rows from wherever they are: a stage folder, a local file or a dataset on the Hub.
 
 Used by all four notebooks. A dataset is named by
-    a stage (`02_sample`): this run's folder, else one found among mounted inputs (Kaggle's /kaggle/input),
+    a stage (`02_sample`): this run's folder, else the newest one found among mounted inputs (see MOUNTS),
     a folder written by a stage, a file (.jsonl, .json, .csv, .parquet),
     or a Hub id, optionally with a configuration and a split: `org/name:config@train[-300:]`.
 Local folders are read file by file: `load_dataset` caches them by folder name, which would mix up two runs.
@@ -9,6 +9,7 @@ Local folders are read file by file: `load_dataset` caches them by folder name, 
 
 import hashlib
 import json
+import logging
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -26,9 +27,14 @@ from nbutils import hub
 from nbutils.errors import InputError
 from nbutils.records import PAIRS, Row, check, dataset
 
+log = logging.getLogger(__name__)
+
 FILE_TYPES = (".jsonl", ".json", ".csv", ".parquet")
 ADAPTER = "adapter_model.safetensors"
-MOUNTS = Path("/kaggle/input")
+# Where inputs are mounted: outputs of other notebooks, datasets, a copy of the package. Kaggle puts them into folders
+# like <slug>/ or notebooks/<user>/<slug>/, so everything in there is found by its own name, however deep it lies.
+# The first code cell of the notebooks looks there too, before this package is importable.
+MOUNTS = Path(os.environ.get("NBUTILS_MOUNTS", "/kaggle/input"))
 # the folder that holds notebooks/ and params/ when the package is used from a checkout
 CHECKOUT = Path(__file__).resolve().parent.parent
 
@@ -43,9 +49,34 @@ def find(name: str, *, run_dir: Path | None = None) -> Path | None:
     if run_dir is not None and "/" not in name:
         places.insert(0, run_dir / name)
     found = next((place for place in places if place.exists()), None)
-    if found is None and "/" not in name and MOUNTS.is_dir():
-        found = next((p.parent for p in sorted(MOUNTS.rglob(f"{name}/params.json"))), None)
+    if found is None and "/" not in name:
+        found = _mounted_stage(name)
     return found.resolve() if found else None
+
+
+def mounted(pattern: str) -> list[Path]:
+    """Return what a pattern like `01_rerank/params.json` matches anywhere among the mounted inputs, sorted."""
+    return sorted(MOUNTS.rglob(pattern)) if MOUNTS.is_dir() else []
+
+
+def _mounted_stage(name: str) -> Path | None:
+    """Return the mounted folder of a stage: of an old and a new output the one that was written last."""
+    # what a killed run was about to replace is no output
+    marks = [p for p in mounted(f"{name}/params.json") if ".draft-" not in p.parent.parent.name]
+    if not marks:
+        return None
+    *others, newest = (p.parent for p in sorted(marks, key=lambda p: (p.stat().st_mtime, p)))
+    if others and name not in _told:
+        _told.add(name)
+        log.warning(
+            "%d inputs hold %s: taking %s, which was written last, and not %s; to choose yourself, detach the others "
+            "or name the folder",
+            len(marks), name, newest, ", ".join(map(str, reversed(others))),
+        )  # fmt: skip
+    return newest
+
+
+_told: set[str] = set()  # the stages for which that has been said
 
 
 def read_named(name: str, folder: Traversable, suffix: str, what: str) -> str | None:

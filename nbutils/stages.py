@@ -12,11 +12,12 @@ import fcntl
 import hashlib
 import io
 import json
+import logging
 import math
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -28,6 +29,8 @@ from matplotlib.figure import Figure
 
 from nbutils import cards
 from nbutils.errors import InputError
+
+log = logging.getLogger(__name__)
 
 
 class Stage:
@@ -41,7 +44,7 @@ class Stage:
         """
         self.stem, self.run_dir = stem, run_dir
         self.folder = run_dir / stem
-        self._work = run_dir / ".work"
+        self._work = run_dir / "work"
         self._figures: dict[str, bytes] = {}
         self._acquire()
         for left in self._work.glob(f"{stem}.draft-*"):  # of a run that was killed
@@ -155,6 +158,51 @@ class Stage:
             (draft / f"{name}.json").write_text(json.dumps(_finite(content), indent=1, ensure_ascii=False) + "\n")
         counts = {name: len(dataset) for name, dataset in datasets.items()}
         cards.of_stage(self.stem, draft, files, counts, params, summary).save(draft / "README.md")
+
+
+def bring(found: Sequence[Path], folder: Path) -> None:
+    """Copy files and folders of unfinished work into a folder that lacks them, each whole or not at all.
+
+    Their names stand for their content: of two with one name the first is taken, and none replaces what is here.
+
+    Raises:
+        InputError: if there is no room for them.
+    """
+    missing = {path.name: path for path in reversed(found) if not (folder / path.name).exists()}
+    if not missing:
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    size = sum(p.stat().st_size for path in missing.values() for p in (path, *path.rglob("*")) if p.is_file())
+    places = ", ".join(sorted({str(path.parent) for path in missing.values()}))
+    if size > (free := shutil.disk_usage(folder).free):
+        raise InputError(
+            f"cannot copy the unfinished work in {places} to {folder}: it takes {size / 2**20:,.0f} MiB and "
+            f"{free / 2**20:,.0f} are free; free space there, or detach that input to begin anew"
+        )
+    log.info("taking over %d unfinished pieces of work (%.1f MiB) from %s", len(missing), size / 2**20, places)
+    for name, path in reversed(missing.items()):
+        draft = folder / f"draft-{name}.part"  # no name that a reader of the folder looks for
+        if draft.is_dir():  # of a copy that was killed
+            shutil.rmtree(draft)
+        try:
+            _copy(path, draft)
+        except OSError as error:
+            shutil.rmtree(draft, ignore_errors=True)
+            raise InputError(
+                f"cannot copy {path} to {folder} ({error.strerror or error}); free space there, or detach that input "
+                "to begin anew"
+            ) from None
+        os.rename(draft, folder / name)
+
+
+def _copy(path: Path, to: Path) -> None:
+    """Copy the content alone: what is copied from a read-only input is to be deleted some day."""
+    if not path.is_dir():
+        shutil.copyfile(path, to)
+        return
+    to.mkdir()
+    for part in path.iterdir():
+        _copy(part, to / part.name)
 
 
 def _write_parquet(folder: Path, dataset: Dataset) -> str:

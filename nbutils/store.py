@@ -9,7 +9,6 @@ in the replies of another machine.
 import hashlib
 import json
 import logging
-import os
 import shutil
 import sqlite3
 import tempfile
@@ -23,14 +22,12 @@ from typing import Any
 from tqdm import tqdm
 
 from nbutils.engines import Engine, Reply, Request, Sample
-from nbutils.errors import InputError, Interrupted
+from nbutils.errors import InputError, out_of_time
 from nbutils.records import digest
 
 log = logging.getLogger(__name__)
 
 VERSION = 1
-GO_ON = "everything answered is stored: run the same command or cell again to go on"
-ON_KAGGLE = "; in a new session, first add this notebook's output as its input"
 
 
 class Store:
@@ -202,13 +199,13 @@ def answer(
 
     Args:
         seed: of the sampling; without meaning at temperature 0.
-        deadline: `time.time()` after which no further chunk is started.
+        deadline: `time.monotonic()` after which no further chunk is started.
 
     Returns:
         One reply per request in the same order; None where the server failed for good (asked again next time).
 
     Raises:
-        Interrupted: at the deadline. Everything answered so far is stored.
+        Interrupted: at the deadline, from `out_of_time`. Everything answered so far is stored.
     """
     size = engine.chunk_size or max(len(requests), 1)
     known: dict[str, Reply | None] = {}
@@ -251,9 +248,8 @@ def answer(
             store.put(batch)
     replies = [known[key] for key in order]
     unanswered = sum(reply is None for reply in replies)
-    if unanswered and time.time() > deadline:
-        how = GO_ON + (ON_KAGGLE if os.environ.get("KAGGLE_KERNEL_RUN_TYPE") else "")
-        raise Interrupted(f"time budget used up with {unanswered} of {len(requests)} requests to go; {how}")
+    if unanswered and time.monotonic() > deadline:
+        raise out_of_time(f"with {unanswered} of {len(requests)} requests to go")
     if unanswered:
         log.warning("%d of %d requests were not answered; the next run asks them again", unanswered, len(requests))
     return replies

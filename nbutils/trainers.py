@@ -15,12 +15,12 @@ import torch
 from peft import LoraConfig
 from trl import DPOConfig
 
-from nbutils import choices, launch, models, params, reference
+from nbutils import choices, launch, models, params, reference, sources, stages
 from nbutils.errors import InputError
 from nbutils.preflight import Device
 from nbutils.records import PAIRS, Row, dataset, digest
 from nbutils.reference import answers_only
-from nbutils.training import OURS
+from nbutils.training import OURS, take_checkpoints
 
 log = logging.getLogger(__name__)
 
@@ -131,15 +131,17 @@ def build_trainer(
     """Load the policy and return a trainer whose checkpoints stand under a name that changes with data and settings.
 
     Beside the checkpoints a job is left from which `nbutils.launch` can train the same on several GPUs; each of its
-    processes takes its part of every step.
+    processes takes its part of every step. What a mounted output of an earlier session holds of the same training, and
+    of the reference's log-probabilities, is copied in first.
 
     Args:
         options: from `read_options`.
         scratch: folder for unfinished work, and for the reference model's log-probabilities.
-        deadline: `time.time()` at which to stop computing those.
+        deadline: `time.monotonic()` at which to stop computing those.
 
     Raises:
-        InputError: if there are fewer pairs than one batch takes, or the adapter to go on from does not fit.
+        InputError: if there are fewer pairs than one batch takes, the adapter to go on from does not fit, or there is
+            no room for the copies.
         Interrupted: at the deadline; the same call goes on.
     """
     release()
@@ -192,6 +194,8 @@ def build_trainer(
     )
     if config.world_size == 1:
         launch.write_job(scratch / run / "job", given, options, pairs, held_out, cache)
+        take_checkpoints(scratch / run)
+        stages.bring(sources.mounted(f"{scratch.name}/reference/*.json"), scratch / "reference")
     config.per_device_train_batch_size, config.gradient_accumulation_steps = divided(options, config.world_size)
     four_bit = given.tuning == "qlora"
     model = models.load_model(path, device, dtype=dtype, four_bit=four_bit)

@@ -20,8 +20,8 @@ from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainerCallba
 from transformers.trainer_callback import TrainerControl, TrainerState
 from trl import DPOConfig, DPOTrainer
 
-from nbutils import health, models, params, sources
-from nbutils.errors import InputError, Interrupted
+from nbutils import health, models, params, sources, stages
+from nbutils.errors import InputError, Interrupted, out_of_time
 from nbutils.records import Row, digest
 from nbutils.reference import answers_only
 
@@ -190,7 +190,7 @@ def train(
 
     Args:
         csv: where the log is kept up to date.
-        deadline: `time.time()` at which to save a checkpoint and stop.
+        deadline: `time.monotonic()` at which to save a checkpoint and stop.
         stop_on_warning: whether to save a checkpoint and stop at a serious finding.
         save_minutes: a checkpoint is also saved when the last one is this old; 0 for never.
 
@@ -221,7 +221,7 @@ def train(
                 f"stop_on_warning: training stopped at step {step} of {steps} with a checkpoint: {watch.ill} (or "
                 "set stop_on_warning to false to go on)"
             )
-        raise Interrupted(f"time budget used up at step {step} of {steps}; run the same command or cell again to go on")
+        raise out_of_time(f"at step {step} of {steps}")
     return table(trainer.state.log_history)
 
 
@@ -261,15 +261,38 @@ def last_complete(folder: Path) -> Path | None:
     `_save_checkpoint`): a checkpoint without a readable one was interrupted, and the one before it is still whole. An
     older one may be half deleted; a whole one stands before it then.
     """
-    steps = {int(p.name.removeprefix("checkpoint-")): p for p in folder.glob("checkpoint-*")}
-    for step in sorted(steps, reverse=True):
-        try:
-            json.loads((steps[step] / "trainer_state.json").read_text())
-            return steps[step]
-        except (OSError, ValueError):
-            log.warning("removing %s, which was interrupted while being written", steps[step].name)
-            shutil.rmtree(steps[step])
+    for checkpoint in sorted(folder.glob("checkpoint-*"), key=_step, reverse=True):
+        if _is_whole(checkpoint):
+            return checkpoint
+        log.warning("removing %s, which was interrupted while being written", checkpoint.name)
+        shutil.rmtree(checkpoint)
     return None
+
+
+def take_checkpoints(folder: Path) -> None:
+    """Copy this training's checkpoints from a mounted output of an earlier session that got further than this folder.
+
+    Raises:
+        InputError: if there is no room for them.
+    """
+    here = last_complete(folder)
+    there = [p for p in sources.mounted(f"{folder.name}/checkpoint-*") if _is_whole(p)]
+    newest = max(there, key=_step, default=None)
+    if newest and (here is None or _step(newest) > _step(here)):
+        beside = [p for p in there if p.parent == newest.parent]  # the best one, if it is not the last
+        stages.bring(sorted(beside, key=_step), folder)
+
+
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("checkpoint-"))
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    try:
+        json.loads((checkpoint / "trainer_state.json").read_text())
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def table(history: Sequence[Mapping[str, float]]) -> pd.DataFrame:
@@ -292,7 +315,7 @@ class _Watch(TrainerCallback):  # type: ignore[misc]
 
     def __init__(self, csv: Path, deadline: float, stop_on_warning: bool, save_minutes: float):
         self.csv, self.deadline, self.stop_on_warning = csv, deadline, stop_on_warning
-        self.interval, self.saved = save_minutes * 60 or float("inf"), time.time()  # seconds
+        self.interval, self.saved = save_minutes * 60 or float("inf"), time.monotonic()  # seconds
         self.stopped, self.ill = False, ""
         self.warned: set[str] = set()
 
@@ -315,14 +338,14 @@ class _Watch(TrainerCallback):  # type: ignore[misc]
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         # all save or none: processes that disagree would wait for each other forever
-        late, due = _as_main((time.time() > self.deadline, time.time() - self.saved >= self.interval))
+        late, due = _as_main((time.monotonic() > self.deadline, time.monotonic() - self.saved >= self.interval))
         if late and state.global_step < state.max_steps:
             self._stop(control)
         if due or state.global_step >= state.max_steps:  # a finished training without a checkpoint would be repeated
             control.should_save = True
 
     def on_save(self, *_: Any, **__: Any) -> None:
-        self.saved = time.time()
+        self.saved = time.monotonic()
 
     def _stop(self, control: TrainerControl) -> None:
         self.stopped = control.should_save = control.should_training_stop = True

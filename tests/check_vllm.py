@@ -101,7 +101,7 @@ def test_the_same_samples_whoever_draws_them_and_also_after_a_kill(load, smollm2
     store = Store(tmp_path / "both.sqlite")
     first = answer(store, two, ask(4), seed=3)
     os.kill(two.workers[0].process.pid, signal.SIGKILL)
-    with pytest.raises(InputError, match=r"killed by SIGKILL.*everything answered is stored"):
+    with pytest.raises(InputError, match=r"killed by SIGKILL.*everything done so far is stored"):
         answer(store, two, ask(14), seed=3)
     one = load(smollm2)
     assert answer(store, one, ask(14), seed=3) == whole

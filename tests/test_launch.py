@@ -47,7 +47,7 @@ def last(state, path):
 
 transformers.TrainerState.save_to_json = last
 if os.environ["RANK"] == "1":
-    training.time = types.SimpleNamespace(time=lambda: time.time() * 1000)
+    training.time = types.SimpleNamespace(monotonic=lambda: time.monotonic() + 1e6)
     trl.DPOTrainer._save_rng_state = late
 sys.exit(launch.main())
 """
@@ -62,7 +62,7 @@ def open_04(model, run_dir, *, hours=0.0, options=None):
         some_pairs(24 + HELD_OUT)[24:],
         device=CPU,
         cache=run_dir,
-        scratch=run_dir / ".work" / "04_dpo",
+        scratch=run_dir / "work" / "04_dpo",
     )
 
 
@@ -147,7 +147,7 @@ def test_the_newest_job_is_launched(tiny_llama, tmp_path):
 
 def test_a_job_that_was_not_written_whole_is_none(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
-    folder = tmp_path / ".work" / "04_dpo" / "abc" / "job"
+    folder = tmp_path / "work" / "04_dpo" / "abc" / "job"
     with pytest.raises(OSError, match="No space left"):
         launch.write_job(folder, dpo_params("m"), {}, some_pairs(2), [], tmp_path)
     with pytest.raises(InputError, match="open 04 first"):

@@ -1,17 +1,20 @@
 import logging
 import math
 import os
+import re
 import sys
 import time
 import types
 
+import psutil
 import pytest
 from builders import ScriptedEngine, request
 from huggingface_hub import HfApi
+from IPython.core.interactiveshell import InteractiveShell
 
-from nbutils import notebook
+from nbutils import notebook, sources
 from nbutils.engines import Reply, Sample
-from nbutils.errors import InputError
+from nbutils.errors import InputError, Interrupted, out_of_time
 from nbutils.notebook import open_stage, run_folder
 from nbutils.store import Store
 
@@ -32,7 +35,8 @@ push_to_hub: str = ""
 @pytest.fixture
 def cells(tmp_path, monkeypatch):
     """Run cells in a stand-in for IPython: `In` holds their sources, the names they assign are there."""
-    shell = types.SimpleNamespace(user_ns={"In": [""]})
+    events = types.SimpleNamespace(register=lambda *_: None)
+    shell = types.SimpleNamespace(user_ns={"In": [""]}, set_custom_exc=lambda *_: None, events=events)
 
     def run(*sources):
         for source in sources:
@@ -42,7 +46,7 @@ def cells(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(notebook, "get_ipython", lambda: shell)
     monkeypatch.setattr(notebook, "_session", [])
-    monkeypatch.setattr(notebook, "MOUNTS", tmp_path / "input")
+    monkeypatch.setattr(sources, "MOUNTS", tmp_path / "input")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     logger = logging.getLogger("nbutils")
     before = logger.handlers[:], logger.level
@@ -77,7 +81,61 @@ def test_papermills_cell_counts_and_a_time_budget_sets_the_deadline(cells):
     cells(PARAMETERS, "# Parameters\nseed = 7\ntime_budget_hours = 2.0\n")
     session = open_stage("03_judge")
     assert session.params.seed == 7
-    assert session.deadline == pytest.approx(time.time() + 7200, abs=60)
+    assert session.deadline == pytest.approx(time.monotonic() + 7200, abs=60)
+
+
+def test_on_kaggle_a_batch_counts_from_the_start_of_its_process(cells, kaggle, monkeypatch):
+    cells(PARAMETERS, "# Parameters\ntime_budget_hours = 2.0\n")
+    assert 0 < notebook._age() < 24 * 3600
+    monkeypatch.setattr(notebook, "_age", lambda: 600.0)
+    assert open_stage("03_judge").deadline == pytest.approx(time.monotonic() + 6600, abs=60)
+    monkeypatch.setenv("KAGGLE_KERNEL_RUN_TYPE", "Interactive")  # it may have been open for hours
+    assert open_stage("03_judge").deadline == pytest.approx(time.monotonic() + 7200, abs=60)
+
+
+def test_the_age_of_a_process_is_the_time_since_its_start():
+    started = psutil.Process().create_time()  # by the clock on the wall, to the second
+    assert notebook._age() == pytest.approx(time.time() - started, abs=2)
+
+
+@pytest.fixture
+def shell():
+    """An IPython whose cells may stop on purpose, as in a notebook after its first cells."""
+    shell = InteractiveShell()
+    shell.user_ns["stop"] = lambda: (_ for _ in ()).throw(out_of_time("at 3 of 4"))
+    for _ in range(2):  # the cell can be run twice
+        shell.set_custom_exc((Interrupted,), notebook._show_stop)
+        shell.events.register("post_run_cell", notebook._forgive)
+    return shell
+
+
+@pytest.mark.parametrize("kind", ["", "Interactive"])
+def test_a_stop_on_purpose_shows_its_sentence_and_fails_the_cell(shell, kind, monkeypatch, capsys):
+    monkeypatch.setenv("KAGGLE_KERNEL_RUN_TYPE", kind)
+    assert isinstance(shell.run_cell("stop()").error_in_exec, Interrupted)
+    said = re.sub(r"\x1b\[\d+m", "", capsys.readouterr().out)
+    assert "Interrupted: time budget used up at 3 of 4; everything done so far is stored: run the same" in said
+    assert "Traceback" not in said
+    assert "lambda" not in said
+    assert ("first add this notebook's output as its input" in said) == bool(kind)
+    assert shell.run_cell("x = 1").success
+    assert shell.user_ns["x"] == 1  # the cell can be run again, here and now
+
+
+def test_in_a_batch_on_kaggle_a_stop_is_no_failure_and_no_further_cell_runs(shell, kaggle, capsys):
+    assert shell.run_cell("before = 1\nstop()\nafter = 1").success
+    said = capsys.readouterr().out
+    assert said.startswith("time budget used up at 3 of 4; everything done so far is stored")
+    assert said.endswith("first add this notebook's output as its input\nThe cells below were not run.\n")
+    assert shell.run_cell("after = 1\n1 / 0").success
+    assert "before" in shell.user_ns
+    assert "after" not in shell.user_ns
+
+
+def test_in_a_batch_on_kaggle_any_other_error_stays_one(shell, kaggle, capsys):
+    assert isinstance(shell.run_cell("1 / 0").error_in_exec, ZeroDivisionError)
+    assert shell.run_cell("after = 1").success
+    assert shell.user_ns["after"] == 1
 
 
 def test_a_misspelt_parameter_and_a_wrong_one_stop_the_notebook_together(cells):
@@ -137,6 +195,15 @@ def test_on_kaggle_a_file_overrides_the_defaults_and_the_notebook_says_so(cells,
     cells(PARAMETERS)
     assert open_stage("03_judge").params.seed == 5
     assert "params.yaml: seed" in capsys.readouterr().out
+
+
+def test_of_two_files_the_one_beside_the_notebook_counts_and_the_other_is_named(cells, kaggle, tmp_path, capsys):
+    (tmp_path / "input" / "mine").mkdir(parents=True)
+    for place, seed in (("params.yaml", 5), ("input/mine/params.yaml", 6)):
+        (tmp_path / place).write_text(f"seed: {seed}\n")
+    cells(PARAMETERS)
+    assert open_stage("03_judge").params.seed == 5
+    assert f"of 2 files of parameters, {tmp_path}/input/mine/params.yaml is not read" in capsys.readouterr().out
 
 
 def test_injected_parameters_win_over_the_file(cells, kaggle, tmp_path):

@@ -222,7 +222,7 @@ def test_a_judge_that_fails_in_the_proof_costs_neither_adapter_nor_samples(itali
         failed = run_process(*command)
     assert "InputError: " in failed.stderr
     assert "401" in failed.stderr
-    work = tmp_path / "runs" / "one" / ".work" / "04_dpo"
+    work = tmp_path / "runs" / "one" / "work" / "04_dpo"
     weights = work / "adapter" / "adapter_model.safetensors"
     trained, samples = weights.read_bytes(), set(stored(tmp_path / "runs" / "one"))
     checkpoints = {path: path.stat().st_mtime_ns for path in work.glob("*/checkpoint-*/*")}

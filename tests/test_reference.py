@@ -285,7 +285,7 @@ def test_the_time_budget_stops_after_a_shard_and_the_next_call_goes_on(tiny_llam
     folders = {"cache": tmp_path, "scratch": tmp_path / "scratch"}
     for _ in range(2):
         with pytest.raises(
-            Interrupted, match=r"log-probabilities of 4 of \d+ pairs; run the same command or cell again"
+            Interrupted, match=r"log-probabilities of 4 of \d+ pairs; everything done .* the same command or cell again"
         ):
             build_trainer(dpo_params(tiny_llama), options, some_pairs(10), [], device=CPU, **folders, deadline=1.0)
     # two pairs are left: there is nothing to stop for

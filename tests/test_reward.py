@@ -312,7 +312,7 @@ def test_another_checkpoint_is_asked_anew(folders, tmp_path, store):
 
 def test_the_deadline_stops_between_batches_and_keeps_what_is_done(folders, tmp_path, store, monkeypatch):
     clock = [1000.0]
-    monkeypatch.setattr(time, "time", lambda: clock[0])
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
 
     def slow(model, texts):
         clock[0] += 10

@@ -1,4 +1,6 @@
 import json
+import os
+import shutil
 
 import pandas as pd
 import pytest
@@ -148,6 +150,31 @@ def test_a_stage_is_looked_for_in_its_run_then_among_mounted_inputs(tmp_path, mo
     assert find("02_sample", run_dir=tmp_path / "run") == mounted
     own = written(tmp_path / "run", [prompt_row()])
     assert find("02_sample", run_dir=tmp_path / "run") == own
+
+
+@pytest.mark.parametrize("place", ["my-notebook", "notebooks/me/my-notebook", "datasets/me/my-data/version"])
+def test_a_stage_is_found_in_every_layout_of_mounts(place, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(sources, "MOUNTS", tmp_path / "input")
+    mounted = written(tmp_path / "input" / place / "runs" / "kaggle", [prompt_row()])
+    # what a run that was killed while it replaced the stage left behind is none
+    shutil.copytree(mounted, mounted.parent / "work" / "02_sample.draft-abc" / "02_sample")
+    assert find("02_sample", run_dir=tmp_path / "run") == mounted
+    assert caplog.text == ""
+
+
+def test_of_two_mounted_stages_the_last_written_is_taken_and_that_is_said_once(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(sources, "MOUNTS", tmp_path / "input")
+    monkeypatch.setattr(sources, "_told", set())
+    old, new = (written(tmp_path / "input" / place, [prompt_row()]) for place in ("b", "notebooks/me/a"))
+    for folder, at in ((old, 1000), (new, 2000)):
+        os.utime(folder / "params.json", (at, at))
+    assert find("02_sample") == find("02_sample") == new
+    assert caplog.messages == [
+        f"2 inputs hold 02_sample: taking {new}, which was written last, and not {old}; to choose yourself, detach the "
+        "others or name the folder"
+    ]
+    os.utime(old / "params.json", (3000, 3000))
+    assert find("02_sample") == old
 
 
 def test_a_relative_path_is_found_from_any_working_folder(tmp_path, monkeypatch):

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -17,7 +18,7 @@ from nbutils import cards, stages
 from nbutils.errors import InputError
 from nbutils.pairs import build, rerank
 from nbutils.records import PAIRS, PROMPTS, dataset
-from nbutils.stages import Stage
+from nbutils.stages import Stage, bring
 
 PAIR = build([rerank(scored(["A", "B"], [[1.0, 0.5]], chat_template_kwargs={"enable_thinking": False}))])[0]
 PRINT_PROMPTS = """
@@ -34,7 +35,7 @@ def write(stage, text="Ciao?", pairs=(PAIR,), **given):
 
 
 def leftovers(run_dir):
-    return sorted(path.name for path in (run_dir / ".work").iterdir() if path.suffix != ".lock")
+    return sorted(path.name for path in (run_dir / "work").iterdir() if path.suffix != ".lock")
 
 
 def test_a_configuration_loads_with_plain_load_dataset_as_it_was_written(tmp_path):
@@ -176,8 +177,8 @@ def test_a_full_disk_leaves_the_old_folder_whole_and_no_draft(tmp_path, monkeypa
 def test_what_a_killed_run_left_is_removed_and_its_checkpoints_stay(tmp_path):
     stage = Stage("04_dpo", tmp_path)
     (stage.scratch("checkpoints") / "step").write_text("1")
-    (tmp_path / ".work" / "04_dpo.draft-abc").mkdir()
-    (tmp_path / ".work" / "02_sample.draft-abc").mkdir()
+    (tmp_path / "work" / "04_dpo.draft-abc").mkdir()
+    (tmp_path / "work" / "02_sample.draft-abc").mkdir()
     stage.close()
     again = Stage("04_dpo", tmp_path)
     assert leftovers(tmp_path) == ["02_sample.draft-abc", "checkpoints"]
@@ -199,3 +200,77 @@ def test_the_store_and_the_models_are_shared_by_runs_side_by_side(tmp_path):
 def test_a_folder_can_be_moved_and_still_loads(tmp_path):
     moved = Path(shutil.move(write(Stage("01_rerank", tmp_path / "run"), "moved"), tmp_path / "elsewhere"))
     assert load_dataset(str(moved), "prompts", split="train")["prompt"][0][0]["content"] == "moved"
+
+
+def listed(folder):
+    return {str(p.relative_to(folder)): p.read_text() for p in folder.rglob("*") if p.is_file()}
+
+
+@pytest.fixture
+def found(tmp_path):
+    """A folder and a file on a read-only input."""
+    place = tmp_path / "input"
+    (place / "checkpoint-2" / "more").mkdir(parents=True)
+    for name in ("checkpoint-2/state", "checkpoint-2/more/weights", "shard.json"):
+        (place / name).write_text(name)
+        (place / name).chmod(0o444)
+    for folder in (place / "checkpoint-2" / "more", place / "checkpoint-2"):
+        folder.chmod(0o555)
+    return [place / "checkpoint-2", place / "shard.json"]
+
+
+WHOLE = {f"checkpoint-2/{name}": f"checkpoint-2/{name}" for name in ("state", "more/weights")} | {
+    "shard.json": "shard.json"
+}
+
+
+def test_unfinished_work_is_copied_once_and_can_be_deleted(found, tmp_path, caplog):
+    caplog.set_level("INFO", logger="nbutils")
+    work = tmp_path / "work"
+    bring(found, work)
+    bring(found, work)
+    assert listed(work) == WHOLE
+    assert caplog.messages == [f"taking over 2 unfinished pieces of work (0.0 MiB) from {tmp_path}/input"]
+    assert all(path.stat().st_mode & 0o200 for path in work.rglob("*"))
+
+
+def test_what_is_here_stays_and_of_one_name_the_first_is_taken(found, tmp_path):
+    for folder in ("work", "other"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "work" / "shard.json").write_text("mine")
+    (tmp_path / "other" / "checkpoint-2").write_text("another")
+    bring([*found, tmp_path / "other" / "checkpoint-2"], tmp_path / "work")
+    assert listed(tmp_path / "work") == WHOLE | {"shard.json": "mine"}
+
+
+def test_a_copy_that_was_killed_is_begun_anew(found, tmp_path, monkeypatch):
+    def killed(path, to):
+        if path.name == "weights":
+            Path(to).write_text("check")
+            raise KeyboardInterrupt
+        return copyfile(path, to)
+
+    copyfile = shutil.copyfile
+    monkeypatch.setattr(shutil, "copyfile", killed)
+    with pytest.raises(KeyboardInterrupt):
+        bring(found, tmp_path / "work")
+    monkeypatch.undo()
+    assert not (tmp_path / "work" / "checkpoint-2").exists()
+    bring(found, tmp_path / "work")
+    assert listed(tmp_path / "work") == WHOLE
+
+
+def test_a_disk_too_small_for_the_copies_is_told_before_and_a_full_one_when_it_is(found, tmp_path, monkeypatch):
+    work = tmp_path / "work"
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: types.SimpleNamespace(free=3))
+    with pytest.raises(InputError, match=r"cannot copy the unfinished work in .*/input to .*/work: it takes 0 MiB and"):
+        bring(found, work)
+    assert listed(work) == {}
+    monkeypatch.undo()
+    monkeypatch.setattr(shutil, "copyfile", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(InputError, match=r"checkpoint-2 to .*/work \(No space left on device\); free space there, or"):
+        bring(found, work)
+    monkeypatch.undo()
+    assert listed(work) == {}
+    bring(found, work)
+    assert listed(work) == WHOLE

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from transformers import TrainerCallback, TrainerState
 from trl import DPOConfig, DPOTrainer
 
-from nbutils import models, training
+from nbutils import models, sources, training
 from nbutils.errors import InputError, Interrupted
 from nbutils.preflight import Device
 from nbutils.records import PAIRS, dataset
@@ -33,6 +33,7 @@ from nbutils.training import (
     save,
     split,
     table,
+    take_checkpoints,
     train,
 )
 
@@ -398,7 +399,7 @@ class Clock(TrainerCallback):
     def __init__(self):
         self.saved = []
 
-    def time(self):
+    def monotonic(self):
         return self.now
 
     def on_step_begin(self, *_, **__):
@@ -469,6 +470,36 @@ def test_the_time_budget_stops_with_a_checkpoint_and_the_next_call_goes_on(rebui
     log = train(trainer, csv=tmp_path / "log.csv")
     assert list(log.step) == list(range(1, 13))
     assert same(weights(trainer, tmp_path / "adapter"), unbroken[0])
+
+
+def test_an_earlier_sessions_training_goes_on_from_its_mounted_output(
+    unbroken, tiny_llama, tmp_path, monkeypatch, caplog
+):
+    monkeypatch.setattr(sources, "MOUNTS", tmp_path / "input")
+    first = small_trainer(tiny_llama, tmp_path / "one", some_pairs(24))
+    with pytest.raises(Interrupted, match="at step 1 of 12"):
+        train(first, csv=tmp_path / "log.csv", deadline=1.0)
+    shutil.copytree(tmp_path / "one", tmp_path / "input" / "notebooks" / "me" / "dpo" / "runs")
+    folder = next((tmp_path / "input").rglob("checkpoint-1")).parent
+    (folder / "checkpoint-9").mkdir()  # torn: it has no state yet
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+
+    caplog.set_level("INFO", logger="nbutils")
+    trainer = small_trainer(tiny_llama, tmp_path / "two", some_pairs(24))
+    assert "reference log-probabilities: 24 train pairs, 0 to compute" in caplog.text
+    log = train(trainer, csv=tmp_path / "log.csv")
+    assert "resuming from checkpoint-1" in caplog.text
+    assert list(log.step) == list(range(1, 13))
+    assert same(weights(trainer, tmp_path / "adapter"), unbroken[0])
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+
+    # this folder is further on now: nothing is copied again
+    checkpoints = sorted(Path(trainer.args.output_dir).glob("checkpoint-*"))
+    take_checkpoints(Path(trainer.args.output_dir))
+    assert sorted(Path(trainer.args.output_dir).glob("checkpoint-*")) == checkpoints
+    # another training finds nothing of its own there
+    other = small_trainer(tiny_llama, tmp_path / "three", some_pairs(24), beta=0.3)
+    assert last_complete(Path(other.args.output_dir)) is None
 
 
 def test_a_finished_training_is_not_repeated(tiny_llama, tmp_path):

@@ -162,7 +162,7 @@ def test_when_all_workers_are_gone_what_is_done_is_stored_and_the_next_run_asks_
     machine, load, store, tmp_path, fault
 ):
     fault("dies")
-    with pytest.raises(InputError, match=r"killed by SIGKILL .*everything answered is stored: run the same command"):
+    with pytest.raises(InputError, match=r"killed by SIGKILL .*everything done so far is stored: run the same command"):
         answer(store, load(), ask(20), seed=5)
     assert len(store) == 8  # the first chunk of each
     fault()
@@ -208,7 +208,7 @@ def test_memory_that_runs_out_in_the_middle_keeps_what_is_done(machine, load, st
     machine(T4.format(index=0))
     fault("no memory later")
     with pytest.raises(
-        InputError, match=r"CUDA out of memory.*everything answered is stored.*use engine: transformers"
+        InputError, match=r"CUDA out of memory.*everything done so far is stored.*use engine: transformers"
     ):
         answer(store, load(), ask(12))
     assert len(store) == 4
@@ -226,7 +226,7 @@ def test_no_chunk_is_started_after_the_deadline_and_those_begun_are_kept(machine
     engine = load()
     engine.start()
     with pytest.raises(Interrupted, match="12 of 20 requests to go"):
-        answer(store, engine, ask(20), deadline=time.time() + 2)
+        answer(store, engine, ask(20), deadline=time.monotonic() + 2)
     assert len(store) == 8
 
 

@@ -167,10 +167,10 @@ class Engine(Protocol):
 
         Args:
             chunks: requests drawn together, and their seed.
-            deadline: `time.time()` after which no further chunk is started.
+            deadline: `time.monotonic()` after which no further chunk is started.
         """
         for c, (requests, seed) in enumerate(chunks):
-            if self.chunk_size and time.time() > deadline:
+            if self.chunk_size and time.monotonic() > deadline:
                 return
             for i, reply in self.generate(requests, seed=seed, deadline=deadline):
                 yield c, i, reply

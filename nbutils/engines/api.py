@@ -150,7 +150,7 @@ class ApiEngine(Engine):
             turn = asyncio.Lock()
 
             def ending() -> bool:
-                return bool(fatal) or time.time() > deadline
+                return bool(fatal) or time.monotonic() > deadline
 
             retrying = AsyncRetrying(
                 stop=lambda state: ending() or stop_after_attempt(TRIES)(state),

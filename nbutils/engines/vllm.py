@@ -17,10 +17,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from nbutils import models, store
+from nbutils import models
 from nbutils.engines import Engine, Reply, Request, Tally, environment, token_ids
 from nbutils.engines.workers import Worker, end
-from nbutils.errors import InputError
+from nbutils.errors import GO_ON, InputError
 from nbutils.preflight import FLOAT32_MODELS, Device, pick_device
 
 log = logging.getLogger(__name__)
@@ -171,14 +171,14 @@ class VllmEngine(Engine):
             for w, place in enumerate(self._places)
         ]
         weakref.finalize(self, end, starting)
-        deadline = time.time() + self._start_seconds
+        deadline = time.monotonic() + self._start_seconds
         faults = []
         waiting = set(starting)
         while waiting:
             try:
-                worker, message = self._events.get(timeout=max(0.0, min(1.0, deadline - time.time())))
+                worker, message = self._events.get(timeout=max(0.0, min(1.0, deadline - time.monotonic())))
             except queue.Empty:
-                if time.time() < deadline:
+                if time.monotonic() < deadline:
                     continue
                 faults += [f"it was not ready after {self._start_seconds:.0f} s (log: {w.log})" for w in waiting]
                 break
@@ -215,7 +215,7 @@ class VllmEngine(Engine):
         Raises:
             InputError: if a prompt and its completion would not fit the model's context, or no worker is left.
         """
-        if not chunks or time.time() > deadline:
+        if not chunks or time.monotonic() > deadline:
             return
         prompts, longest = [], 0
         for requests, _ in chunks:
@@ -229,10 +229,10 @@ class VllmEngine(Engine):
         running: dict[int, int] = {}  # job -> chunk
         while True:
             for worker in self.workers:
-                if not worker.job and todo and time.time() <= deadline:
+                if not worker.job and todo and time.monotonic() <= deadline:
                     c = todo.popleft()
                     running[worker.draw(*chunks[c], prompts[c])] = c
-            if not running and (not todo or time.time() > deadline):
+            if not running and (not todo or time.monotonic() > deadline):
                 return
             worker, message = self._events.get()
             if worker not in self.workers:
@@ -247,7 +247,7 @@ class VllmEngine(Engine):
             self.workers.remove(worker)
             fault = f"a vLLM worker stopped: {message['error']} (log: {worker.log})"
             if not self.workers:
-                raise InputError(f"{fault}; {store.GO_ON}, or use engine: transformers")
+                raise InputError(f"{fault}; {GO_ON}, or use engine: transformers")
             log.warning("%s; going on with %d other(s)", fault, len(self.workers))
             if drawn in lost:
                 self.tally.failures += len(chunks[drawn][0])

@@ -68,7 +68,7 @@ class RewardJudge:
         with a response that the model could not score gets no scores.
 
         Args:
-            deadline: `time.time()` after which no further batch is started.
+            deadline: `time.monotonic()` after which no further batch is started.
             repeat: asks for a second opinion to measure noise by; there is none, so every judgement is empty.
 
         Raises:
@@ -149,10 +149,10 @@ class RewardEngine(Engine):
         left = sorted((i for i, ids in enumerate(texts) if len(ids) <= context), key=lambda i: -len(texts[i]))
         if len(left) < len(texts):
             log.warning("%d texts are over the %d tokens that %s reads", len(texts) - len(left), context, self.model)
-        if not left or time.time() > deadline:
+        if not left or time.monotonic() > deadline:
             return
         model, size = models.load_reward_model(self.path, self.device), self.batch_size
-        while left and time.time() <= deadline:
+        while left and time.monotonic() <= deadline:
             batch = left[:size]
             try:
                 scores = raw_scores(model, [texts[i] for i in batch])

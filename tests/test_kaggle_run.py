@@ -1,0 +1,241 @@
+"""A Kaggle of our own: 01 to 04 by papermill in six sessions, each with nothing but its inputs and an empty folder.
+
+What a session has: inputs mounted read-only in the layouts of Kaggle, old and new; a working folder, whose content is
+all that the next session may get as an input; `kaggle_secrets`; no home folder, no package index, nbutils from an
+attached dataset only; and a limit at which it is killed. Two sessions are stopped by their time budget before that.
+"""
+
+import hashlib
+import json
+import os
+import random
+import re
+import shutil
+import site
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import papermill
+import pytest
+import servers
+import tiny
+import yaml
+
+from nbutils import errors, run
+from nbutils.sources import CHECKOUT
+
+TOKEN = "hf_of_the_attached_secret"
+SECRETS = f"""
+import os, time
+
+class UserSecretsClient:
+    def get_secret(self, label):
+        return {{"HF_TOKEN": "{TOKEN}"}}[label]
+
+if slow := os.environ.get("STEP_SECONDS"):  # a slow GPU: no way to be in mid-training at a given time without one
+    import transformers
+
+    step = transformers.Trainer.training_step
+
+    def slow_step(*given):
+        time.sleep(float(slow))
+        return step(*given)
+
+    transformers.Trainer.training_step = slow_step
+"""
+LATE = 60.0  # seconds after the time budget at which a session is killed
+WORDS = ["fiume", "pane", "treno", "inverno", "giardino", "mare", "oro", "libro", "scuola", "gatto", "luna", "sale"]
+QUESTIONS = [{"prompt": " ".join(random.Random(i).sample(WORDS, 9))} for i in range(12)]  # no two alike
+PAIRS = [row | {"good": "Una buona risposta.", "bad": f"Una risposta {i}."} for i, row in enumerate(QUESTIONS)]
+
+
+class Judge:
+    """Grades a text by its content; after some more replies it is too busy for any, and says so."""
+
+    free = 10**6  # replies it still gives
+    replies = 0
+
+    def __call__(self, body):
+        if self.free == 0:
+            return servers.Answer(status=429, headers={"Retry-After": "120"})
+        self.free -= 1
+        self.replies += 1
+        texts = body["messages"][0]["content"].split("]\n<<")[1:]
+        answers = [text.partition(">>\n")[2].partition("\n<</")[0] for text in texts]
+        marks = [5 if "buona" in text else 1 + sum(text.encode()) % 4 for text in answers]
+        said = {f"score_{i}": mark for i, mark in enumerate(marks, 1)}
+        said |= {f"feedback_{i}": "ok" for i in range(1, len(marks) + 1)}
+        return json.dumps(said)
+
+
+class Kaggle:
+    """The machine: a Python that has all packages but nbutils, and one session after the other."""
+
+    def __init__(self, home: Path):
+        self.inputs, self.working, self.outputs = (home / name for name in ("input", "working", "outputs"))
+        self.temporary = home / "tmp"
+        # packages by a .pth file, in which further .pth files, such as the one of an editable nbutils, do not count
+        subprocess.run([sys.executable, "-m", "venv", "--without-pip", home / "venv"], check=True)
+        (packages,) = (home / "venv").glob("lib/python*/site-packages")
+        (packages / "image.pth").write_text("\n".join(site.getsitepackages()))
+        (packages / "kaggle_secrets.py").write_text(SECRETS)
+        self.python = home / "venv" / "bin" / "python"
+
+    def session(self, stem, name, values, mounts, *, seconds=0.0, limit=200.0, **variables):
+        """Run a notebook as Save & Run All does, keep its output under a name, and return its text and seconds.
+
+        Args:
+            mounts: place among the inputs -> folder.
+            seconds: time budget; 0 for none.
+            limit: seconds until the machine is gone.
+            variables: of the environment.
+        """
+        for folder in (self.inputs, self.working, self.temporary):
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True)
+        for place, content in mounts.items():
+            shutil.copytree(content, self.inputs / place)
+        for path in self.inputs.rglob("*"):
+            path.chmod(path.stat().st_mode & ~0o222)
+        before = listing(self.inputs)
+        environment = {
+            "PATH": os.environ["PATH"],
+            "HOME": "/dev/null/home",
+            "TMPDIR": str(self.temporary),
+            "NBUTILS_MOUNTS": str(self.inputs),
+            "KAGGLE_KERNEL_RUN_TYPE": "Batch",
+            "PIP_NO_INDEX": "1",
+            "HF_HUB_OFFLINE": "1",
+            "OMP_NUM_THREADS": "1",
+            # root may write to a read-only folder, and Python would
+            "PYTHONDONTWRITEBYTECODE": "1",
+        } | variables
+        given = {"time_budget_hours": seconds / 3600} | values
+        command = [self.python, "-m", "papermill", CHECKOUT / "notebooks" / f"{stem}.ipynb", "__notebook__.ipynb"]
+        command += [word for key, value in given.items() for word in ("-p", key, value)]
+        started = time.monotonic()
+        done = subprocess.run(
+            list(map(str, command)),
+            cwd=self.working,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=limit,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert listing(self.inputs) == before
+        for path in self.inputs.rglob("*"):
+            path.chmod(path.stat().st_mode | 0o200)
+        shutil.copytree(self.working, self.outputs / name)
+        return shown(self.working / "__notebook__.ipynb"), time.monotonic() - started
+
+
+def listing(folder):
+    return {p: p.is_file() and hashlib.sha256(p.read_bytes()).hexdigest() for p in folder.rglob("*")}
+
+
+def shown(notebook):
+    """Return all text in the outputs of a notebook."""
+    outputs = [o for cell in json.loads(notebook.read_text())["cells"] for o in cell.get("outputs", ())]
+    texts = [o.get("text") or o.get("data", {}).get("text/plain", "") for o in outputs]
+    return "\n".join("".join(text) for text in texts)
+
+
+def write_jsonl(path, rows):
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_four_notebooks_in_six_sessions_ask_and_train_nothing_twice(tmp_path):
+    kaggle, judge = Kaggle(tmp_path / "kaggle"), Judge()
+    kit, data = tmp_path / "kit", tmp_path / "data"
+    shutil.copytree(CHECKOUT / "nbutils", kit / "nbutils", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(CHECKOUT / "requirements.txt", kit)
+    tiny.make(data / "model", "qwen3")
+    write_jsonl(data / "pairs.jsonl", PAIRS)
+    write_jsonl(data / "prompts.jsonl", QUESTIONS[:8])
+    write_jsonl(data / "held.jsonl", [{"prompt": text} for text in tiny.SENTENCES[:4]])
+    training = {"max_steps": 30, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 1, "lora_r": 2}
+    (data / "training.yaml").write_text(yaml.safe_dump(training | {"max_length": 512, "save_steps": 10}))
+    both = {"datasets/me/nbutils": kit, "my-data": data}
+    mounted = kaggle.inputs / "my-data"
+    policy = {"model": mounted / "model", "prompt_column": "prompt", "sampling": "temperature: 0.9, max_tokens: 24"}
+    judged_by = {"judge": mounted / "judge.yaml"}
+    judged = judged_by | {"min_chosen": 0.0}
+    with servers.ChatServer(judge) as server:
+        asked = {"kind": "llm", "server": server.url, "model": "scripted", "template": "rating_it", "concurrency": 2}
+        (data / "judge.yaml").write_text(yaml.safe_dump(asked | {"key_variable": "HF_TOKEN"}))
+
+        values = {"dataset": mounted / "pairs.jsonl", "prompt_column": "prompt"} | judged
+        values |= {"chosen_column": "good", "rejected_column": "bad"}
+        begun = time.monotonic()
+        text, _ = kaggle.session("01_rerank", "one", values, both)
+        starting = server.times[0] - begun
+        assert set(server.tokens) == {TOKEN}
+        assert len(server.calls) == (2 + 1) * len(PAIRS), "two orders, and the trial's repeat"
+        assert "12 pairs; columns: " in text
+
+        values = policy | {"prompts": mounted / "prompts.jsonl", "exclude": ""}
+        text, sampling = kaggle.session("02_sample", "two", values, both)
+        assert "8 prompts answered, 0 not" in text
+
+        # the judge has no time in the middle: the stage waits for it, but not longer than its budget
+        judge.replies, judge.free = 0, 10
+        inputs = both | {"notebooks/me/sampling": kaggle.outputs / "two"}
+        values = judged | {"language": ""}
+        budget = 1.5 * starting + 5
+        text, _ = kaggle.session("03_judge", "three-a", values, inputs, seconds=budget, limit=budget + LATE)
+        assert "time budget used up with" in text
+        assert "in a new session, first add this notebook's output as its input\nThe cells below were not run." in text
+        assert judge.replies == 10
+        assert not (kaggle.working / "runs" / "kaggle" / "03_judge").exists()
+        judge.free = 10**6
+        inputs |= {"judging": kaggle.outputs / "three-a"}
+        text, _ = kaggle.session("03_judge", "three-b", values, inputs)
+        assert f"{8 + 10} replies taken over from {kaggle.inputs}/judging/runs/store.sqlite" in text
+        assert judge.replies == (2 + 1) * 8, "nothing is asked twice"
+        assert "8 pairs from 8 prompts" in text
+
+        judge.replies = 0
+        inputs = both | {"ranking": kaggle.outputs / "one", "notebooks/me/judging": kaggle.outputs / "three-b"}
+        values = policy | judged_by | {"training": mounted / "training.yaml", "eval_prompts": mounted / "held.jsonl"}
+        values |= {"language": ""}
+        budget = 2 * sampling + 5
+        slow = {"STEP_SECONDS": "3"}
+        text, _ = kaggle.session("04_dpo", "four-a", values, inputs, seconds=budget, limit=budget + LATE, **slow)
+        step = int(re.search(r"time budget used up at step (\d+) of 30", text)[1])
+        assert judge.replies == 0
+        inputs |= {"notebooks/me/training": kaggle.outputs / "four-a"}
+        text, _ = kaggle.session("04_dpo", "four-b", values, inputs)
+        assert f"resuming from checkpoint-{step}\n" in text
+        assert re.search(r"reference log-probabilities: \d+ train pairs, 0 to compute", text)
+    log = (kaggle.working / "runs" / "kaggle" / "04_dpo" / "training.csv").read_text().splitlines()
+    assert len(log) == 1 + 30
+    proof = json.loads((kaggle.working / "runs" / "kaggle" / "04_dpo" / "metrics.json").read_text())["proof"]["held"]
+    assert proof["answers"] == 3 * 4
+    assert judge.replies <= 2 * 3 * 4, "equal answers are not asked for"
+    everything = [path for path in kaggle.outputs.rglob("*") if path.is_file()]
+    assert not any(TOKEN.encode() in path.read_bytes() for path in everything)
+
+
+def test_headless_a_stop_that_kaggle_sees_as_none_ends_the_chain(tmp_path, monkeypatch, capsys):
+    said = nbformat.v4.new_output("display_data", {"text/plain": "..."}, metadata={errors.STOPPED: "no time left"})
+    cells = [nbformat.v4.new_code_cell("", outputs=[said]), nbformat.v4.new_code_cell("")]
+    executed = []
+    monkeypatch.setattr(
+        papermill,
+        "execute_notebook",
+        lambda *given, **_: executed.append(given) or nbformat.v4.new_notebook(cells=cells),
+    )
+    run_dir = tmp_path / "run"
+    (run_dir / "01_rerank").mkdir(parents=True)  # of an earlier run
+    assert run.main([str(CHECKOUT / "params" / "demo"), str(run_dir)]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: 01_rerank stopped: no time left (the whole notebook: ")
+    assert len(executed) == 1, "no further stage was begun"
+    assert not (run_dir / "01_rerank" / "run.json").exists()
