@@ -56,9 +56,9 @@ def policy_or_judge(body):
     texts = shown(body)
     if texts:
         return grades(*(4 if len(text) == max(map(len, texts)) else 2 for text in texts))
-    asked, seed = body["messages"][-1]["content"], body["seed"]
-    kinds = list(KINDS.values())
-    return f"{kinds[seed % len(kinds)]} {'Ecco. ' * (seed % 3)}{asked[:40]}"
+    kinds, asked = list(KINDS.values()), body["messages"][-1]["content"]
+    own = next(i for i, text in enumerate(kinds) if encodable(text) in asked)
+    return f"{kinds[(own + body['seed']) % len(kinds)]} {'Ecco. ' * (body['seed'] % 3)}"
 
 
 @pytest.fixture(scope="module")
