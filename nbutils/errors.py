@@ -1,10 +1,18 @@
 """The two ways a stage ends early, both with one sentence for the person who reads it, and how to go on afterwards."""
 
+import errno
 import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 GO_ON = "everything done so far is stored: run the same command or cell again to go on"
 STOPPED = "nbutils_stopped"  # where `notebook` leaves the sentence for `run`: in the metadata of a cell's output
 ON_KAGGLE = "; in a new session, first add this notebook's output as its input"
+_NO_PLACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
+# safetensors and tokenizers raise errors of their own in the system's words, torch one that says nothing of the disk
+_FOREIGN = re.compile(r"\(os error (?:13|27|28|30|122)\)|iostream error|inline_container|PytorchStreamWriter")
 
 
 class InputError(ValueError):
@@ -23,3 +31,23 @@ def out_of_time(at: str) -> Interrupted:
 def on_kaggle() -> str:
     """Return how Kaggle runs this notebook, `Interactive` or `Batch` (Save & Run All); empty elsewhere."""
     return os.environ.get("KAGGLE_KERNEL_RUN_TYPE", "")
+
+
+@contextmanager
+def writing(place: Path) -> Iterator[None]:
+    """Give whatever a library raises where there is no room, or no right to write, as one sentence.
+
+    Raises:
+        InputError: naming the place and the reason; every other error passes.
+    """
+    try:
+        yield
+    except Exception as error:
+        known = isinstance(error, OSError) and error.errno in _NO_PLACE
+        if not known and not _FOREIGN.search(str(error)):
+            raise
+        said = (isinstance(error, OSError) and error.strerror) or str(error).splitlines()[0][:120]
+        raise InputError(
+            f"cannot write to {place} ({said}); make room there, or choose a folder that can be written, and run the "
+            "same command or cell again"
+        ) from None

@@ -31,7 +31,7 @@ from transformers.utils import is_bitsandbytes_available
 from transformers.utils.hub import extract_commit_hash
 from transformers.utils.peft_utils import find_adapter_config_file
 
-from nbutils.errors import InputError
+from nbutils.errors import InputError, writing
 from nbutils.preflight import Device
 from nbutils.records import Messages
 
@@ -207,8 +207,9 @@ def merge(path: str, adapter: str, folder: Path) -> Path:
     kind = getattr(_from_pretrained(AutoConfig, path), "dtype", None) or torch.float32
     base = _from_pretrained(AutoModelForCausalLM, path, dtype=torch.float32)
     merged = cast(Any, PeftModel.from_pretrained(base, adapter)).merge_and_unload()
-    merged.to(kind).save_pretrained(folder)
-    load_tokenizer(path).save_pretrained(folder)
+    with writing(folder):
+        merged.to(kind).save_pretrained(folder)
+        load_tokenizer(path).save_pretrained(folder)
     return folder
 
 
@@ -354,8 +355,9 @@ def _convert(package: str, cache: Path) -> Path:
     model = type(loaded)(type(loaded.config)(**settings))
     model.load_state_dict(loaded.state_dict())
     model.generation_config = loaded.generation_config
-    cache.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=cache) as folder:
+    with writing(cache):
+        cache.mkdir(parents=True, exist_ok=True)
+    with writing(cache), tempfile.TemporaryDirectory(dir=cache) as folder:
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         card = {"package": package, "file": files[0].name}

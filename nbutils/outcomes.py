@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 
 from nbutils import evaluation, run, sources
 from nbutils.cards import table
+from nbutils.errors import InputError
 from nbutils.records import Row
 
 BESIDE = ("before to after", "tokens ratio", "distinct-2", "wins of decided", "last margin", "pairs", "steps")
@@ -20,8 +21,21 @@ def measured(run_dir: Path) -> list[Row]:
     """Return one row per held-out set of a finished 04: the headline and its change, and what to distrust beside them.
 
     Shares and changes are from 0 to 1, `margin` is the reward margin at the last step.
+
+    Raises:
+        InputError: if there are no such numbers.
     """
-    metrics = json.loads((run_dir / "04_dpo/metrics.json").read_text())
+    path = run_dir / "04_dpo/metrics.json"
+    try:
+        return _measured(json.loads(path.read_text()))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{path} does not hold the numbers of this version of 04 ({type(error).__name__}: {error}); remove "
+            f"{path.parent} and run the same command again"
+        ) from None
+
+
+def _measured(metrics: dict[str, Any]) -> list[Row]:
     rows = []
     for name, summary in metrics["proof"].items():
         headline, change = evaluation.headline(summary)

@@ -145,13 +145,18 @@ def messages(prompt: Any) -> Messages:
     return [{key: encodable(value) for key, value in turn.items()} for turn in turns]
 
 
-def encodable(text: str) -> str:
-    r"""Join or replace surrogates: JSON can hold single ones, which no file and no tokenizer takes.
+def encodable(value: Any) -> Any:
+    r"""Join or replace surrogates in a text, or in all texts of a row: JSON can hold single ones, which no file, no
+    tokenizer and no notebook takes.
 
     >>> encodable("\ud83d\ude00"), encodable("\ud83d")
     ('😀', '�')
     """
-    return text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    if isinstance(value, str):
+        return value if value.isascii() else value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    if isinstance(value, list):
+        return [encodable(v) for v in value]
+    return {k: encodable(v) for k, v in value.items()} if isinstance(value, Mapping) else value
 
 
 def prompt_id(prompt: Messages) -> str:
@@ -175,7 +180,7 @@ def dataset(rows: Iterable[Row], features: Features) -> Dataset:
         check(row, features)
     # in parts: the copy that turns rows into columns is never one of everything
     parts = [rows[start : start + 1000] for start in range(0, len(rows) or 1, 1000)]
-    columns = ({name: [_encodable(row[name]) for row in part] for name in features} for part in parts)
+    columns = ({name: [encodable(row[name]) for row in part] for name in features} for part in parts)
     return concatenate_datasets([Dataset.from_dict(part, features=features) for part in columns])
 
 
@@ -188,14 +193,6 @@ def check(row: Row, features: Features) -> None:
     for column, feature in features.items():
         if not _fits(row[column], feature):
             raise InputError(f"row {name}: column {column!r} should be {_kind(feature)}, got {_show(row[column])}")
-
-
-def _encodable(value: Any) -> Any:
-    if isinstance(value, str):
-        return encodable(value)
-    if isinstance(value, list):
-        return [_encodable(v) for v in value]
-    return {k: _encodable(v) for k, v in value.items()} if isinstance(value, Mapping) else value
 
 
 def _fits(value: Any, feature: Any) -> bool:  # noqa: PLR0911 - one line per kind of feature

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from nbutils import __version__, params, sources
-from nbutils.errors import STOPPED, InputError
+from nbutils.errors import STOPPED, InputError, writing
 
 NOTEBOOKS = sources.CHECKOUT / "notebooks"
 
@@ -94,10 +94,11 @@ def execute(stem: str, values: dict[str, Any]) -> None:
 
     logging.getLogger("papermill").setLevel(logging.WARNING)
     run_dir = Path(values["run_dir"])
-    run_dir.mkdir(parents=True, exist_ok=True)
+    with writing(run_dir):
+        run_dir.mkdir(parents=True, exist_ok=True)
     inputs = fingerprint(stem, values)
     try:
-        with warnings.catch_warnings():
+        with writing(run_dir), warnings.catch_warnings():
             warnings.simplefilter(
                 "ignore"
             )  # papermill's own deprecations; the notebook's warnings stay in the notebook
@@ -120,8 +121,9 @@ def execute(stem: str, values: dict[str, Any]) -> None:
             raise InputError(f"{stem} stopped: {said} (the whole notebook: {run_dir / f'{stem}.ipynb'})")
     mark = run_dir / stem / "run.json"
     draft = mark.with_suffix(".tmp")
-    draft.write_text(json.dumps(inputs))
-    os.replace(draft, mark)
+    with writing(run_dir):
+        draft.write_text(json.dumps(inputs))
+        os.replace(draft, mark)
 
 
 def is_done(stem: str, values: dict[str, Any]) -> bool:

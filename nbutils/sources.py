@@ -25,7 +25,7 @@ from pyarrow import parquet
 
 from nbutils import hub
 from nbutils.errors import InputError
-from nbutils.records import PAIRS, Row, check, dataset
+from nbutils.records import PAIRS, Row, check, dataset, encodable
 
 log = logging.getLogger(__name__)
 
@@ -140,7 +140,7 @@ def read(
     if not rows:
         hint = "; see the drop report of the stage that wrote it" if path is not None and path.is_dir() else ""
         raise InputError(f"{name} holds no rows{f' in {config!r}' if config else ''}{hint}")
-    return [dict(row) for row in rows[: limit or None]]
+    return rows[: limit or None]
 
 
 def read_checked(name: str, config: str, features: Features, *, run_dir: Path) -> list[Row]:
@@ -154,7 +154,9 @@ def read_checked(name: str, config: str, features: Features, *, run_dir: Path) -
         try:
             check(row, features)
         except InputError as error:
-            raise InputError(f"{name}/{config}: {error}") from None
+            raise InputError(
+                f"{name}/{config}: {error}; if another version of the kit wrote it, run that stage again with this one"
+            ) from None
     return rows
 
 
@@ -199,6 +201,11 @@ def _from_folder(path: Path, config: str) -> list[Row]:
     if config not in files:
         has = ", ".join(files) or "none"
         raise InputError(f"{path} is no stage folder with a dataset {config!r} (it has: {has}); run that stage first")
+    if gone := next((path / name for name in files[config] if not (path / name).is_file()), None):
+        raise InputError(
+            f"{gone} cannot be read as {gone.suffix[1:]}: it is not there; if the stage was written anew meanwhile, "
+            "run the same cell again, else copy the folder again"
+        )
     return [row for name in files[config] for row in _from_file(path / name)]
 
 
@@ -229,7 +236,7 @@ def _from_file(path: Path) -> Dataset | list[Row]:
         raise InputError(f"{path} cannot be read as {kind}: {str(error).splitlines()[0]}") from None
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise InputError(f"{path} cannot be read as {kind}: expected objects, one per row")
-    return rows
+    return [encodable(row) for row in rows]
 
 
 def _from_hub(name: str, split: str) -> Dataset:

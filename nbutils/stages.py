@@ -8,6 +8,7 @@ The hash of the content in the file name is needed: `load_dataset` caches a loca
 return another run's rows for a second run with the same stage name.
 """
 
+import ctypes
 import fcntl
 import hashlib
 import io
@@ -48,6 +49,8 @@ class Stage:
         self._figures: dict[str, bytes] = {}
         self._acquire()
         for left in self._work.glob(f"{stem}.draft-*"):  # of a run that was killed
+            if (left / stem).is_dir() and not self.folder.exists():  # between the two renamings of `_swap`
+                os.rename(left / stem, self.folder)
             shutil.rmtree(left)
 
     def _acquire(self) -> None:
@@ -116,27 +119,40 @@ class Stage:
         """
         if self._lock.closed:  # the cell is run a second time
             self._acquire()
-        draft = Path(tempfile.mkdtemp(prefix=f"{self.stem}.draft-", dir=self._work))
+        draft: Path | None = None
         try:
+            draft = Path(tempfile.mkdtemp(prefix=f"{self.stem}.draft-", dir=self._work))
             self._fill(draft, datasets, params=params, metrics=metrics, summary=summary, extra=extra or {})
+            draft.chmod(0o755)
+            if self.folder.exists():
+                self._swap(draft)
+                shutil.rmtree(draft)
+            else:
+                os.rename(draft, self.folder)
         except BaseException as error:
-            shutil.rmtree(draft, ignore_errors=True)
+            if draft is not None:
+                shutil.rmtree(draft, ignore_errors=True)
             if isinstance(error, OSError):
                 reason = error.strerror or error
                 raise InputError(
                     f"cannot write {self.folder} ({reason}); make room there and run the cell again"
                 ) from None
             raise
-        draft.chmod(0o755)
-        if self.folder.exists():
-            old = Path(tempfile.mkdtemp(prefix=f"{self.stem}.draft-", dir=self._work))
-            os.rename(self.folder, old / self.stem)
-            os.rename(draft, self.folder)
-            shutil.rmtree(old)
-        else:
-            os.rename(draft, self.folder)
         self.close()
         return self.folder
+
+    def _swap(self, draft: Path) -> None:
+        """Exchange the folder and a draft in one step, so that a reader always sees one of the two."""
+        paths = (-100, os.fsencode(draft), -100, os.fsencode(self.folder))  # AT_FDCWD
+        try:
+            if ctypes.CDLL(None).renameat2(*paths, 2) == 0:  # RENAME_EXCHANGE
+                return
+        except AttributeError:  # not this system's library
+            pass
+        old = Path(tempfile.mkdtemp(prefix=f"{self.stem}.draft-", dir=self._work))
+        os.rename(self.folder, old / self.stem)
+        os.rename(draft, self.folder)
+        os.rename(old, draft)
 
     def _fill(
         self,

@@ -21,7 +21,7 @@ from transformers.trainer_callback import TrainerControl, TrainerState
 from trl import DPOConfig, DPOTrainer
 
 from nbutils import health, models, params, sources, stages
-from nbutils.errors import InputError, Interrupted, out_of_time
+from nbutils.errors import InputError, Interrupted, out_of_time, writing
 from nbutils.records import Row, digest
 from nbutils.reference import answers_only
 
@@ -204,7 +204,7 @@ def train(
     trainer.add_callback(watch)
     folder, main = Path(str(trainer.args.output_dir)), trainer.is_world_process_zero()
     try:
-        with _only_one(folder) if main else nullcontext(), answers_only(trainer.args.use_cpu):
+        with writing(folder), _only_one(folder) if main else nullcontext(), answers_only(trainer.args.use_cpu):
             checkpoint = _as_main(last_complete(folder) if main else None)
             if checkpoint and _take_over(trainer, checkpoint):
                 table(trainer.state.log_history).to_csv(csv, index=False)
@@ -305,7 +305,8 @@ def table(history: Sequence[Mapping[str, float]]) -> pd.DataFrame:
 
 def save(trainer: DPOTrainer, folder: Path) -> Path:
     """Save the adapter, or the whole model after full tuning, with its tokenizer as safetensors; return the folder."""
-    trainer.save_model(str(folder))
+    with writing(folder):
+        trainer.save_model(str(folder))
     (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle of this machine's paths
     return folder
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from nbutils.engines import Reply, Sample, numbers_in
+from nbutils.records import encodable
 
 
 class GarbledReplyError(RuntimeError):
@@ -21,7 +22,7 @@ def read(completion: Any) -> Reply:
     """
     try:
         choice = completion.choices[0]
-        text, finish = choice.message.content or "", choice.finish_reason
+        text, finish = encodable(choice.message.content or ""), choice.finish_reason
         if not isinstance(text, str):
             raise TypeError
     except (AttributeError, IndexError, TypeError):

@@ -5,7 +5,7 @@ does not clearly hold a score for every response (`judges.replies`) is asked aga
 """
 
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 from nbutils import engines, models
@@ -21,6 +21,8 @@ from nbutils.store import Store, answer
 ATTEMPTS = 3
 # A judge that was not understood at temperature 0 would repeat itself; later attempts draw.
 RETRY_TEMPERATURE = 0.5
+# Rows asked of a server at a time: the requests of all, each with the whole template, would fill the memory.
+PORTION = 5_000
 
 
 class LlmJudge:
@@ -39,6 +41,7 @@ class LlmJudge:
         """
         self.name, self.file, self.model, self._seed, self._cache = name, file, file.model, seed, cache
         self.template = read_template(file.template)
+        self._schema = lru_cache(self.template.schema)  # one for all requests, of which a run holds many at once
         if engine is not None:
             self.engine = engine
         elif file.engine == "api":
@@ -78,6 +81,11 @@ class LlmJudge:
             InputError: if a verdict is asked about more than two responses; before anything is asked.
         """
         self._check(rows)
+        size = PORTION if self.file.engine == "api" else max(len(rows), 1)  # a model that runs here draws by chunks
+        parts = [rows[start : start + size] for start in range(0, len(rows), size)]
+        return [said for part in parts for said in self._score(part, store, deadline, repeat=repeat)]
+
+    def _score(self, rows: Sequence[Row], store: Store, deadline: float, *, repeat: bool) -> list[Judgement]:
         orders = range(1 if repeat else self.file.orders)
         jobs = [(i, order) for i, row in enumerate(rows) for order in orders if self._needed(row)]
         said: dict[tuple[int, int], list[Row]] = {job: [] for job in jobs}
@@ -131,7 +139,7 @@ class LlmJudge:
         return Request(
             messages=({"role": "user", "content": self.template.fill(values)},),
             sampling=Sampling(temperature=temperature, top_p=1.0, max_tokens=self.file.max_tokens),
-            response_format=self.template.schema(len(texts)),
+            response_format=self._schema(len(texts)),
             attempt=attempt,
             logprobs=self.file.logprobs and self.template.reply != "verdict",
         )
