@@ -18,10 +18,12 @@ from typing import Any
 
 import pandas as pd
 import yaml
+import pyarrow
 from datasets import Dataset, Features, load_dataset
+from datasets.exceptions import DatasetsError
 from pyarrow import parquet
 
-from nbutils.errors import InputError
+from nbutils.errors import InputError, first_line
 from nbutils.records import PAIRS, Row, check, dataset
 
 FILE_TYPES = (".jsonl", ".json", ".csv", ".parquet")
@@ -185,15 +187,18 @@ def _from_file(path: Path) -> Dataset | list[Row]:
             # from_parquet refuses a file without rows
             return Dataset.from_parquet(str(path)) if parquet.read_metadata(path).num_rows else []
         if kind == "csv":
-            return pd.read_csv(path, dtype=str, keep_default_na=False).to_dict("records")
+            frame = pd.read_csv(path, dtype=str, keep_default_na=False)
+            if not isinstance(frame.index, pd.RangeIndex):  # else pandas would shift the values by a column
+                raise ValueError("a row has more values than the header has names")
+            return frame.to_dict("records")
         # json keeps mixed types as they are and absent values absent, where Arrow and pandas would not
         text = path.read_text(encoding="utf-8-sig").strip()
         lines = [line for line in text.split("\n") if line.strip()]
         rows = [json.loads(line) for line in lines] if kind == "jsonl" else json.loads(text or "[]")
     except pd.errors.EmptyDataError:
         return []
-    except (ValueError, OSError) as error:
-        raise InputError(f"{path} cannot be read as {kind}: {str(error).splitlines()[0]}") from None
+    except (ValueError, OSError, RecursionError, pyarrow.ArrowException, DatasetsError) as error:
+        raise InputError(f"{path} cannot be read as {kind}: {first_line(error)}") from None
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise InputError(f"{path} cannot be read as {kind}: expected objects, one per row")
     return rows

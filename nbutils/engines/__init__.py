@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from nbutils.errors import InputError
+from nbutils.errors import InputError, shown
 
 log = logging.getLogger(__name__)
 
@@ -73,10 +73,13 @@ def check_name(text: str) -> None:
     Raises:
         InputError: if it is none of ours and no server's URL.
     """
-    url = urlsplit(text)
+    try:
+        url = urlsplit(text)
+    except ValueError:  # half an IPv6 address
+        url = urlsplit("")
     if text not in ENGINES and not (url.scheme in ("http", "https") and url.netloc):
         raise InputError(
-            f"engine: expected {', '.join(ENGINES)} or a server's URL like http://127.0.0.1:8000/v1, got {text!r}"
+            f"engine: expected {', '.join(ENGINES)} or a server's URL like http://127.0.0.1:8000/v1, got {shown(text)}"
         )
 
 

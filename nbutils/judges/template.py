@@ -19,7 +19,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, model_validator
 
 from nbutils import sources
-from nbutils.errors import InputError
+from nbutils.errors import InputError, first_line
 
 SLOTS = {"count", "nonce", "prompt", "responses", "format"}
 REQUIRED = {"nonce", "prompt", "responses"}
@@ -45,6 +45,8 @@ class Head(BaseModel):
     def _rising(cls, scale: tuple[int, int] | None) -> tuple[int, int] | None:
         if scale and scale[0] >= scale[1]:
             raise ValueError("the first number should be below the second")
+        if scale and scale[1] - scale[0] > 1000:
+            raise ValueError("a scale has at most 1,001 levels")
         return scale
 
     @model_validator(mode="after")
@@ -128,5 +130,5 @@ def _read_head(name: str, content: str) -> tuple[Head, str]:
     except ValidationError as error:
         faults = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'head'}: {e['msg']}" for e in error.errors())
         raise InputError(f"template {name}: {faults}") from None
-    except yaml.YAMLError as error:
-        raise InputError(f"template {name}: its head is no YAML: {str(error).splitlines()[0]}") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise InputError(f"template {name}: its head is no YAML: {first_line(error)}") from None
