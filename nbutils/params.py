@@ -87,8 +87,8 @@ _TOKEN = re.compile(
     r"|://[^/\s]*@|[?&]\w*(?:key|token)="
 )
 _REFUSED = (
-    "looks like an access token or a password, which would be published with the results; put it into an environment variable, "
-    "which `key_variable` in a judge file names, and revoke it if others could read this"
+    "looks like an access token or a password, which would be published with the results; put it into an environment "
+    "variable, which `key_variable` in a judge file names, and revoke it if others could read this"
 )
 # marks a parameter whose content, not only its name, decides whether a stage has to run again
 Input = Annotated[str, "input"]

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import yaml
 import pyarrow
+import yaml
 from datasets import Dataset, Features, load_dataset
 from datasets.exceptions import DatasetsError
 from pyarrow import parquet
@@ -42,10 +42,17 @@ def find(name: str, *, run_dir: Path | None = None) -> Path | None:
     places = [Path(name), CHECKOUT / name]
     if run_dir is not None and "/" not in name:
         places.insert(0, run_dir / name)
-    found = next((place for place in places if place.exists()), None)
+    found = next(filter(_exists, places), None)
     if found is None and "/" not in name and MOUNTS.is_dir():
         found = next((p.parent for p in sorted(MOUNTS.rglob(f"{name}/params.json"))), None)
     return found.resolve() if found else None
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # longer than a file's name may be, or in a folder that is closed to us
+        return False
 
 
 def read_named(name: str, folder: Traversable, suffix: str, what: str) -> str | None:
@@ -58,7 +65,7 @@ def read_named(name: str, folder: Traversable, suffix: str, what: str) -> str | 
         InputError: if a path's file is not UTF-8.
     """
     packaged, path = folder / f"{name}{suffix}", find(name)
-    if packaged.is_file():
+    if f"{name}{suffix}" in (p.name for p in folder.iterdir()):
         return packaged.read_text(encoding="utf-8")
     if path is None or not path.is_file():
         return None

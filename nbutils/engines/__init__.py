@@ -59,11 +59,11 @@ def parse_sampling(text: str) -> Sampling:
     for part in filter(None, (p.strip() for p in text.split(","))):
         name, _, value = (piece.strip() for piece in part.partition(":"))
         if name not in kinds:
-            raise InputError(f"sampling: unknown option {name!r}; known are {', '.join(kinds)}")
+            raise InputError(f"sampling: unknown option {shown(name)}; known are {', '.join(kinds)}")
         try:
             values[name] = int(value) if kinds[name] is int else float(value)
         except ValueError:
-            raise InputError(f"sampling: {name} is {value!r}, expected a number") from None
+            raise InputError(f"sampling: {name} is {shown(value)}, expected a number") from None
     return Sampling(**values)
 
 

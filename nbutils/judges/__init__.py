@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from nbutils import params, sources
 from nbutils.engines import Tally
-from nbutils.errors import InputError, first_line
+from nbutils.errors import InputError, first_line, shown
 from nbutils.pairs import usable
 from nbutils.records import Row
 from nbutils.store import Store
@@ -127,7 +127,7 @@ def read_file(name: str) -> tuple[str, VerifierFile | LlmFile | RewardFile]:
     text = sources.read_named(name, folder, ".yaml", "judge file")
     if text is None:
         known = sorted(p.name.removesuffix(".yaml") for p in folder.iterdir() if p.name.endswith(".yaml"))
-        raise InputError(f"judge: {name!r} is neither a file nor one of {', '.join(known)}")
+        raise InputError(f"judge: {shown(name)} is neither a file nor one of {', '.join(known)}")
     name = Path(name).stem
     try:
         content = yaml.safe_load(text)

@@ -19,7 +19,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, model_validator
 
 from nbutils import sources
-from nbutils.errors import InputError, first_line
+from nbutils.errors import InputError, first_line, shown
 
 SLOTS = {"count", "nonce", "prompt", "responses", "format"}
 REQUIRED = {"nonce", "prompt", "responses"}
@@ -107,7 +107,7 @@ def read_template(name: str) -> Template:
     """
     content = sources.read_named(name, resources.files("nbutils") / "templates", ".txt", "template")
     if content is None:
-        raise InputError(f"template: {name!r} is neither a file nor a template of the kit")
+        raise InputError(f"template: {shown(name)} is neither a file nor a template of the kit")
     head, text = _read_head(name, content.replace("\r\n", "\n"))
     slots = set(_SLOT.findall(text))
     required = REQUIRED | ({"format"} if head.reply == "json" else set())
