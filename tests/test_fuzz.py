@@ -33,22 +33,22 @@ from nbutils.training import DEFAULTS, read_options
 
 FURTHER = float(os.environ.get("FUZZ", "0"))
 EXAMPLES = {
-    "off_policy": 1200,
-    "swapped": 600,
-    "on_policy": 1000,
-    "chosen_prompts": 600,
-    "same_prompts": 300,
-    "files": 1000,
+    "off_policy": 800,
+    "swapped": 1000,
+    "on_policy": 700,
+    "chosen_prompts": 400,
+    "same_prompts": 200,
+    "files": 800,
     "replies": 1600,
-    "well_formed": 600,
-    "mutated": 800,
-    "probabilities": 700,
-    "validate": 600,
-    "cells": 500,
-    "yaml": 500,
-    "texts": 500,
+    "well_formed": 1100,
+    "mutated": 1100,
+    "probabilities": 1100,
+    "validate": 400,
+    "cells": 600,
+    "yaml": 200,
+    "texts": 300,
     "judge_files": 500,
-    "templates": 400,
+    "templates": 200,
 }
 
 
@@ -564,7 +564,7 @@ def test_any_judge_file_is_read_or_named(place, changed, content, garbled):
 
 
 HEADS = ("reply: json", "reply: rating", "reply: verdict", "scale: [1, 5]", "scale: [5, 1]", "scale: 3",
-         "scale: [0, 10]", "x: 1", "scale: [1, 1000000000000000000000000]", "when: 2001-99-99", "[" * 400, "a", "")  # fmt: skip
+         "scale: [0, 10]", "x: 1", "scale: [1, 1000000000000]", "a: 2001-99-99", "[" * 400, "a", "")  # fmt: skip
 BODY = (
     "{nonce}",
     "{prompt}",

@@ -75,6 +75,8 @@ def unbroken(tiny_llama, tmp_path_factory):
         ("loss_type: ipo", r"loss_type is \['ipo'\], expected sigmoid, sigmoid_norm or \[sigmoid, sft\]"),
         ("loss_type: [sigmoid, sft]", "needs loss_weights with 2 numbers"),
         ("loss_type: [sigmoid, sft]\nloss_weights: [1.0]", "needs loss_weights with 2 numbers"),
+        ("loss_type: [sigmoid, sft]\nloss_weights: 1", "needs loss_weights with 2 numbers"),
+        ("loss_type: [[sigmoid]]", r"loss_type is \[\['sigmoid'\]\], expected"),
         ("- max_length", "expected 'name: value' lines"),
     ],
 )
