@@ -87,7 +87,7 @@ def test_a_fault_in_the_training_file_is_named(text, sentence, tmp_path):
 
 
 def test_a_training_file_that_is_not_there_is_named():
-    with pytest.raises(InputError, match=r"there is no file no/training.yaml"):
+    with pytest.raises(InputError, match=r"there is no file 'no/training.yaml'"):
         read_options("no/training.yaml")
 
 
