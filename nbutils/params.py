@@ -255,7 +255,7 @@ def refuse_tokens(where: str, values: Mapping[str, Any]) -> None:
         if _TOKEN.search(str(name)):
             raise InputError(f"{where}: a name {_REFUSED}")
         if _TOKEN.search(str(value)):
-            raise InputError(f"{where}: {name} {_REFUSED}")
+            raise InputError(f"{where}: {name if str(name).isprintable() else shown(name)} {_REFUSED}")
 
 
 def _literals(body: Sequence[ast.stmt]) -> dict[str, Any]:
@@ -267,12 +267,20 @@ def _literals(body: Sequence[ast.stmt]) -> dict[str, Any]:
         try:
             values[name] = ast.literal_eval(node.value)
         except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
-            raise InputError(f"{name} is {ast.unparse(node.value)[:100]}, expected a plain number or text") from None
+            raise InputError(f"{name} is {_written(node.value)}, expected a plain number or text") from None
     return values
+
+
+def _written(node: ast.expr) -> str:
+    try:
+        return ast.unparse(node)[:100]
+    except RecursionError:
+        return "an expression too deep to show"
 
 
 def _fault(error: Any, model: type[Common]) -> str:
     name = ".".join(map(str, error["loc"]))
+    name = name if name.isprintable() else shown(name)
     if error["type"] == "extra_forbidden":
         return f"{name} is unknown (known: {', '.join(sorted(model.model_fields))})"
     if error["type"] == "missing":
