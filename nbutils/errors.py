@@ -46,8 +46,20 @@ def writing(place: Path) -> Iterator[None]:
         known = isinstance(error, OSError) and error.errno in _NO_PLACE
         if not known and not _FOREIGN.search(str(error)):
             raise
-        said = (isinstance(error, OSError) and error.strerror) or str(error).splitlines()[0][:120]
+        said = (isinstance(error, OSError) and error.strerror) or first_line(error)
         raise InputError(
             f"cannot write to {place} ({said}); make room there, or choose a folder that can be written, and run the "
             "same command or cell again"
         ) from None
+
+
+def first_line(error: BaseException) -> str:
+    """Return what another library's error says, short enough for one sentence of ours."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0][:200].encode("utf-8", "backslashreplace").decode()
+
+
+def shown(value: object) -> str:
+    """Return a value as Python writes it, on one line and short enough for a sentence."""
+    text = repr(value)
+    return text if len(text) <= 100 else f"{text[:97]}..."

@@ -20,7 +20,7 @@ from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 from pyarrow import parquet
 
-from nbutils.errors import InputError
+from nbutils.errors import InputError, first_line
 
 TIMEOUT = 120  # seconds until a request without an answer has failed; the client itself would wait for ever
 DATA = re.compile(r"([^/]+)/train-[0-9a-f]{12}\.parquet")  # as `stages` names a configuration's rows
@@ -110,8 +110,8 @@ def reason(error: BaseException) -> str:
     chain = [error]
     while (link := chain[-1].__cause__ or chain[-1].__context__) is not None and link not in chain:
         chain.append(link)
-    text = next(filter(None, map(_words, chain)), "") or (str(error).strip().splitlines() or [""])[0][:200]
-    return (text or type(error).__name__).rstrip(".").replace(get_token() or "\0", "***")
+    text = next(filter(None, map(_words, chain)), "") or first_line(error)
+    return text.rstrip(".").replace(get_token() or "\0", "***")
 
 
 def _words(error: BaseException) -> str:

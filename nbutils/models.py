@@ -31,7 +31,7 @@ from transformers.utils import is_bitsandbytes_available
 from transformers.utils.hub import extract_commit_hash
 from transformers.utils.peft_utils import find_adapter_config_file
 
-from nbutils.errors import InputError, writing
+from nbutils.errors import InputError, first_line, writing
 from nbutils.preflight import Device
 from nbutils.records import Messages
 
@@ -161,7 +161,7 @@ def check_adapter(path: str, adapter: str) -> None:
             raise ValueError(f"it is of type {lora.peft_type}, expected LORA")
         saved = load_peft_weights(adapter, "cpu")
     except (ValueError, KeyError, OSError, SafetensorError) as error:
-        raise InputError(f"adapter: {adapter} holds no adapter ({_first_line(error)})") from None
+        raise InputError(f"adapter: {adapter} holds no adapter ({first_line(error)})") from None
     base = _from_pretrained(AutoConfig, path)
     named = lora.base_model_name_or_path or "the one it was trained on"
     lora.init_lora_weights = False  # some ways to begin need the weights of the base
@@ -175,7 +175,7 @@ def check_adapter(path: str, adapter: str) -> None:
             if mine != its and ("lora_" in name or "missing" not in (mine, its)):
                 raise ValueError(f"{name} is {mine} in the adapter and {its} on this base")
     except ValueError as error:  # or peft's own: the base has none of the layers that were trained
-        reason = _first_line(error).partition(". ")[0]
+        reason = first_line(error).partition(". ")[0]
         raise InputError(
             f"adapter: {adapter} was trained on another base model ({reason}); set model to {named}"
         ) from None
@@ -326,13 +326,9 @@ def _from_pretrained(cls: Any, path: str, **options: Any) -> Any:
         return cls.from_pretrained(path, **options)
     except (OSError, ValueError) as error:
         raise InputError(
-            f"model {path!r} cannot be loaded ({_first_line(error)}); check the name, the network and, for a gated "
+            f"model {path!r} cannot be loaded ({first_line(error)}); check the name, the network and, for a gated "
             "model, the token in HF_TOKEN"
         ) from None
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
 def _convert(package: str, cache: Path) -> Path:

@@ -17,8 +17,8 @@ from typing import Any, Literal
 
 import pandas as pd
 
-from nbutils.errors import InputError
-from nbutils.records import Row, digest, messages, pair_id, prompt_id
+from nbutils.errors import InputError, shown
+from nbutils.records import Row, digest, encodable, messages, pair_id, prompt_id, row_name
 from nbutils.texts import language as language_of
 from nbutils.texts import loops
 from nbutils.verdicts import decide, mean_scores
@@ -92,10 +92,13 @@ def prompt_columns(row: Mapping[str, Any], column: str, number: int) -> Row:
         source = messages(value)
     except InputError as error:
         raise InputError(f"{_where(row, number)}, column {column!r}: {error}") from None
+    checks = row.get("checks") or ""
+    if not isinstance(checks, str):
+        raise InputError(f"{_where(row, number)}, column 'checks': expected JSON as text, got {shown(checks)}")
     return {
         "prompt_id": prompt_id(source),
         "prompt": source,
-        "checks": row.get("checks") or "",
+        "checks": checks,
         "category": str(row.get("category") or row.get("task_category") or ""),
     }
 
@@ -319,7 +322,7 @@ def _response(row: Mapping[str, Any], column: str, number: int) -> str:
             f"{_where(row, number)}, column {column!r}: a response must be text, got {type(value).__name__} "
             f"{str(value)[:40]!r}; remove the row or turn the value into text"
         )
-    return value
+    return str(encodable(value))  # as it will be stored: what is equal there is equal here
 
 
 def _label(row: Mapping[str, Any], column: str, number: int) -> str:
@@ -336,9 +339,9 @@ def _label(row: Mapping[str, Any], column: str, number: int) -> str:
 
 def _column(row: Mapping[str, Any], column: str, number: int) -> Any:
     if column not in row:
-        raise InputError(f"{_where(row, number)} has no column {column!r}; it has {', '.join(map(repr, row))}")
+        raise InputError(f"{_where(row, number)} has no column {column!r}; it has {', '.join(map(repr, row))[:300]}")
     return row[column]
 
 
 def _where(row: Mapping[str, Any], number: int) -> str:
-    return f"row {row.get('id', number)}"
+    return f"row {row_name(row.get('id', number))}"

@@ -5,6 +5,7 @@ The help text of each parameter stands beside its default in the notebook.
 """
 
 import ast
+import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -22,7 +23,7 @@ from pydantic import (
 )
 
 from nbutils.engines import Sampling, check_name, parse_sampling
-from nbutils.errors import InputError
+from nbutils.errors import InputError, first_line, shown
 
 STEMS = ("01_rerank", "02_sample", "03_judge", "04_dpo")
 
@@ -49,10 +50,10 @@ def template_kwargs(text: str) -> dict[str, Any]:
     {'enable_thinking': False}
     """
     parts = [part.partition(":") for part in text.split(",") if part.strip()]
-    with suppress(yaml.YAMLError, ValueError):
+    with suppress(yaml.YAMLError, ValueError, RecursionError):
         if all(name.strip() and sign for name, sign, _ in parts):
             return {name.strip(): yaml.safe_load(value) for name, _, value in parts}
-    raise InputError(f"chat_template_kwargs: expected 'name: value, name: value', got {text!r}")
+    raise InputError(f"chat_template_kwargs: expected 'name: value, name: value', got {shown(text)}")
 
 
 def drawn(text: str) -> None:
@@ -80,6 +81,15 @@ SamplingText = Annotated[str, _valid(parse_sampling)]
 DrawnText = Annotated[str, _valid(drawn)]
 EngineName = Annotated[str, _valid(check_name)]
 TemplateText = Annotated[str, _valid(template_kwargs)]
+# how the tokens of Hugging Face, Groq, GitHub, OpenAI and Google begin, and what a URL may hold; no word of a path
+_TOKEN = re.compile(
+    r"(?<![A-Za-z0-9])(?:(?:hf|gsk|gh[opsu])_[A-Za-z0-9]{30,}|sk-[\w-]*[A-Za-z0-9]{20,}|AIza[\w-]{30,}|github_pat_\w{30,})"
+    r"|://[^/\s]*@|[?&]\w*(?:key|token)="
+)
+_REFUSED = (
+    "looks like an access token or a password, which would be published with the results; put it into an environment "
+    "variable, which `key_variable` in a judge file names, and revoke it if others could read this"
+)
 # marks a parameter whose content, not only its name, decides whether a stage has to run again
 Input = Annotated[str, "input"]
 
@@ -183,7 +193,8 @@ MODELS: dict[str, type[Common]] = dict(zip(STEMS, (Rerank, Sample, Judge, Dpo), 
 
 
 def validate(stem: str, values: Mapping[str, Any]) -> Any:
-    """Return the stage's parameters, or raise one InputError that names every fault at once."""
+    """Return the stage's parameters, or raise one InputError that names every fault at once, or a token among them."""
+    refuse_tokens(stem, values)
     try:
         return MODELS[stem].model_validate(dict(values))
     except ValidationError as error:
@@ -204,7 +215,7 @@ def given(cells: Sequence[str]) -> dict[str, Any]:
     for cell in cells:
         try:
             body = ast.parse(cell).body
-        except SyntaxError:  # a cell with a magic
+        except (SyntaxError, ValueError, RecursionError, MemoryError):  # a magic, or text that Python cannot read
             continue
         targets = {ast.unparse(node.target) for node in body if isinstance(node, ast.AnnAssign)}
         if "run_dir" in targets:
@@ -221,12 +232,30 @@ def read_overrides(path: Path) -> dict[str, Any]:
         InputError: if it is not a mapping of names to values.
     """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is no YAML: {str(error).splitlines()[0]}") from None
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date in month 13 is a plain ValueError
+        raise InputError(f"{path} is no YAML: {first_line(error)}") from None
+    if content is None:
+        return {}
     if not isinstance(content, dict):
         raise InputError(f"{path}: expected 'name: value' lines, got a {type(content).__name__}")
+    refuse_tokens(str(path), content)
     return content
+
+
+def refuse_tokens(where: str, values: Mapping[str, Any]) -> None:
+    """Refuse values that hold an access token: parameters are saved, shown and published with the results.
+
+    Raises:
+        InputError: naming the parameter and not its value.
+    """
+    for name, value in values.items():
+        if _TOKEN.search(str(name)):
+            raise InputError(f"{where}: a name {_REFUSED}")
+        if _TOKEN.search(str(value)):
+            raise InputError(f"{where}: {name if str(name).isprintable() else shown(name)} {_REFUSED}")
 
 
 def _literals(body: Sequence[ast.stmt]) -> dict[str, Any]:
@@ -237,13 +266,21 @@ def _literals(body: Sequence[ast.stmt]) -> dict[str, Any]:
         name = ast.unparse(node.target if isinstance(node, ast.AnnAssign) else node.targets[0])
         try:
             values[name] = ast.literal_eval(node.value)
-        except ValueError:
-            raise InputError(f"{name} is {ast.unparse(node.value)}, expected a plain number or text") from None
+        except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
+            raise InputError(f"{name} is {_written(node.value)}, expected a plain number or text") from None
     return values
+
+
+def _written(node: ast.expr) -> str:
+    try:
+        return ast.unparse(node)[:100]
+    except RecursionError:
+        return "an expression too deep to show"
 
 
 def _fault(error: Any, model: type[Common]) -> str:
     name = ".".join(map(str, error["loc"]))
+    name = name if name.isprintable() else shown(name)
     if error["type"] == "extra_forbidden":
         return f"{name} is unknown (known: {', '.join(sorted(model.model_fields))})"
     if error["type"] == "missing":
@@ -251,4 +288,4 @@ def _fault(error: Any, model: type[Common]) -> str:
     hint = ""
     if isinstance(error["input"], str) and error["type"] in ("float_type", "int_type"):
         hint = "; write 5.0e-7, not 5e-7, in YAML" if "e" in error["input"].lower() else "; leave out the quotes"
-    return f"{name} is {error['input']!r}: {error['msg'].removeprefix('Value error, ')}{hint}"
+    return f"{name} is {shown(error['input'])}: {error['msg'].removeprefix('Value error, ')}{hint}"

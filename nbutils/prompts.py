@@ -19,7 +19,7 @@ from datasketch import MinHash, MinHashLSH
 
 from nbutils.errors import InputError
 from nbutils.pairs import prompt_columns
-from nbutils.records import Messages, Row
+from nbutils.records import Messages, Row, row_name
 
 log = logging.getLogger(__name__)
 
@@ -43,11 +43,11 @@ def from_rows(rows: Iterable[Mapping[str, Any]], column: str) -> list[Row]:
     kinds: dict[bool, Any] = {}
     for number, row in enumerate(rows):
         result.append(prompt_columns(row, column, number))
-        kinds.setdefault(isinstance(row[column], str), row.get("id", number))
+        kinds.setdefault(isinstance(row[column], str), row_name(row.get("id", number)))
         if len(kinds) == 2:
             raise InputError(
-                f"row {row.get('id', number)}, column {column!r}: prompts must be all text or all lists of messages; "
-                f"row {kinds[True]} holds text, row {kinds[False]} messages"
+                f"row {row_name(row.get('id', number))}, column {column!r}: prompts must be all text or all "
+                f"lists of messages; row {kinds[True]} holds text, row {kinds[False]} messages"
             )
     return result
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from datasets import Dataset, Features, Json, List, Value, concatenate_datasets
 
-from nbutils.errors import InputError
+from nbutils.errors import InputError, shown
 
 Row = dict[str, Any]
 Messages = list[dict[str, str]]
@@ -145,6 +145,12 @@ def messages(prompt: Any) -> Messages:
     return [{key: encodable(value) for key, value in turn.items()} for turn in turns]
 
 
+def row_name(value: Any) -> str:
+    """Return the id of a row as a sentence can hold it."""
+    text = str(value)
+    return text if text.isprintable() and len(text) <= 60 else shown(text)
+
+
 def encodable(value: Any) -> Any:
     r"""Join or replace surrogates in a text, or in all texts of a row: JSON can hold single ones, which no file, no
     tokenizer and no notebook takes.
@@ -186,7 +192,7 @@ def dataset(rows: Iterable[Row], features: Features) -> Dataset:
 
 def check(row: Row, features: Features) -> None:
     """Raise InputError naming column and row id if a row lacks a column, has one too many or a wrong type."""
-    name = row.get("id") or row.get("prompt_id") or "without id"
+    name = row_name(row.get("id") or row.get("prompt_id") or "without id")
     odd = sorted(set(features) ^ set(row))
     if odd:
         raise InputError(f"row {name}: column {odd[0]!r} is {'missing' if odd[0] in features else 'not in the schema'}")
@@ -210,8 +216,8 @@ def _fits(value: Any, feature: Any) -> bool:  # noqa: PLR0911 - one line per kin
         return isinstance(value, str)
     if feature.dtype == "bool":
         return isinstance(value, bool)
-    if feature.dtype.startswith("int"):
-        return isinstance(value, int) and not isinstance(value, bool)
+    if feature.dtype.startswith("int"):  # of 32 bits
+        return isinstance(value, int) and not isinstance(value, bool) and -(2**31) <= value < 2**31
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 

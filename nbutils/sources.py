@@ -18,13 +18,15 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow
 import yaml
 from datasets import Dataset, Features, load_dataset
+from datasets.exceptions import DatasetsError
 from huggingface_hub import get_token
 from pyarrow import parquet
 
 from nbutils import hub
-from nbutils.errors import InputError
+from nbutils.errors import InputError, first_line
 from nbutils.records import PAIRS, Row, check, dataset, encodable
 
 log = logging.getLogger(__name__)
@@ -48,7 +50,7 @@ def find(name: str, *, run_dir: Path | None = None) -> Path | None:
     places = [Path(name), CHECKOUT / name]
     if run_dir is not None and "/" not in name:
         places.insert(0, run_dir / name)
-    found = next((place for place in places if place.exists()), None)
+    found = next(filter(_exists, places), None)
     if found is None and "/" not in name:
         found = _mounted_stage(name)
     return found.resolve() if found else None
@@ -79,6 +81,13 @@ def _mounted_stage(name: str) -> Path | None:
 _told: set[str] = set()  # the stages for which that has been said
 
 
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # longer than a file's name may be, or in a folder that is closed to us
+        return False
+
+
 def read_named(name: str, folder: Traversable, suffix: str, what: str) -> str | None:
     """Return the text of a file that comes with the package under this name, or else of a path; None if neither is.
 
@@ -89,7 +98,7 @@ def read_named(name: str, folder: Traversable, suffix: str, what: str) -> str | 
         InputError: if a path's file is not UTF-8.
     """
     packaged, path = folder / f"{name}{suffix}", find(name)
-    if packaged.is_file():
+    if f"{name}{suffix}" in (p.name for p in folder.iterdir()):
         return packaged.read_text(encoding="utf-8")
     if path is None or not path.is_file():
         return None
@@ -134,9 +143,11 @@ def read(
         raise InputError(
             f"{name}: cannot read {path.suffix or 'a file without ending'}, expected {', '.join(FILE_TYPES)}"
         )
-    rows = (
-        dataset if isinstance(dataset, list) else list(dataset.select(range(min(limit or len(dataset), len(dataset)))))
-    )
+    count = min(limit or len(dataset), len(dataset))
+    try:
+        rows = dataset if isinstance(dataset, list) else list(dataset.select(range(count)))
+    except UnicodeDecodeError as error:  # a parquet file's text is decoded row by row
+        raise InputError(f"{name} cannot be read: a text in it is not UTF-8 ({first_line(error)})") from None
     if not rows:
         hint = "; see the drop report of the stage that wrote it" if path is not None and path.is_dir() else ""
         raise InputError(f"{name} holds no rows{f' in {config!r}' if config else ''}{hint}")
@@ -225,18 +236,22 @@ def _from_file(path: Path) -> Dataset | list[Row]:
             # from_parquet refuses a file without rows
             return Dataset.from_parquet(str(path)) if parquet.read_metadata(path).num_rows else []
         if kind == "csv":
-            return pd.read_csv(path, dtype=str, keep_default_na=False).to_dict("records")
+            frame = pd.read_csv(path, dtype=str, keep_default_na=False)
+            if not isinstance(frame.index, pd.RangeIndex):  # else pandas would shift the values by a column
+                raise ValueError("a row has more values than the header has names")
+            return frame.to_dict("records")
         # json keeps mixed types as they are and absent values absent, where Arrow and pandas would not
         text = path.read_text(encoding="utf-8-sig").strip()
         lines = [line for line in text.split("\n") if line.strip()]
         rows = [json.loads(line) for line in lines] if kind == "jsonl" else json.loads(text or "[]")
+        rows = encodable(rows)
     except pd.errors.EmptyDataError:
         return []
-    except (ValueError, OSError) as error:
-        raise InputError(f"{path} cannot be read as {kind}: {str(error).splitlines()[0]}") from None
+    except (ValueError, OSError, RecursionError, pyarrow.ArrowException, DatasetsError) as error:
+        raise InputError(f"{path} cannot be read as {kind}: {first_line(error)}") from None
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise InputError(f"{path} cannot be read as {kind}: expected objects, one per row")
-    return [encodable(row) for row in rows]
+    return rows
 
 
 def _from_hub(name: str, split: str) -> Dataset:

@@ -21,7 +21,7 @@ from transformers.trainer_callback import TrainerControl, TrainerState
 from trl import DPOConfig, DPOTrainer
 
 from nbutils import health, models, params, sources, stages
-from nbutils.errors import InputError, Interrupted, out_of_time, writing
+from nbutils.errors import InputError, Interrupted, out_of_time, shown, writing
 from nbutils.records import Row, digest
 from nbutils.reference import answers_only
 
@@ -66,7 +66,7 @@ def read_options(name: str) -> dict[str, Any]:
     """
     path = sources.find(name) if name else None
     if name and path is None:
-        raise InputError(f"training: there is no file {name}; check the path (relative to {Path.cwd()})")
+        raise InputError(f"training: there is no file {shown(name)}; check the path (relative to {Path.cwd()})")
     given = params.read_overrides(path) if path else {}
     known = {f.name for f in dataclasses.fields(DPOConfig)} | {k for k in DEFAULTS if k.startswith("lora_")} | OURS
     for key in given:
@@ -74,26 +74,31 @@ def read_options(name: str) -> dict[str, Any]:
             raise InputError(f"training file: {key} is set by a parameter of the notebook or by the machine, not here")
         if key not in known:
             raise InputError(
-                f"training file: unknown key {key!r}; it takes TRL's DPOConfig fields, lora_*, "
+                f"training file: unknown key {shown(key)}; it takes TRL's DPOConfig fields, lora_*, "
                 f"{' and '.join(sorted(OURS))}"
             )
     options = DEFAULTS | given
     if not isinstance(options["stop_on_warning"], bool):
-        raise InputError(f"training file: stop_on_warning is {options['stop_on_warning']!r}, expected true or false")
+        raise InputError(
+            f"training file: stop_on_warning is {shown(options['stop_on_warning'])}, expected true or false"
+        )
     minutes = options["save_minutes"]
     if isinstance(minutes, bool) or not isinstance(minutes, int | float) or not 0 <= minutes < float("inf"):
-        raise InputError(f"training file: save_minutes is {minutes!r}, expected a positive number, or 0 for never")
+        raise InputError(f"training file: save_minutes is {shown(minutes)}, expected a positive number, or 0 for never")
     if not isinstance(options["max_length"], int) or options["max_length"] < 1:
-        raise InputError(f"training file: max_length is {options['max_length']!r}, expected a number of tokens")
+        raise InputError(f"training file: max_length is {shown(options['max_length'])}, expected a number of tokens")
     if options["lora_dropout"] and options.get("disable_dropout", True):
         raise InputError(
-            f"training file: lora_dropout {options['lora_dropout']} has no effect as disable_dropout is on by default; "
-            "add disable_dropout: false"
+            f"training file: lora_dropout {shown(options['lora_dropout'])} has no effect as disable_dropout is on by "
+            "default; add disable_dropout: false"
         )
     losses = options["loss_type"] if isinstance(options["loss_type"], list) else [options["loss_type"]]
-    if set(losses) not in LOSSES:
-        raise InputError(f"training file: loss_type is {losses}, expected sigmoid, sigmoid_norm or [sigmoid, sft]")
-    if len(losses) > 1 and len(options.get("loss_weights") or []) != len(losses):
+    if set(map(str, losses)) not in LOSSES:
+        raise InputError(
+            f"training file: loss_type is {shown(losses)}, expected sigmoid, sigmoid_norm or [sigmoid, sft]"
+        )
+    weights = options.get("loss_weights")
+    if len(losses) > 1 and not (isinstance(weights, list) and len(weights) == len(losses)):
         raise InputError(f"training file: loss_type {losses} needs loss_weights with {len(losses)} numbers")
     return options | {"loss_type": losses}
 

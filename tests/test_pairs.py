@@ -363,3 +363,18 @@ def test_without_a_wanted_share_every_pair_is_taken():
     mixed = mix([1, 2], [3], on_policy_share=0.0, max_pairs=0, seed=0)
     assert sorted(mixed) == [1, 2, 3]
     assert len(mix([1, 2], [3], on_policy_share=0.0, max_pairs=2, seed=0)) == 2
+
+
+def test_answers_that_a_file_cannot_tell_apart_are_no_pair():
+    row = {"q": "Name a river.", "good": "Po \ud83d", "bad": "Po \ud83e"}
+    (found,) = candidates([row], prompt="q", chosen="good", rejected="bad")
+    assert [r["text"] for r in found["responses"]] == ["Po \ufffd", "Po \ufffd"]
+    assert found["verdict"] == "filtered:identical"
+
+
+def test_checks_that_are_no_text_are_told_before_a_judge_is_paid():
+    row = {"q": "Name a river.", "good": "Po", "bad": "Rhine", "checks": {"kwargs": []}, "id": "a\nb"}
+    with pytest.raises(
+        InputError, match=r"row 'a\\nb', column 'checks': expected JSON as text, got \{'kwargs': \[\]\}"
+    ):
+        candidates([row], prompt="q", chosen="good", rejected="bad")

@@ -194,3 +194,24 @@ def test_template_arguments_are_read_or_refused(text):
 def test_names_are_split_at_commas():
     assert names(" a/b, c ,,") == ["a/b", "c"]
     assert names("") == []
+
+
+@pytest.mark.parametrize("content", ["when: 2001-99-99", "[" * 400])
+def test_yaml_that_its_reader_cannot_take_is_named(tmp_path, content):
+    (tmp_path / "p.yaml").write_text(content)
+    with pytest.raises(InputError, match=r"p\.yaml is no YAML: "):
+        read_overrides(tmp_path / "p.yaml")
+
+
+def test_a_folder_and_a_lone_zero_are_no_parameters(tmp_path):
+    with pytest.raises(InputError, match="cannot be read: Is a directory"):
+        read_overrides(tmp_path)
+    (tmp_path / "p.yaml").write_text("0")
+    with pytest.raises(InputError, match="expected 'name: value' lines, got a int"):
+        read_overrides(tmp_path / "p.yaml")
+
+
+def test_a_value_python_cannot_make_is_named():
+    with pytest.raises(InputError, match=r"seed is \{\[\]: 1\}, expected a plain number or text"):
+        params.given(["run_dir: str = 'r'\nseed: int = {[]: 1}"])
+    assert params.given(["\x00", "run_dir: str = 'r'"]) == {"run_dir": "r"}

@@ -356,3 +356,16 @@ def test_no_real_reply_in_another_format_is_taken_for_one_of_ours():
     asked = [(template, count) for template in TEN.values() for count in (1, 2, 3, 4)]
     texts = [str(row["raw"]) for row in rows]
     assert [text for text in texts for t, count in asked if scores(text, count, t) is not None] == []
+
+
+@pytest.mark.parametrize("logprob", [math.nan, math.inf, 1000.0, 0.5])
+def test_probabilities_that_are_none_leave_the_number_as_written(logprob):
+    text = '{"score_1": 4}'
+    reading = read(Sample(text, numbers={text.index("4"): {"4": logprob, "5": -1.0}}), 1, JSON)
+    assert (reading.scores, reading.expected) == ((0.75,), False)
+
+
+def test_a_token_that_is_no_digit_has_no_part_in_the_mean():
+    text = '{"score_1": 4}'
+    reading = read(Sample(text, numbers={text.index("4"): {"4": math.log(0.75), "x": -0.1, "²": -0.1}}), 1, JSON)
+    assert (reading.scores, reading.expected) == ((0.75,), True)

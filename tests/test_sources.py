@@ -211,3 +211,16 @@ def test_two_adapters_of_one_size_have_different_fingerprints(tmp_path):
     before = fingerprint(str(tmp_path))
     weights.write_bytes(b"other")
     assert fingerprint(str(tmp_path)) != before
+
+
+def test_a_csv_row_with_a_value_too_many_is_refused_and_not_shifted(tmp_path):
+    (tmp_path / "a.csv").write_text("question,answer\nName a river.,Po,Rhine\n")
+    with pytest.raises(InputError, match="cannot be read as csv: a row has more values than the header has names"):
+        read(str(tmp_path / "a.csv"))
+
+
+def test_json_nested_without_end_and_a_name_without_end_are_told(tmp_path):
+    (tmp_path / "a.json").write_text("[" * 100_000)
+    with pytest.raises(InputError, match="cannot be read as json: "):
+        read(str(tmp_path / "a.json"))
+    assert find("x" * 5000) is None

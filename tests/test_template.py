@@ -139,3 +139,16 @@ def test_a_server_is_asked_to_allow_nothing_but_the_levels_feedback_first():
     ]
     assert (schema["required"], schema["additionalProperties"]) == (["feedback_1", "score_1"], False)
     assert [Template("", reply, 1, 5).schema(2) for reply in ("rating", "verdict")] == [None, None]
+
+
+@pytest.mark.parametrize(
+    ("head", "fault"),
+    [
+        ("reply: json\nscale: [1, 1000000000000]", "a scale has at most 1,001 levels"),
+        ("when: 2001-99-99", "its head is no YAML: month must be in 1..12"),
+    ],
+)
+def test_a_head_that_cannot_be_meant_is_refused(tmp_path, head, fault):
+    (tmp_path / "any.txt").write_text(f"---\n{head}\n---\n{{nonce}}{{prompt}}{{responses}}{{format}}")
+    with pytest.raises(InputError, match=fault):
+        read_template(str(tmp_path / "any.txt"))

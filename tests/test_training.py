@@ -76,6 +76,8 @@ def unbroken(tiny_llama, tmp_path_factory):
         ("loss_type: ipo", r"loss_type is \['ipo'\], expected sigmoid, sigmoid_norm or \[sigmoid, sft\]"),
         ("loss_type: [sigmoid, sft]", "needs loss_weights with 2 numbers"),
         ("loss_type: [sigmoid, sft]\nloss_weights: [1.0]", "needs loss_weights with 2 numbers"),
+        ("loss_type: [sigmoid, sft]\nloss_weights: 1", "needs loss_weights with 2 numbers"),
+        ("loss_type: [[sigmoid]]", r"loss_type is \[\['sigmoid'\]\], expected"),
         ("- max_length", "expected 'name: value' lines"),
     ],
 )
@@ -86,7 +88,7 @@ def test_a_fault_in_the_training_file_is_named(text, sentence, tmp_path):
 
 
 def test_a_training_file_that_is_not_there_is_named():
-    with pytest.raises(InputError, match=r"there is no file no/training.yaml"):
+    with pytest.raises(InputError, match=r"there is no file 'no/training.yaml'"):
         read_options("no/training.yaml")
 
 

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from nbutils.errors import InputError
+from nbutils.errors import InputError, shown
 
 log = logging.getLogger(__name__)
 
@@ -59,11 +59,11 @@ def parse_sampling(text: str) -> Sampling:
     for part in filter(None, (p.strip() for p in text.split(","))):
         name, _, value = (piece.strip() for piece in part.partition(":"))
         if name not in kinds:
-            raise InputError(f"sampling: unknown option {name!r}; known are {', '.join(kinds)}")
+            raise InputError(f"sampling: unknown option {shown(name)}; known are {', '.join(kinds)}")
         try:
             values[name] = int(value) if kinds[name] is int else float(value)
         except ValueError:
-            raise InputError(f"sampling: {name} is {value!r}, expected a number") from None
+            raise InputError(f"sampling: {name} is {shown(value)}, expected a number") from None
     return Sampling(**values)
 
 
@@ -73,10 +73,13 @@ def check_name(text: str) -> None:
     Raises:
         InputError: if it is none of ours and no server's URL.
     """
-    url = urlsplit(text)
+    try:
+        url = urlsplit(text)
+    except ValueError:  # half an IPv6 address
+        url = urlsplit("")
     if text not in ENGINES and not (url.scheme in ("http", "https") and url.netloc):
         raise InputError(
-            f"engine: expected {', '.join(ENGINES)} or a server's URL like http://127.0.0.1:8000/v1, got {text!r}"
+            f"engine: expected {', '.join(ENGINES)} or a server's URL like http://127.0.0.1:8000/v1, got {shown(text)}"
         )
 
 

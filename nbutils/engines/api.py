@@ -80,9 +80,11 @@ class ApiEngine(Engine):
             wait: seconds before the first retry, doubled each time up to a minute, with as much jitter.
 
         Raises:
-            InputError: if the variable is named but not set.
+            InputError: if the variable is named but not set, or cannot be sent.
         """
-        key = os.environ.get(key_variable, "") if key_variable else "none"
+        key = os.environ.get(key_variable, "").strip() if key_variable else "none"  # pasted with the end of its line
+        if not (key.isascii() and key.isprintable()):  # the client's own error would show it
+            raise InputError(f"{key_variable} holds a character that no token has; copy the token once more")
         if not key:
             raise InputError(
                 f"the server {server} wants a token and {key_variable} is not set; set it in the environment "

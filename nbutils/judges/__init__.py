@@ -5,6 +5,7 @@ score per order, normalised to 0..1; `run` keeps all that was said. Kinds: `llm`
 compares), `reward` (a model trained to score), `verifier` (rules that check whether instructions were followed).
 """
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib import resources
@@ -14,9 +15,9 @@ from typing import Annotated, Any, Literal, Protocol
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from nbutils import sources
+from nbutils import params, sources
 from nbutils.engines import Tally
-from nbutils.errors import InputError
+from nbutils.errors import InputError, first_line, shown
 from nbutils.pairs import usable
 from nbutils.records import Row
 from nbutils.store import Store
@@ -126,17 +127,22 @@ def read_file(name: str) -> tuple[str, VerifierFile | LlmFile | RewardFile]:
     text = sources.read_named(name, folder, ".yaml", "judge file")
     if text is None:
         known = sorted(p.name.removesuffix(".yaml") for p in folder.iterdir() if p.name.endswith(".yaml"))
-        raise InputError(f"judge: {name!r} is neither a file nor one of {', '.join(known)}")
+        raise InputError(f"judge: {shown(name)} is neither a file nor one of {', '.join(known)}")
     name = Path(name).stem
     try:
-        return name, TypeAdapter(JudgeFile).validate_json(_as_json(text))
+        content = yaml.safe_load(text)
+        # as JSON text, so that pydantic takes a list for a tuple and stays strict otherwise
+        written = json.dumps(content, default=str)
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
+        raise InputError(f"judge file {name} is no YAML: {first_line(error)}") from None
+    params.refuse_tokens(f"judge file {name}", content if isinstance(content, dict) else {})
+    try:
+        return name, TypeAdapter(JudgeFile).validate_json(written)
     except ValidationError as error:
         faults = "; ".join(
             f"{'.'.join(map(str, e['loc'][1:] or e['loc'])) or 'kind'}: {e['msg']}" for e in error.errors()
         )
         raise InputError(f"judge file {name}: {faults}") from None
-    except yaml.YAMLError as error:
-        raise InputError(f"judge file {name} is no YAML: {str(error).splitlines()[0]}") from None
 
 
 def load(name: str, *, cache: Path, seed: int = 0) -> Judge:
@@ -191,10 +197,3 @@ def run(
 def _spread(values: Sequence[Any], kept: Sequence[str], texts: Sequence[str], gap: Any) -> list[Any]:
     by_text = dict(zip(kept, values, strict=True))
     return [by_text.get(text, gap) for text in texts]
-
-
-def _as_json(text: str) -> str:
-    """YAML's values as JSON text, so that pydantic takes a list for a tuple and stays strict otherwise."""
-    import json
-
-    return json.dumps(yaml.safe_load(text), default=str)

@@ -27,6 +27,8 @@ _KEY = re.compile(r"""(score(?:_\d+)?)["']?\s*:""")
 _SCORE = re.compile(r"""(score(?:_\d+)?)["']?\s*:\s*["']?(\d+(?:\.\d+)?)\s*(?=[;}\n"']|,(?!\d))""")
 # Probability that must lie on the scale's levels for their mean to stand for the judge's opinion.
 _MASS = 0.5
+# Servers round: a log-probability may lie this far above 0.
+_ABOVE_ONE = 0.01
 
 
 @dataclass(frozen=True)
@@ -81,13 +83,16 @@ def expected_score(options: Mapping[str, float], rest: str, template: Template) 
     number = _NUMBER.match(rest)
     if template.low < 0 or template.high > 9 or number is None or number[0] not in options:
         return None
-    levels = {
-        int(token): math.exp(p)
-        for token, p in options.items()
-        if len(token) == 1 and template.low <= int(token) <= template.high
-    }
+    scale = {str(level): level for level in range(template.low, template.high + 1)}
+    logprobs = {scale[token]: p for token, p in options.items() if token in scale}
+    if not all(p <= _ABOVE_ONE for p in logprobs.values()):  # NaN among them: the server's numbers mean nothing
+        return None
+    levels = {level: math.exp(p) for level, p in logprobs.items()}
     mass = sum(levels.values())
-    return sum(level * p for level, p in levels.items()) / mass if mass >= _MASS else None
+    if mass < _MASS:
+        return None
+    mean = sum(level * p for level, p in levels.items()) / mass
+    return min(max(mean, template.low), template.high)  # rounding can leave the scale
 
 
 Found = tuple[list[float], list[int | None], list[str]]  # numbers, where they stand in the text, feedback

@@ -19,7 +19,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, model_validator
 
 from nbutils import sources
-from nbutils.errors import InputError
+from nbutils.errors import InputError, first_line, shown
 
 SLOTS = {"count", "nonce", "prompt", "responses", "format"}
 REQUIRED = {"nonce", "prompt", "responses"}
@@ -45,6 +45,8 @@ class Head(BaseModel):
     def _rising(cls, scale: tuple[int, int] | None) -> tuple[int, int] | None:
         if scale and scale[0] >= scale[1]:
             raise ValueError("the first number should be below the second")
+        if scale and scale[1] - scale[0] > 1000:
+            raise ValueError("a scale has at most 1,001 levels")
         return scale
 
     @model_validator(mode="after")
@@ -105,7 +107,7 @@ def read_template(name: str) -> Template:
     """
     content = sources.read_named(name, resources.files("nbutils") / "templates", ".txt", "template")
     if content is None:
-        raise InputError(f"template: {name!r} is neither a file nor a template of the kit")
+        raise InputError(f"template: {shown(name)} is neither a file nor a template of the kit")
     head, text = _read_head(name, content.replace("\r\n", "\n"))
     slots = set(_SLOT.findall(text))
     required = REQUIRED | ({"format"} if head.reply == "json" else set())
@@ -128,5 +130,5 @@ def _read_head(name: str, content: str) -> tuple[Head, str]:
     except ValidationError as error:
         faults = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'head'}: {e['msg']}" for e in error.errors())
         raise InputError(f"template {name}: {faults}") from None
-    except yaml.YAMLError as error:
-        raise InputError(f"template {name}: its head is no YAML: {str(error).splitlines()[0]}") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise InputError(f"template {name}: its head is no YAML: {first_line(error)}") from None
