@@ -35,6 +35,7 @@ run: $(STAMP)
 
 # four notebooks and the package for Kaggle, checked by its own client; prints what to type. USER is to be given: the
 # shell's variable of that name is the login here
+kaggle cost: PROFILE := kaggle-t4
 kaggle: $(STAMP)
 	$(BIN)/python -m nbutils.kaggle params/$(PROFILE) "$(if $(filter command,$(firstword $(origin USER))),$(USER))" build/kaggle
 
@@ -55,6 +56,10 @@ bench-sample: $(STAMP) $(VLLM)/.installed
 
 bench-dpo: $(STAMP)
 	$(BIN)/python bench/dpo.py
+
+# 50,000 rows through 01
+bench-scale: $(STAMP)
+	$(BIN)/python bench/scale.py
 
 # which trainings would fit a T4, simulated
 plan: $(STAMP)

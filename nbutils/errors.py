@@ -9,7 +9,7 @@ from pathlib import Path
 
 GO_ON = "everything done so far is stored: run the same command or cell again to go on"
 STOPPED = "nbutils_stopped"  # where `notebook` leaves the sentence for `run`: in the metadata of a cell's output
-ON_KAGGLE = "; in a new session, first add this notebook's output as its input"
+ON_KAGGLE = "in a new session, first add this notebook's output as its input"
 _NO_PLACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
 # safetensors and tokenizers raise errors of their own in the system's words, torch one that says nothing of the disk
 _FOREIGN = re.compile(r"\(os error (?:13|27|28|30|122)\)|iostream error|inline_container|PytorchStreamWriter")
@@ -25,7 +25,7 @@ class Interrupted(RuntimeError):  # noqa: N818 - nothing is wrong
 
 def out_of_time(at: str) -> Interrupted:
     """Return what to raise at a deadline: how far the work got, and how to go on."""
-    return Interrupted(f"time budget used up {at}; {GO_ON}{ON_KAGGLE if on_kaggle() else ''}")
+    return Interrupted(f"time budget used up {at}; {GO_ON}")
 
 
 def on_kaggle() -> str:
@@ -42,13 +42,17 @@ def writing(place: Path) -> Iterator[None]:
     """
     try:
         yield
+    except (InputError, Interrupted):
+        raise
     except Exception as error:
         known = isinstance(error, OSError) and error.errno in _NO_PLACE
         if not known and not _FOREIGN.search(str(error)):
             raise
         said = (isinstance(error, OSError) and error.strerror) or first_line(error)
+        # a right that is missing may be another file's
+        where = (isinstance(error, PermissionError) and error.filename) or place
         raise InputError(
-            f"cannot write to {place} ({said}); make room there, or choose a folder that can be written, and run the "
+            f"cannot write to {where} ({said}); make room there, or choose a folder that can be written, and run the "
             "same command or cell again"
         ) from None
 

@@ -24,6 +24,7 @@ from nbutils.errors import InputError, first_line
 
 TIMEOUT = 120  # seconds until a request without an answer has failed; the client itself would wait for ever
 DATA = re.compile(r"([^/]+)/train-[0-9a-f]{12}\.parquet")  # as `stages` names a configuration's rows
+FIGURES = re.compile(r"figures/[^/]+\.png")
 # what an earlier run may have left at the top of a model repository and what would be loaded instead of this run's
 WEIGHTS = re.compile(r"[^/]*\.safetensors(\.index\.json)?|adapter_config\.json|config\.json|merged/.*")
 STATUS = {
@@ -52,7 +53,7 @@ def push(folder: Path, repository: str) -> str:
         address = api.create_repo(repository, repo_type=kind, private=True, exist_ok=True)
         there = _remote(api, repository, kind)
         changes: list[CommitOperationAdd | CommitOperationDelete] = [
-            CommitOperationDelete(name) for name in there if name not in files and _ours(name, kind, files)
+            CommitOperationDelete(name) for name in there if name not in files and _ours(name, kind)
         ]
         changes += [CommitOperationAdd(name, path) for name, path in files.items() if not _same(path, there.get(name))]
         if changes:
@@ -144,11 +145,10 @@ def _remote(api: HfApi, repository: str, kind: str, revision: str | None = None)
     return {entry.path: entry for entry in tree if isinstance(entry, RepoFile)}
 
 
-def _ours(name: str, kind: str, files: Mapping[str, Path]) -> bool:
-    """Return whether a file on the Hub was left by an earlier run: its name says so, or it lies in a folder of ours."""
-    folder = name.rpartition("/")[0]
-    inside = bool(folder) and any(file.startswith(f"{folder}/") for file in files)
-    return inside or bool((DATA if kind == "dataset" else WEIGHTS).fullmatch(name))
+def _ours(name: str, kind: str) -> bool:
+    """Return whether a file on the Hub was left by an earlier run, by its name."""
+    kinds = (FIGURES, DATA if kind == "dataset" else WEIGHTS)
+    return any(pattern.fullmatch(name) for pattern in kinds)
 
 
 def _same(path: Path, remote: RepoFile | None) -> bool:
@@ -170,7 +170,7 @@ def _check(api: HfApi, repository: str, kind: str, revision: str, files: Mapping
     """
     there = _remote(api, repository, kind, revision)
     wrong = [name for name, path in files.items() if not _same(path, there.get(name))]
-    wrong += [name for name in there if name not in files and _ours(name, kind, files)]
+    wrong += [name for name in there if name not in files and _ours(name, kind)]
     hub, rows = HfFileSystem(skip_instance_cache=True), dict[str, int]()
     for name, path in files.items():
         if name in wrong or not (found := DATA.fullmatch(name)):

@@ -112,11 +112,12 @@ def named_files(stem: str, values: Mapping[str, Any]) -> Iterator[Path]:
     Raises:
         InputError: if a file is not there, lies outside the checkout, or is a model inside a Python package.
     """
-    for name, part in _inputs(stem, values):
+    for name, part in params.inputs(stem, values):
+        what = f"{stem}, {name}"
         if name in ("judge", "eval_judge"):
-            yield from _judge_files(part)
+            yield from _judge_files(what, part)
         elif part not in params.STEMS:
-            yield from _travels(name, part, must_exist=name == "training")
+            yield from _travels(what, part, must_exist=name == "training")
 
 
 def check(folder: Path) -> Any:
@@ -166,7 +167,7 @@ def _kernel(stem: str, complete: Plan, profile: str, user: str) -> dict[str, Any
     """Return a kernel's metadata. Its title is made from its slug: made the other way round they could differ."""
     values = complete[stem]
     gpu = needs_gpu(stem, values)
-    before = sorted({part for _, part in _inputs(stem, values) if part in params.STEMS})
+    before = sorted({part for _, part in params.inputs(stem, values) if part in params.STEMS})
     return {
         "id": f"{user}/{_slug(profile, stem)}",
         "title": _slug(profile, stem).replace("-", " "),
@@ -207,7 +208,7 @@ def _write_package(folder: Path, carried: Sequence[Path], identity: str) -> None
         "id": identity,
         "title": identity.partition("/")[2].replace("-", " "),
         "subtitle": "The package of four preference-tuning notebooks",
-        "licenses": [{"name": "apache-2.0"}],
+        "licenses": [{"name": "other"}],  # the package's stands beside it; what a profile names may have another
     }
     _write_json(folder / DATASET, facts)
 
@@ -216,15 +217,15 @@ def _write_json(path: Path, content: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
-def _judge_files(name: str) -> Iterator[Path]:
+def _judge_files(what: str, name: str) -> Iterator[Path]:
     """Yield a judge's own file and template; those of the kit are in the package."""
     file = judges.read_file(name)[1]
     if not (resources.files("nbutils.judges") / f"{name}.yaml").is_file():
-        yield from _travels("judge", name, must_exist=True)
+        yield from _travels(what, name, must_exist=True)
     if isinstance(file, judges.LlmFile):
         read_template(file.template)
         if not (resources.files("nbutils") / "templates" / f"{file.template}.txt").is_file():
-            yield from _travels(f"template of the judge {name}", file.template, must_exist=True)
+            yield from _travels(f"{what}'s template", file.template, must_exist=True)
 
 
 def _travels(what: str, name: str, *, must_exist: bool = False) -> Iterator[Path]:
@@ -239,13 +240,6 @@ def _travels(what: str, name: str, *, must_exist: bool = False) -> Iterator[Path
         raise InputError(f"{what}: {name} cannot travel; put it into {root} and name it relative to there")
     else:
         yield path.relative_to(root)
-
-
-def _inputs(stem: str, values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield parameter and name of everything that a stage reads."""
-    for name, field in params.MODELS[stem].model_fields.items():
-        if "input" in field.metadata:
-            yield from ((name, part) for part in params.names(str(values[name])))
 
 
 def _secrets(stem: str, values: Mapping[str, Any]) -> set[str]:

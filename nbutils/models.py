@@ -31,6 +31,7 @@ from transformers.utils import is_bitsandbytes_available
 from transformers.utils.hub import extract_commit_hash
 from transformers.utils.peft_utils import find_adapter_config_file
 
+from nbutils import sources
 from nbutils.errors import InputError, first_line, writing
 from nbutils.preflight import Device
 from nbutils.records import Messages
@@ -52,6 +53,7 @@ def resolve(name: str, cache: Path) -> str:
     """
     if name.startswith(PACKAGE):
         return str(_convert(name.removeprefix(PACKAGE), cache))
+    name = sources.located(name)
     if Path(name).is_dir():
         if not (Path(name) / "config.json").exists():
             raise InputError(f"model: the folder {name} holds no config.json, expected a saved transformers model")

@@ -17,7 +17,7 @@ from IPython.display import publish_display_data
 
 from nbutils import hub, params, stages
 from nbutils.engines.environment import GPUS_VARIABLE
-from nbutils.errors import STOPPED, Interrupted, on_kaggle
+from nbutils.errors import ON_KAGGLE, STOPPED, InputError, Interrupted, on_kaggle
 from nbutils.sources import CHECKOUT, mounted
 from nbutils.store import Store
 
@@ -34,6 +34,12 @@ class Session:
     stage: stages.Stage
     store: Store
     deadline: float  # time.monotonic() after which no further work is started
+    replies: int  # in the store when the stage was opened
+
+    @property
+    def earned(self) -> bool:
+        """Whether this session has made something that another one can go on from."""
+        return self.stage.written or len(self.store) > self.replies
 
 
 _session: list[Session] = []  # the one this kernel has open
@@ -46,8 +52,10 @@ def open_stage(stem: str) -> Session:
         InputError: naming every wrong parameter at once, a missing token, or a run folder or store that cannot be used.
     """
     _log_to_notebook()
-    datasets.disable_progress_bars()  # bars for what takes a second; the long cells have their own
     shell = get_ipython()
+    shell.set_custom_exc((InputError, Interrupted), _show)
+    shell.events.register("post_run_cell", _forgive)
+    datasets.disable_progress_bars()  # bars for what takes a second; the long cells have their own
     cells = shell.user_ns["In"]
     values = params.given(cells) | _kaggle_overrides(injected=any(c.lstrip().startswith("# Parameters") for c in cells))
     checked = params.validate(stem, values)
@@ -64,9 +72,7 @@ def open_stage(stem: str) -> Session:
     except BaseException:
         stage.close()  # or the cell, run again, would find the stage locked
         raise
-    shell.set_custom_exc((Interrupted,), _show_stop)
-    shell.events.register("post_run_cell", _forgive)
-    _session.append(Session(checked, stage, store, _deadline(checked.time_budget_hours)))
+    _session.append(Session(checked, stage, store, _deadline(checked.time_budget_hours), len(store)))
     return _session[0]
 
 
@@ -87,25 +93,36 @@ def _age() -> float:
     return time.clock_gettime(time.CLOCK_BOOTTIME) - int(fields[19]) / os.sysconf("SC_CLK_TCK")
 
 
-def _show_stop(
+def _show(
     shell: Any, kind: type[BaseException], error: BaseException, traceback: Any, tb_offset: int | None = None
 ) -> list[str]:
-    """Show a stop on purpose as its sentence alone, without a traceback.
+    """Show an error of ours as its sentence, without a traceback; on Kaggle with what a new session needs to go on.
 
     The cell fails, so that no further one runs. Where Kaggle runs all cells by itself a failure could cost the output,
     which the next session is to go on from: there the cell ends well (`_forgive`), and those after it do nothing.
     """
-    if on_kaggle() == "Batch":
-        publish_display_data({"text/plain": f"{error}\nThe cells below were not run."}, metadata={STOPPED: str(error)})
+    said = f"{error}; {ON_KAGGLE}" if on_kaggle() and _goes_on(error) else str(error)
+    if _forgiven(error):
+        publish_display_data({"text/plain": f"{said}\nThe cells below were not run."}, metadata={STOPPED: said})
         shell.input_transformers_cleanup.append(lambda lines: [])
     else:
-        shell.showtraceback((kind, error, traceback), exception_only=True)
+        shell.showtraceback((kind, kind(said), traceback), exception_only=True)
     return []
 
 
 def _forgive(result: Any) -> None:
-    if on_kaggle() == "Batch" and isinstance(result.error_in_exec, Interrupted):
+    if _forgiven(result.error_in_exec):
         result.error_in_exec = None
+
+
+def _forgiven(error: BaseException | None) -> bool:
+    return on_kaggle() == "Batch" and _goes_on(error)
+
+
+def _goes_on(error: BaseException | None) -> bool:
+    """Return whether a later session can go on where this error stopped: credit that is used up, say, or an upload."""
+    earned = any(session.earned for session in _session)
+    return isinstance(error, Interrupted) or (isinstance(error, InputError) and earned)
 
 
 def run_folder(name: str) -> Path:

@@ -6,7 +6,7 @@ The help text of each parameter stands beside its default in the notebook.
 
 import ast
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -83,8 +83,9 @@ EngineName = Annotated[str, _valid(check_name)]
 TemplateText = Annotated[str, _valid(template_kwargs)]
 # how the tokens of Hugging Face, Groq, GitHub, OpenAI and Google begin, and what a URL may hold; no word of a path
 _TOKEN = re.compile(
-    r"(?<![A-Za-z0-9])(?:(?:hf|gsk|gh[opsu])_[A-Za-z0-9]{30,}|sk-[\w-]*[A-Za-z0-9]{20,}|AIza[\w-]{30,}|github_pat_\w{30,})"
-    r"|://[^/\s]*@|[?&]\w*(?:key|token)="
+    r"(?<![A-Za-z0-9])(?:(?:hf|gsk|gh[opsu])_[A-Za-z0-9]{30,}|AIza[\w-]{30,}|github_pat_\w{30,})"
+    r"|(?<![A-Za-z0-9/])sk-[\w-]*[A-Za-z0-9]{20,}"  # sk is also Slovak: a model's name has an owner before it
+    r"|://[^/\s,;]*:[^/\s,;]*@|[?&](?:\w*[_-])?(?:api)?(?:key|token)="
 )
 _REFUSED = (
     "looks like an access token or a password, which would be published with the results; put it into an environment "
@@ -200,6 +201,13 @@ def validate(stem: str, values: Mapping[str, Any]) -> Any:
     except ValidationError as error:
         faults = [_fault(e, MODELS[stem]) for e in error.errors()]
         raise InputError(f"{stem}, {len(faults)} wrong parameter(s): {'; '.join(faults)}") from None
+
+
+def inputs(stem: str, values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield parameter and name of everything that a stage reads; a parameter with several names comes several times."""
+    for name, field in MODELS[stem].model_fields.items():
+        if "input" in field.metadata:
+            yield from ((name, part) for part in names(str(values[name])))
 
 
 def given(cells: Sequence[str]) -> dict[str, Any]:

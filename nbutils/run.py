@@ -97,11 +97,10 @@ def execute(stem: str, values: dict[str, Any]) -> None:
     with writing(run_dir):
         run_dir.mkdir(parents=True, exist_ok=True)
     inputs = fingerprint(stem, values)
-    try:
-        with writing(run_dir), warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore"
-            )  # papermill's own deprecations; the notebook's warnings stay in the notebook
+    with writing(run_dir), warnings.catch_warnings():
+        try:
+            # papermill's own deprecations; the notebook's warnings stay in the notebook
+            warnings.simplefilter("ignore")
             executed = papermill.execute_notebook(
                 notebook(stem),
                 run_dir / f"{stem}.ipynb",
@@ -111,11 +110,11 @@ def execute(stem: str, values: dict[str, Any]) -> None:
                 extra_arguments=["--IPKernelApp.log_level=CRITICAL"],  # not its messages between our lines
                 cwd=str(Path.cwd()),
             )
-    except PapermillExecutionError as error:
-        raise InputError(
-            f"{stem} stopped in cell {error.exec_count}: {error.ename}: {error.evalue} "
-            f"(the whole notebook: {run_dir / f'{stem}.ipynb'})"
-        ) from None
+        except PapermillExecutionError as error:
+            raise InputError(
+                f"{stem} stopped in cell {error.exec_count}: {error.ename}: {error.evalue} "
+                f"(the whole notebook: {run_dir / f'{stem}.ipynb'})"
+            ) from None
     for output in (output for cell in executed.cells for output in cell.get("outputs", ())):
         if said := output.get("metadata", {}).get(STOPPED):  # on Kaggle a stop on purpose is no failure of the cell
             raise InputError(f"{stem} stopped: {said} (the whole notebook: {run_dir / f'{stem}.ipynb'})")
@@ -138,16 +137,11 @@ def is_done(stem: str, values: dict[str, Any]) -> bool:
 
 def fingerprint(stem: str, values: dict[str, Any]) -> dict[str, Any]:
     """Return everything that decides a stage's result: its parameters, the content of its inputs, and the code."""
-    model = params.MODELS[stem]
     complete = defaults(stem) | values
-    inputs = [name for name, field in model.model_fields.items() if "input" in field.metadata]
     run_dir = Path(values["run_dir"])
     return {
         "params": complete,
-        "inputs": {
-            name: [sources.fingerprint(part, run_dir=run_dir) for part in params.names(str(complete[name]))]
-            for name in inputs
-        },
+        "inputs": [[name, sources.fingerprint(part, run_dir=run_dir)] for name, part in params.inputs(stem, complete)],
         "code": _code(stem),
     }
 

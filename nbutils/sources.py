@@ -56,6 +56,12 @@ def find(name: str, *, run_dir: Path | None = None) -> Path | None:
     return found.resolve() if found else None
 
 
+def located(name: str) -> str:
+    """Return the path of what `find` finds for the name of a model or an adapter, else the name itself, a Hub id."""
+    path = None if not name or _exists(Path(name)) else find(name)
+    return str(path or name)
+
+
 def mounted(pattern: str) -> list[Path]:
     """Return what a pattern like `01_rerank/params.json` matches anywhere among the mounted inputs, sorted."""
     return sorted(MOUNTS.rglob(pattern)) if MOUNTS.is_dir() else []

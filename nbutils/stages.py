@@ -47,6 +47,7 @@ class Stage:
         self.folder = run_dir / stem
         self._work = run_dir / "work"
         self._figures: dict[str, bytes] = {}
+        self.written = False  # by `write`, in this session
         self._acquire()
         for left in self._work.glob(f"{stem}.draft-*"):  # of a run that was killed
             if (left / stem).is_dir() and not self.folder.exists():  # between the two renamings of `_swap`
@@ -126,7 +127,7 @@ class Stage:
             draft.chmod(0o755)
             if self.folder.exists():
                 self._swap(draft)
-                shutil.rmtree(draft)
+                shutil.rmtree(draft, ignore_errors=True)  # the next opening removes what is left
             else:
                 os.rename(draft, self.folder)
         except BaseException as error:
@@ -138,6 +139,7 @@ class Stage:
                     f"cannot write {self.folder} ({reason}); make room there and run the cell again"
                 ) from None
             raise
+        self.written = True
         self.close()
         return self.folder
 

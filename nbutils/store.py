@@ -249,7 +249,7 @@ def answer(
     replies = [known[key] for key in order]
     unanswered = sum(reply is None for reply in replies)
     if unanswered and time.monotonic() > deadline:
-        raise out_of_time(f"with {unanswered} of {len(requests)} requests to go")
+        raise out_of_time(f"with {unanswered} of {len(requests)} requests to go ({title})")
     if unanswered:
         log.warning("%d of %d requests were not answered; the next run asks them again", unanswered, len(requests))
     return replies

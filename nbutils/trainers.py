@@ -145,15 +145,15 @@ def build_trainer(
         Interrupted: at the deadline; the same call goes on.
     """
     release()
-    path = models.resolve(given.model, cache)
+    path, adapter = models.resolve(given.model, cache), sources.located(given.adapter)
     if given.adapter:
         if given.tuning == "full":
             raise InputError(
                 f"adapter: {given.adapter} cannot be trained further with tuning full, which trains the model itself; "
                 "set tuning to lora or qlora, or leave adapter empty"
             )
-        models.check_adapter(path, given.adapter)
-        rank = models.adapter_rank(given.adapter)
+        models.check_adapter(path, adapter)
+        rank = models.adapter_rank(adapter)
         log.info("going on from %s as it is, rank %d: lora_* options do not apply", given.adapter, rank)
     tokenizer = models.load_tokenizer(path)
     dtype, flags = precision(device, models.model_type(path), given.tuning)
@@ -168,7 +168,7 @@ def build_trainer(
         settings["eval_strategy"] = "no"
     start = [models.weights_digest(path)]
     if given.adapter:
-        start.append(models.weights_digest(given.adapter) or given.adapter)
+        start.append(models.weights_digest(adapter) or given.adapter)
     run = digest(
         [
             given.model_dump(include={"model", "tuning", "learning_rate", "epochs", "beta", "seed"}),
@@ -200,7 +200,7 @@ def build_trainer(
     four_bit = given.tuning == "qlora"
     model = models.load_model(path, device, dtype=dtype, four_bit=four_bit)
     if given.adapter:  # its frozen copy becomes the reference
-        model = models.load_adapter(model, given.adapter, trainable=True)
+        model = models.load_adapter(model, adapter, trainable=True)
     with answers_only(config.use_cpu):
         return Trainer(
             folder=scratch / "reference",

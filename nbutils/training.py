@@ -278,14 +278,17 @@ def take_checkpoints(folder: Path) -> None:
     """Copy this training's checkpoints from a mounted output of an earlier session that got further than this folder.
 
     Raises:
-        InputError: if there is no room for them.
+        InputError: if there is no room for them, or another process trains in the folder.
     """
-    here = last_complete(folder)
     there = [p for p in sources.mounted(f"{folder.name}/checkpoint-*") if _is_whole(p)]
-    newest = max(there, key=_step, default=None)
-    if newest and (here is None or _step(newest) > _step(here)):
-        beside = [p for p in there if p.parent == newest.parent]  # the best one, if it is not the last
-        stages.bring(sorted(beside, key=_step), folder)
+    if not there:
+        return
+    newest = max(there, key=_step)
+    with _only_one(folder):
+        here = last_complete(folder)
+        if here is None or _step(newest) > _step(here):
+            beside = [p for p in there if p.parent == newest.parent]  # the best one, if it is not the last
+            stages.bring(sorted(beside, key=_step), folder)
 
 
 def _step(checkpoint: Path) -> int:

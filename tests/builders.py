@@ -4,6 +4,7 @@ import gzip
 import json
 import multiprocessing
 import random
+import types
 from pathlib import Path
 
 import pytest
@@ -76,6 +77,12 @@ class ScriptedEngine(Engine):
             said = self.script(asked, rng)
             if said is not None:
                 yield i, Reply((said if isinstance(said, Sample) else Sample(said),))
+
+
+def notebook_shell(*cells):
+    """What `open_stage` sees of the IPython that runs a notebook's cells."""
+    events = types.SimpleNamespace(register=lambda *_: None)
+    return types.SimpleNamespace(user_ns={"In": ["", *cells]}, set_custom_exc=lambda *_: None, events=events)
 
 
 def child(function, *arguments):

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 import servers
 import tiny
-from builders import ScriptedEngine, prompt_row, request
+from builders import ScriptedEngine, notebook_shell, prompt_row, request
 from dpo import pair, small_trainer, some_pairs
 from test_pipeline import grades, judge_file, metrics, run_profile, shown, stored, write_profile
 
@@ -458,7 +458,7 @@ def opened(tmp_path, monkeypatch):
     def open_stage(seconds):
         values = run.defaults("03_judge") | {"run_dir": str(tmp_path / "run"), "time_budget_hours": seconds / 3600}
         cell = "\n".join(f"{name}: {type(value).__name__} = {value!r}" for name, value in values.items())
-        monkeypatch.setattr(notebook, "get_ipython", lambda: types.SimpleNamespace(user_ns={"In": ["", cell]}))
+        monkeypatch.setattr(notebook, "get_ipython", lambda: notebook_shell(cell))
         return notebook.open_stage("03_judge")
 
     yield open_stage

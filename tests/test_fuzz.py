@@ -7,12 +7,14 @@
 `FUZZ=10 pytest tests/test_fuzz.py` searches ten times as far, among other examples on every run.
 """
 
+import functools
 import io
 import json
 import keyword
 import math
 import os
 import string
+from collections import Counter
 from contextlib import contextmanager
 
 import pandas as pd
@@ -53,13 +55,25 @@ EXAMPLES = {
 }
 
 
-def test_ten_thousand_examples_are_tried():
-    assert sum(EXAMPLES.values()) >= 10_000
+TRIED = Counter()  # calls of each property
 
 
 def fuzz(name):
-    """The settings of a property: so many examples, the same ones on every machine."""
-    return settings(max_examples=int(EXAMPLES[name] * (FURTHER or 1)), deadline=None, derandomize=not FURTHER)
+    """Give a property so many examples, the same ones on every machine, and count those that were tried."""
+
+    def counted(test):
+        inner = test.hypothesis.inner_test
+
+        @functools.wraps(inner)
+        def one(*args, **kwargs):
+            TRIED[name] += 1
+            return inner(*args, **kwargs)
+
+        test.hypothesis.inner_test = one
+        examples = int(EXAMPLES[name] * (FURTHER or 1))
+        return settings(max_examples=examples, deadline=None, derandomize=not FURTHER)(test)
+
+    return counted
 
 
 @contextmanager
@@ -603,3 +617,9 @@ def test_any_template_is_read_or_named(place, head, body, frame, count):
             content = schema["json_schema"]["schema"]
             assert len(content["properties"]) == 2 * count
             assert_readable(Sample(json.dumps(dict.fromkeys(content["required"], found.low))), count, found)
+
+
+def test_ten_thousand_examples_were_tried():
+    """The last of this file: of a selection, the selected properties."""
+    assert sum(EXAMPLES.values()) >= 10_000
+    assert all(TRIED[name] >= EXAMPLES[name] * (FURTHER or 1) for name in TRIED), TRIED

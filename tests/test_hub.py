@@ -17,7 +17,12 @@ from nbutils.sources import CHECKOUT
 from nbutils.stages import Stage
 
 PAIR = build([rerank(scored(["A", "B"], [[1.0, 0.5]]))])[0]
-OWN = {"notes.md": b"my own", "extra/train-00000-of-00001.parquet": b"my own rows", ".gitignore": b""}
+OWN = {
+    "notes.md": b"my own",
+    "figures/mine.svg": b"my own",
+    "extra/train-00000-of-00001.parquet": b"my own rows",
+    ".gitignore": b"",
+}
 
 
 @pytest.fixture(scope="module")

@@ -5,12 +5,12 @@ import os
 import shutil
 import subprocess
 import sys
-import types
 from pathlib import Path
 
 import nbformat
 import pytest
 import yaml
+from builders import notebook_shell
 
 from nbutils import kaggle, notebook, params, run, sources
 from nbutils.errors import InputError
@@ -82,7 +82,7 @@ def test_the_package_is_a_private_dataset_with_all_its_folders(folders):
     request = kaggle.check(folders["kaggle-t4"] / "package")
     assert (request.owner_slug, request.slug) == ("maria", "nbutils-kaggle-t4-package")
     assert request.is_private
-    assert request.license_name == "apache-2.0"
+    assert request.license_name == "other"
     assert sorted(file.token for file in request.files) == ["LICENSE", "nbutils.zip", "requirements.txt"]
 
 
@@ -155,10 +155,10 @@ def test_each_notebook_says_the_profiles_values_where_papermill_would(folders, n
 
 @each_profile
 def test_without_any_one_parameter_the_default_holds_and_the_stage_opens(name, tmp_path, monkeypatch):
-    shell = types.SimpleNamespace(user_ns={})
+    shell = notebook_shell()
     monkeypatch.setattr(notebook, "get_ipython", lambda: shell)
     monkeypatch.setattr(notebook, "_session", [])
-    monkeypatch.setattr(notebook, "MOUNTS", tmp_path / "input")
+    monkeypatch.setattr(sources, "MOUNTS", tmp_path / "input")
     monkeypatch.setattr(logging.getLogger("nbutils"), "handlers", [logging.StreamHandler(io.StringIO())])
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.chdir(tmp_path)

@@ -1,8 +1,9 @@
-"""A Kaggle of our own: 01 to 04 by papermill in six sessions, each with nothing but its inputs and an empty folder.
+"""A Kaggle of our own: what `make kaggle` wrote, run in six sessions that have nothing but their inputs.
 
-What a session has: inputs mounted read-only in the layouts of Kaggle, old and new; a working folder, whose content is
-all that the next session may get as an input; `kaggle_secrets`; no home folder, no package index, nbutils from an
-attached dataset only; and a limit at which it is killed. Two sessions are stopped by their time budget before that.
+What a session has: the kernel's notebook, unchanged; what its metadata names, mounted read-only in the layouts of
+Kaggle, old and new; a working folder, whose content is all that the next session may get as an input;
+`kaggle_secrets`; no home folder, no package index, nbutils from the attached dataset only; and a limit at which it is
+killed. Two sessions are stopped by their time budget before that.
 """
 
 import hashlib
@@ -24,7 +25,7 @@ import servers
 import tiny
 import yaml
 
-from nbutils import errors, run
+from nbutils import errors, kaggle, params, run, sources
 from nbutils.sources import CHECKOUT
 
 TOKEN = "hf_of_the_attached_secret"
@@ -84,15 +85,22 @@ class Kaggle:
         (packages / "kaggle_secrets.py").write_text(SECRETS)
         self.python = home / "venv" / "bin" / "python"
 
-    def session(self, stem, name, values, mounts, *, seconds=0.0, limit=200.0, **variables):
-        """Run a notebook as Save & Run All does, keep its output under a name, and return its text and seconds.
+    def session(self, kernel, again=None, *, limit=200.0, **variables):
+        """Run a kernel folder as Save & Run All does, keep its output, and return its text and seconds.
 
         Args:
-            mounts: place among the inputs -> folder.
-            seconds: time budget; 0 for none.
+            again: an output of the same kernel that is attached as an input.
             limit: seconds until the machine is gone.
             variables: of the environment.
         """
+        facts = json.loads((kernel / "kernel-metadata.json").read_text())
+        (package,) = facts["dataset_sources"]
+        mounts = {f"datasets/{package}": kernel.parent / "package"}
+        for number, name in enumerate(facts["kernel_sources"]):  # the first in the old layout
+            owner, slug = name.split("/")
+            mounts[f"notebooks/{owner}/{slug}" if number else slug] = self.outputs / slug
+        if again:
+            mounts[f"notebooks/{facts['id']}"] = again
         for folder in (self.inputs, self.working, self.temporary):
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True)
@@ -113,9 +121,7 @@ class Kaggle:
             # root may write to a read-only folder, and Python would
             "PYTHONDONTWRITEBYTECODE": "1",
         } | variables
-        given = {"time_budget_hours": seconds / 3600} | values
-        command = [self.python, "-m", "papermill", CHECKOUT / "notebooks" / f"{stem}.ipynb", "__notebook__.ipynb"]
-        command += [word for key, value in given.items() for word in ("-p", key, value)]
+        command = [self.python, "-m", "papermill", kernel / facts["code_file"], "__notebook__.ipynb"]
         started = time.monotonic()
         done = subprocess.run(
             list(map(str, command)),
@@ -130,7 +136,10 @@ class Kaggle:
         assert listing(self.inputs) == before
         for path in self.inputs.rglob("*"):
             path.chmod(path.stat().st_mode | 0o200)
-        shutil.copytree(self.working, self.outputs / name)
+        kept = self.outputs / facts["id"].split("/")[1]
+        if kept.exists():  # an earlier version's
+            kept.rename(kept.with_name(f"{kept.name}-before"))
+        shutil.copytree(self.working, kept)
         return shown(self.working / "__notebook__.ipynb"), time.monotonic() - started
 
 
@@ -149,77 +158,94 @@ def write_jsonl(path, rows):
     path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
+@pytest.fixture
+def push(tmp_path, monkeypatch):
+    """Write the kernel folders of a profile, in a checkout with a model and data, as `make kaggle` does."""
+    checkout = tmp_path / "checkout"
+    shutil.copytree(CHECKOUT / "notebooks", checkout / "notebooks")
+    for name in ("requirements.txt", "LICENSE"):
+        shutil.copy(CHECKOUT / name, checkout)
+    monkeypatch.setattr(sources, "CHECKOUT", checkout)
+    monkeypatch.setattr(run, "NOTEBOOKS", checkout / "notebooks")
+    tiny.make(checkout / "data" / "model", "qwen3")
+    write_jsonl(checkout / "data" / "pairs.jsonl", PAIRS)
+    write_jsonl(checkout / "data" / "prompts.jsonl", QUESTIONS[:8])
+    write_jsonl(checkout / "data" / "held.jsonl", [{"prompt": text} for text in tiny.SENTENCES[:4]])
+    training = {"max_steps": 30, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 1, "lora_r": 2}
+    (checkout / "data" / "training.yaml").write_text(yaml.safe_dump(training | {"max_length": 512, "save_steps": 10}))
+    (checkout / "params").mkdir()
+
+    def write(url, **seconds):
+        judge = {"kind": "llm", "server": url, "model": "scripted", "template": "rating_it", "concurrency": 2}
+        (checkout / "data" / "judge.yaml").write_text(yaml.safe_dump(judge | {"key_variable": "HF_TOKEN"}))
+        for stem, values in PROFILE.items():
+            budget = {"time_budget_hours": seconds.get(stem, 0) / 3600}
+            (checkout / "params" / f"{stem}.yaml").write_text(yaml.safe_dump(values | budget))
+        return dict(zip(params.STEMS, kaggle.write(checkout / "params", "me", tmp_path / "build")[1:], strict=True))
+
+    return write
+
+
+JUDGED = {"judge": "data/judge.yaml", "min_chosen": 0.0}
+POLICY = {"model": "data/model", "prompt_column": "prompt", "sampling": "temperature: 0.9, max_tokens: 24"}
+PROFILE = {
+    "01_rerank": JUDGED
+    | {"dataset": "data/pairs.jsonl", "prompt_column": "prompt", "chosen_column": "good", "rejected_column": "bad"},
+    "02_sample": POLICY | {"prompts": "data/prompts.jsonl", "exclude": ""},
+    "03_judge": JUDGED | {"language": ""},
+    "04_dpo": POLICY
+    | {"judge": "data/judge.yaml", "training": "data/training.yaml", "eval_prompts": "data/held.jsonl", "language": ""},
+}
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_four_notebooks_in_six_sessions_ask_and_train_nothing_twice(tmp_path):
-    kaggle, judge = Kaggle(tmp_path / "kaggle"), Judge()
-    kit, data = tmp_path / "kit", tmp_path / "data"
-    shutil.copytree(CHECKOUT / "nbutils", kit / "nbutils", ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(CHECKOUT / "requirements.txt", kit)
-    tiny.make(data / "model", "qwen3")
-    write_jsonl(data / "pairs.jsonl", PAIRS)
-    write_jsonl(data / "prompts.jsonl", QUESTIONS[:8])
-    write_jsonl(data / "held.jsonl", [{"prompt": text} for text in tiny.SENTENCES[:4]])
-    training = {"max_steps": 30, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 1, "lora_r": 2}
-    (data / "training.yaml").write_text(yaml.safe_dump(training | {"max_length": 512, "save_steps": 10}))
-    both = {"datasets/me/nbutils": kit, "my-data": data}
-    mounted = kaggle.inputs / "my-data"
-    policy = {"model": mounted / "model", "prompt_column": "prompt", "sampling": "temperature: 0.9, max_tokens: 24"}
-    judged_by = {"judge": mounted / "judge.yaml"}
-    judged = judged_by | {"min_chosen": 0.0}
+def test_four_kernels_in_six_sessions_ask_and_train_nothing_twice(tmp_path, push):
+    machine, judge = Kaggle(tmp_path / "kaggle"), Judge()
     with servers.ChatServer(judge) as server:
-        asked = {"kind": "llm", "server": server.url, "model": "scripted", "template": "rating_it", "concurrency": 2}
-        (data / "judge.yaml").write_text(yaml.safe_dump(asked | {"key_variable": "HF_TOKEN"}))
-
-        values = {"dataset": mounted / "pairs.jsonl", "prompt_column": "prompt"} | judged
-        values |= {"chosen_column": "good", "rejected_column": "bad"}
+        kernels = push(server.url)
         begun = time.monotonic()
-        text, _ = kaggle.session("01_rerank", "one", values, both)
+        text, _ = machine.session(kernels["01_rerank"])
         starting = server.times[0] - begun
         assert set(server.tokens) == {TOKEN}
         assert len(server.calls) == (2 + 1) * len(PAIRS), "two orders, and the trial's repeat"
         assert "12 pairs; columns: " in text
 
-        values = policy | {"prompts": mounted / "prompts.jsonl", "exclude": ""}
-        text, sampling = kaggle.session("02_sample", "two", values, both)
+        text, sampling = machine.session(kernels["02_sample"])
         assert "8 prompts answered, 0 not" in text
 
         # the judge has no time in the middle: the stage waits for it, but not longer than its budget
         judge.replies, judge.free = 0, 10
-        inputs = both | {"notebooks/me/sampling": kaggle.outputs / "two"}
-        values = judged | {"language": ""}
-        budget = 1.5 * starting + 5
-        text, _ = kaggle.session("03_judge", "three-a", values, inputs, seconds=budget, limit=budget + LATE)
+        budgets = {"03_judge": 1.5 * starting + 5, "04_dpo": 2 * sampling + 5}
+        short = push(server.url, **budgets)
+        text, _ = machine.session(short["03_judge"], limit=budgets["03_judge"] + LATE)
         assert "time budget used up with" in text
         assert "in a new session, first add this notebook's output as its input\nThe cells below were not run." in text
         assert judge.replies == 10
-        assert not (kaggle.working / "runs" / "kaggle" / "03_judge").exists()
+        stopped = next(machine.outputs.glob("*03-judge"))
+        assert not (stopped / "runs" / "kaggle" / "03_judge").exists()
         judge.free = 10**6
-        inputs |= {"judging": kaggle.outputs / "three-a"}
-        text, _ = kaggle.session("03_judge", "three-b", values, inputs)
-        assert f"{8 + 10} replies taken over from {kaggle.inputs}/judging/runs/store.sqlite" in text
+        kernels = push(server.url)
+        text, _ = machine.session(kernels["03_judge"], stopped)
+        assert re.search(r"\n10 replies taken over from \S+-03-judge/runs/store.sqlite\n", text)
         assert judge.replies == (2 + 1) * 8, "nothing is asked twice"
         assert "8 pairs from 8 prompts" in text
 
         judge.replies = 0
-        inputs = both | {"ranking": kaggle.outputs / "one", "notebooks/me/judging": kaggle.outputs / "three-b"}
-        values = policy | judged_by | {"training": mounted / "training.yaml", "eval_prompts": mounted / "held.jsonl"}
-        values |= {"language": ""}
-        budget = 2 * sampling + 5
-        slow = {"STEP_SECONDS": "3"}
-        text, _ = kaggle.session("04_dpo", "four-a", values, inputs, seconds=budget, limit=budget + LATE, **slow)
+        short = push(server.url, **budgets)
+        text, _ = machine.session(short["04_dpo"], limit=budgets["04_dpo"] + LATE, STEP_SECONDS="3")
         step = int(re.search(r"time budget used up at step (\d+) of 30", text)[1])
         assert judge.replies == 0
-        inputs |= {"notebooks/me/training": kaggle.outputs / "four-a"}
-        text, _ = kaggle.session("04_dpo", "four-b", values, inputs)
+        kernels = push(server.url)
+        text, _ = machine.session(kernels["04_dpo"], next(machine.outputs.glob("*04-dpo")))
         assert f"resuming from checkpoint-{step}\n" in text
         assert re.search(r"reference log-probabilities: \d+ train pairs, 0 to compute", text)
-    log = (kaggle.working / "runs" / "kaggle" / "04_dpo" / "training.csv").read_text().splitlines()
-    assert len(log) == 1 + 30
-    proof = json.loads((kaggle.working / "runs" / "kaggle" / "04_dpo" / "metrics.json").read_text())["proof"]["held"]
+    done = machine.working / "runs" / "kaggle" / "04_dpo"
+    assert len((done / "training.csv").read_text().splitlines()) == 1 + 30
+    proof = json.loads((done / "metrics.json").read_text())["proof"]["held"]
     assert proof["answers"] == 3 * 4
     assert judge.replies <= 2 * 3 * 4, "equal answers are not asked for"
-    everything = [path for path in kaggle.outputs.rglob("*") if path.is_file()]
+    everything = [path for path in machine.outputs.rglob("*") if path.is_file()]
     assert not any(TOKEN.encode() in path.read_bytes() for path in everything)
 
 

@@ -17,7 +17,7 @@ from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config
 
-from nbutils import models, training
+from nbutils import models, sources, training
 from nbutils.engines import Request, Sampling
 from nbutils.engines.local import TransformersEngine
 from nbutils.errors import InputError
@@ -386,3 +386,13 @@ def test_merging_an_adapter_of_another_base_is_refused(tiny_llama, tmp_path):
     with pytest.raises(InputError, match="was trained on another base model"):
         models.merge(str(other), str(tmp_path / "adapter"), tmp_path / "merged")
     assert not (tmp_path / "merged").exists()
+
+
+def test_a_model_is_found_in_the_checkout_from_any_folder(tiny_llama, tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "CHECKOUT", tiny_llama.parent.parent)
+    monkeypatch.chdir(tmp_path)
+    name = f"{tiny_llama.parent.name}/{tiny_llama.name}"
+    assert Path(models.resolve(name, tmp_path)) == tiny_llama
+    assert models.resolve("org/model", tmp_path) == "org/model"
+    monkeypatch.chdir(tiny_llama.parent.parent)
+    assert models.resolve(name, tmp_path) == name

@@ -8,7 +8,7 @@ import types
 
 import psutil
 import pytest
-from builders import ScriptedEngine, request
+from builders import ScriptedEngine, notebook_shell, request
 from huggingface_hub import HfApi
 from IPython.core.interactiveshell import InteractiveShell
 
@@ -35,8 +35,7 @@ push_to_hub: str = ""
 @pytest.fixture
 def cells(tmp_path, monkeypatch):
     """Run cells in a stand-in for IPython: `In` holds their sources, the names they assign are there."""
-    events = types.SimpleNamespace(register=lambda *_: None)
-    shell = types.SimpleNamespace(user_ns={"In": [""]}, set_custom_exc=lambda *_: None, events=events)
+    shell = notebook_shell()
 
     def run(*sources):
         for source in sources:
@@ -103,8 +102,9 @@ def shell():
     """An IPython whose cells may stop on purpose, as in a notebook after its first cells."""
     shell = InteractiveShell()
     shell.user_ns["stop"] = lambda: (_ for _ in ()).throw(out_of_time("at 3 of 4"))
+    shell.user_ns["refuse"] = lambda: (_ for _ in ()).throw(InputError("the credit is used up"))
     for _ in range(2):  # the cell can be run twice
-        shell.set_custom_exc((Interrupted,), notebook._show_stop)
+        shell.set_custom_exc((InputError, Interrupted), notebook._show)
         shell.events.register("post_run_cell", notebook._forgive)
     return shell
 
@@ -130,6 +130,30 @@ def test_in_a_batch_on_kaggle_a_stop_is_no_failure_and_no_further_cell_runs(shel
     assert shell.run_cell("after = 1\n1 / 0").success
     assert "before" in shell.user_ns
     assert "after" not in shell.user_ns
+
+
+@pytest.mark.parametrize(("earned", "forgiven"), [(True, True), (False, False)])
+def test_in_a_batch_on_kaggle_our_error_costs_no_output_that_a_next_session_can_use(
+    shell, kaggle, monkeypatch, capsys, earned, forgiven
+):
+    monkeypatch.setattr(notebook, "_session", [types.SimpleNamespace(earned=earned)])
+    assert shell.run_cell("refuse()").success == forgiven
+    said = re.sub(r"\x1b\[\d+m", "", capsys.readouterr().out)
+    assert "the credit is used up" in said
+    assert "Traceback" not in said
+    assert ("; in a new session, first add this notebook's output as its input" in said) == forgiven
+
+
+def test_a_session_has_earned_something_with_a_reply_or_a_written_folder(cells, tmp_path):
+    cells(PARAMETERS)
+    session = open_stage("03_judge")
+    assert not session.earned
+    session.store.put([("k", ScriptedEngine(None), request(), Reply((Sample("re"),)))])
+    assert session.earned
+    session = open_stage("03_judge")
+    assert not session.earned, "the replies of an earlier session are kept anyway"
+    session.stage.write({}, params={}, metrics={}, summary="")
+    assert session.earned
 
 
 def test_in_a_batch_on_kaggle_any_other_error_stays_one(shell, kaggle, capsys):

@@ -174,7 +174,9 @@ def test_a_token_as_a_parameter_is_refused_by_name_and_not_shown(name, token):
 
 
 @pytest.mark.parametrize("value", ["a/hf_experiment_of_a_long_name_2026", "task-this-is-the-name-of-a-folder",
-                                   "http://127.0.0.1:8000/v1", "org/name:config@train[-300:]", "KEY"])  # fmt: skip
+                                   "http://127.0.0.1:8000/v1", "org/name:config@train[-300:]", "KEY",
+                                   "org/sk-SlovakBERTFinetunedOnNews2024", "https://h/v1?monkey=1",
+                                   "https://example.org, contact@me.it"])  # fmt: skip
 def test_a_path_an_address_or_the_name_of_a_variable_is_no_token(value):
     params.refuse_tokens("01_rerank", {"dataset": value})
 

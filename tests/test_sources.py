@@ -3,8 +3,10 @@ import os
 import shutil
 
 import pandas as pd
+import pyarrow
 import pytest
 from builders import DATA, prompt_row, real
+from pyarrow import parquet
 
 from nbutils import sources
 from nbutils.errors import InputError
@@ -224,3 +226,11 @@ def test_json_nested_without_end_and_a_name_without_end_are_told(tmp_path):
     with pytest.raises(InputError, match="cannot be read as json: "):
         read(str(tmp_path / "a.json"))
     assert find("x" * 5000) is None
+
+
+def test_a_parquet_file_whose_text_is_not_utf_8_is_refused_in_a_sentence(tmp_path):
+    ends, text = (pyarrow.py_buffer(b) for b in (b"\0\0\0\0\2\0\0\0", b"\xff\xfe"))
+    column = pyarrow.Array.from_buffers(pyarrow.string(), 1, [None, ends, text])
+    parquet.write_table(pyarrow.table({"text": column}), tmp_path / "rows.parquet")
+    with pytest.raises(InputError, match=r"rows\.parquet cannot be read: a text in it is not UTF-8 \("):
+        read(str(tmp_path / "rows.parquet"))

@@ -94,12 +94,12 @@ def test_the_card_parses_and_every_path_in_it_exists(tmp_path):
 def test_a_figures_caption_stands_beside_the_output_in_the_image_and_on_the_card(tmp_path, monkeypatch):
     outputs = []
     monkeypatch.setattr(stages, "display", lambda image: outputs.append(image._repr_mimebundle_()))
-    stage = Stage("01_rerank", tmp_path)
+    stage, others = Stage("01_rerank", tmp_path), plt.get_fignums()
     axes = plt.subplots()[1]
     axes.figure.set_label("Scores from 0 to 1 – “fair”.")
     stage.figure("scores", axes)
     stage.figure("no_label", plt.subplots()[1])
-    assert plt.get_fignums() == [], "Jupyter would show an open figure a second time"
+    assert plt.get_fignums() == others, "Jupyter would show an open figure a second time"
     folder = write(stage)
     assert [metadata["image/png"]["alt"] for _, metadata in outputs] == ["Scores from 0 to 1 – “fair”.", "no label"]
     shown = [base64.b64decode(data["image/png"]) for data, _ in outputs]

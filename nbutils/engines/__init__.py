@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
+from nbutils import sources
 from nbutils.errors import InputError, shown
 
 log = logging.getLogger(__name__)
@@ -201,6 +202,7 @@ def load(
         InputError: if the name is none of these, or the engine cannot run here.
     """
     check_name(name)
+    adapter = sources.located(adapter)
     options |= {"chat_template_kwargs": dict(chat_template_kwargs or {})}
     if name.startswith(("http://", "https://")):
         if adapter:

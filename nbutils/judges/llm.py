@@ -82,10 +82,17 @@ class LlmJudge:
         """
         self._check(rows)
         size = PORTION if self.file.engine == "api" else max(len(rows), 1)  # a model that runs here draws by chunks
-        parts = [rows[start : start + size] for start in range(0, len(rows), size)]
-        return [said for part in parts for said in self._score(part, store, deadline, repeat=repeat)]
+        judgements = []
+        for start in range(0, len(rows), size):
+            part = rows[start : start + size]
+            which = f"judging rows {start + 1} to {start + len(part)} of {len(rows)}"
+            title = which if len(part) < len(rows) else "judging"
+            judgements += self._score(part, store, deadline, repeat=repeat, title=title)
+        return judgements
 
-    def _score(self, rows: Sequence[Row], store: Store, deadline: float, *, repeat: bool) -> list[Judgement]:
+    def _score(
+        self, rows: Sequence[Row], store: Store, deadline: float, *, repeat: bool, title: str
+    ) -> list[Judgement]:
         orders = range(1 if repeat else self.file.orders)
         jobs = [(i, order) for i, row in enumerate(rows) for order in orders if self._needed(row)]
         said: dict[tuple[int, int], list[Row]] = {job: [] for job in jobs}
@@ -95,8 +102,8 @@ class LlmJudge:
             if not todo:
                 break
             requests = [self.request(rows[i], order, attempt, repeat=repeat) for i, order in todo]
-            title = f"judging, attempt {attempt}" if attempt > 1 else "judging"
-            replies = answer(store, self.engine, requests, seed=self._seed, deadline=deadline, title=title)
+            what = f"{title}, attempt {attempt}" if attempt > 1 else title
+            replies = answer(store, self.engine, requests, seed=self._seed, deadline=deadline, title=what)
             again = []
             for job, reply in zip(todo, replies, strict=True):
                 reading = None
