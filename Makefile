@@ -23,8 +23,9 @@ walkthrough: demo
 check-pages: walkthrough
 	$(BIN)/python -m pytest tests/check_pages.py
 
+# two at a time, a file's tests in one process; a thread each, or they would wait for one another
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 # the real vLLM, on the CPU
 test-vllm: $(STAMP) $(VLLM)/.installed

@@ -62,6 +62,13 @@ def read_profile(profile: Path, run_dir: Path) -> dict[str, dict[str, Any]]:
         values = params.read_overrides(path) if path.is_file() else {}
         params.validate(stem, defaults(stem) | values | {"run_dir": str(run_dir)})
         plan[stem] = values | {"run_dir": str(run_dir)}
+    datasets = params.STEMS[:3]  # 04 uploads a model
+    pushed = [name for stem in datasets if (name := (defaults(stem) | plan[stem])["push_to_hub"])]
+    if twice := sorted({name for name in pushed if pushed.count(name) > 1}):
+        raise InputError(
+            f"push_to_hub: {', '.join(twice)} is the repository of several notebooks, of which each would replace the "
+            "one before; name a repository for each"
+        )
     return plan
 
 

@@ -291,3 +291,12 @@ def test_a_notebook_whose_upload_failed_keeps_its_folder_and_uploads_when_run_ag
     assert "rows in judged" in executed
     kept = [path for path in (tmp_path / "run").rglob("*") if path.is_file()]
     assert not any(WRITER.encode() in path.read_bytes() for path in kept)
+
+
+def test_two_stages_of_a_profile_cannot_share_a_repository(tmp_path):
+    for stem, name in (("01_rerank", "me/pairs"), ("03_judge", "me/pairs"), ("04_dpo", "me/pairs")):
+        (tmp_path / f"{stem}.yaml").write_text(f"push_to_hub: {name}\n")
+    with pytest.raises(InputError, match=r"push_to_hub: me/pairs is the repository of several notebooks, of which"):
+        run.read_profile(tmp_path, tmp_path / "run")
+    (tmp_path / "03_judge.yaml").write_text("push_to_hub: me/own-pairs\n")
+    assert run.read_profile(tmp_path, tmp_path / "run")["04_dpo"]["push_to_hub"] == "me/pairs"
