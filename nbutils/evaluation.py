@@ -142,7 +142,7 @@ def summarise(rows: Sequence[Row], *, language: str = "", seed: int = 0) -> dict
     """Return the numbers of one held-out set; intervals are 95%, by bootstrap over topics.
 
     `passed_all` is the share of answers with the judge's highest score (for the verifier: every check passed).
-    `tokens_ratio` and `distinct_2` are there to be distrusted: see the README.
+    `tokens_ratio` and `distinct_2` are there to be distrusted: see RESULTS.md.
 
     Args:
         language: expected of the answers, ISO 639-1. `wrong_language` is then the share told to be in another one;

@@ -25,14 +25,14 @@ from urllib.parse import urlsplit
 from papermill.iorw import load_notebook_node, write_ipynb
 from papermill.parameterize import parameterize_notebook
 
-from nbutils import judges, notebook, params, run, sources
+from nbutils import judges, params, run, sources
 from nbutils.errors import InputError
 from nbutils.judges.template import read_template
 
 Plan = dict[str, dict[str, Any]]  # stem -> what is injected into its notebook
 
 PACKAGE, STEPS = "package", "STEPS.txt"  # the dataset folder; what the user types, also the mark that a folder is ours
-# The GPU a push gets whatever it asks for: Kaggle's client lists the P100 as retired.
+# two T4; what a push gets whatever it asks for: Kaggle's client lists the P100 as retired
 MACHINE = "NvidiaTeslaT4"
 KERNEL, DATASET = "kernel-metadata.json", "dataset-metadata.json"  # the client's names
 LONGEST = 50  # characters of a title
@@ -243,22 +243,10 @@ def _travels(what: str, name: str, *, must_exist: bool = False) -> Iterator[Path
 
 
 def _secrets(stem: str, values: Mapping[str, Any]) -> set[str]:
-    """Return the names of the tokens a stage cannot do without.
-
-    Raises:
-        InputError: for one that the notebooks do not fetch from Kaggle's secrets.
-    """
+    """Return the names of the tokens a stage cannot do without."""
     wanted = {"HF_TOKEN"} if values["push_to_hub"] else set()
-    if stem != "02_sample":
-        file = judges.read_file(values.get("eval_judge") or values["judge"])[1]
-        if isinstance(file, judges.LlmFile) and file.engine == "api" and file.key_variable:
-            wanted.add(file.key_variable)
-    if unknown := wanted - set(notebook.SECRETS):
-        raise InputError(
-            f"{stem}: the judge's key_variable is {unknown.pop()}, but the notebooks fetch only "
-            f"{', '.join(notebook.SECRETS)} from Kaggle's secrets; name that one in the judge file"
-        )
-    return wanted
+    asked = "" if stem == "02_sample" else values.get("eval_judge") or values["judge"]
+    return wanted | judges.key_variables([asked])
 
 
 def _steps(out: Path, kernels: Mapping[str, dict[str, Any]], complete: Plan) -> str:
@@ -267,26 +255,29 @@ def _steps(out: Path, kernels: Mapping[str, dict[str, Any]], complete: Plan) -> 
     dataset = kernels["01_rerank"]["dataset_sources"][0]
     on_gpu = [stem for stem in kernels if kernels[stem]["enable_gpu"]]
     lines = [
-        f"GPU: {', '.join(on_gpu)} ({MACHINE}, which is two T4; Kaggle has retired the P100 and gives this instead).",
-        f"No GPU, so no quota: {', '.join(stem for stem in kernels if stem not in on_gpu) or 'none'}.",
+        f"On a GPU (T4 x2; Kaggle has retired the P100), from your weekly hours: {', '.join(on_gpu)}.",
+        f"On a CPU: {', '.join(stem for stem in kernels if stem not in on_gpu) or 'none'}.",
         "",
-        "Once: pip install 'kaggle>=2.2', and sign in as its documentation says (kaggle auth login).",
+        "Type all of this in this folder. Once: pip install 'kaggle>=2.2' (make has put it into .venv/bin) and",
+        "sign in as its documentation says (kaggle auth login). Kaggle gives GPU and Internet to accounts with a",
+        "verified phone.",
         "",
         "1. The package, as a private dataset; go on when its status is ready:",
         f"     kaggle datasets create -p {out / PACKAGE} --dir-mode zip",
         f"     kaggle datasets status {dataset}",
         "   and after a change:",
         f"     kaggle datasets version -p {out / PACKAGE} --dir-mode zip -m 'what changed'",
-        "2. The notebooks; a push starts a run, so push one when those it reads from are complete:",
+        "2. The notebooks, in this order. A push starts a run; wait until those it is `after` are complete:",
     ]
     for stem, kernel in kernels.items():
-        reads = [name.partition("/")[2] for name in kernel["kernel_sources"]]
-        lines.append(f"     kaggle kernels push -p {out / stem}" + (f"  # after {', '.join(reads)}" if reads else ""))
+        notes = [f"after {name.partition('/')[2]}" for name in kernel["kernel_sources"]]
+        notes += [f"stops early without {name}, see 3" for name in sorted(secrets[stem])]
+        lines.append(f"     kaggle kernels push -p {out / stem}" + (f"  # {', '.join(notes)}" if notes else ""))
     for name in sorted(set().union(*secrets.values())):
         pages = [f"     https://www.kaggle.com/code/{kernels[s]['id']}/edit" for s in kernels if name in secrets[s]]
         lines += [
-            f"3. The secret {name}: the client cannot attach it, so the first run of these stops early.",
-            "   Open each in the editor, attach it under Add-ons > Secrets, then Save Version > Save & Run All:",
+            f"3. The secret {name}: the client cannot attach it. After the first push open each of these in the",
+            "   editor, attach it under Add-ons > Secrets, then Save Version > Save & Run All:",
             *pages,
             "   Whether a later push keeps it attached is not known: look before you pay for a run.",
         ]
@@ -294,10 +285,10 @@ def _steps(out: Path, kernels: Mapping[str, dict[str, Any]], complete: Plan) -> 
     for kernel in kernels.values():
         slug = kernel["id"].partition("/")[2]
         lines.append(f"     kaggle kernels status {kernel['id']}")
-        lines.append(f"     kaggle kernels output {kernel['id']} -p {out / 'output' / slug}")
+        lines.append(f"     kaggle kernels output {kernel['id']} -p {Path('runs') / slug}")  # not in what is cleaned up
     lines += [
-        "One that its time budget stopped: in the editor add its own output as an input and run it again; the replies",
-        "in there are taken over, and none is asked for twice.",
+        "One that its time budget stopped: in the editor add its own output as an input, then Save & Run All again.",
+        "Replies, reference numbers and checkpoints are taken over from there; nothing is asked for twice.",
     ]
     return "\n".join([*lines, "Nothing of this has been run on Kaggle by the authors yet.", ""])
 

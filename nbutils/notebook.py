@@ -15,15 +15,13 @@ import datasets
 from IPython.core.getipython import get_ipython
 from IPython.display import publish_display_data
 
-from nbutils import hub, params, stages
+from nbutils import hub, judges, params, stages
 from nbutils.engines.environment import GPUS_VARIABLE
 from nbutils.errors import ON_KAGGLE, STOPPED, InputError, Interrupted, on_kaggle
 from nbutils.sources import CHECKOUT, mounted
 from nbutils.store import Store
 
 log = logging.getLogger(__name__)
-
-SECRETS = ("HF_TOKEN",)
 
 
 @dataclass
@@ -59,7 +57,7 @@ def open_stage(stem: str) -> Session:
     cells = shell.user_ns["In"]
     values = params.given(cells) | _kaggle_overrides(injected=any(c.lstrip().startswith("# Parameters") for c in cells))
     checked = params.validate(stem, values)
-    _fetch_secrets()
+    _fetch_secrets({"HF_TOKEN"} | judges.key_variables(getattr(checked, name, "") for name in ("judge", "eval_judge")))
     hub.check_push(checked.push_to_hub)
     # training refuses to run on several GPUs without a launcher; choose before torch looks, but let vLLM use them all
     os.environ.setdefault(GPUS_VARIABLE, os.environ.get("CUDA_VISIBLE_DEVICES", "all"))
@@ -159,11 +157,11 @@ def _kaggle_overrides(*, injected: bool) -> dict[str, Any]:
     return values
 
 
-def _fetch_secrets() -> None:
+def _fetch_secrets(names: set[str]) -> None:
     """Copy Kaggle's secrets into the environment; they are never printed or stored."""
     if not on_kaggle():
         return
-    for name in SECRETS:
+    for name in sorted(names):
         if os.environ.get(name):
             continue
         try:

@@ -316,10 +316,12 @@ def test_a_file_beside_the_working_folder_only_is_refused(tmp_path, monkeypatch)
         kaggle.write(profile_of(tmp_path, sample={"prompts": "my.jsonl"}), "maria", tmp_path / "out")
 
 
-def test_a_token_that_the_notebooks_do_not_fetch_is_refused(tmp_path, checkout):
+def test_the_token_that_a_judges_server_wants_is_one_of_the_secrets_to_attach(tmp_path, checkout):
     profile = profile_of(tmp_path, rerank={"judge": checkout(key_variable="OPENAI_API_KEY")})
-    with pytest.raises(InputError, match="key_variable is OPENAI_API_KEY, but the notebooks fetch only HF_TOKEN"):
-        kaggle.write(profile, "maria", tmp_path / "out")
+    kaggle.write(profile, "maria", tmp_path / "out")
+    said = (tmp_path / "out" / "STEPS.txt").read_text()
+    assert "01_rerank  # stops early without OPENAI_API_KEY, see 3\n" in said
+    assert "3. The secret OPENAI_API_KEY: " in said
 
 
 def test_a_profile_with_too_long_a_name_is_refused(tmp_path):
@@ -350,9 +352,10 @@ def test_the_command_prints_what_to_type_in_order(tmp_path, capsys):
     assert kaggle.main([str(CHECKOUT / "params/kaggle-t4"), "maria", str(tmp_path / "out")]) == 0
     shown = capsys.readouterr().out
     assert "checked by Kaggle's client 2." in shown
-    assert "No GPU, so no quota: 01_rerank, 03_judge." in shown
-    assert "Kaggle has retired the P100" in shown
-    order = ["datasets create", *(f"kernels push -p {tmp_path / 'out' / stem}" for stem in params.STEMS), "HF_TOKEN"]
+    assert "On a CPU: 01_rerank, 03_judge." in shown
+    assert "(T4 x2; Kaggle has retired the P100)" in shown
+    order = ["datasets create", *(f"kernels push -p {tmp_path / 'out' / stem}" for stem in params.STEMS)]
+    order.append("3. The secret HF_TOKEN")
     assert sorted(order, key=shown.index) == order
     pages = [line for line in shown.splitlines() if line.endswith("/edit")]
     assert [page[-14:-5] for page in pages] == ["01-rerank", "-03-judge"], "04 proves with a judge of its own GPU"

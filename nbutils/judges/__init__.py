@@ -6,7 +6,7 @@ compares), `reward` (a model trained to score), `verifier` (rules that check whe
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -143,6 +143,12 @@ def read_file(name: str) -> tuple[str, VerifierFile | LlmFile | RewardFile]:
             f"{'.'.join(map(str, e['loc'][1:] or e['loc'])) or 'kind'}: {e['msg']}" for e in error.errors()
         )
         raise InputError(f"judge file {name}: {faults}") from None
+
+
+def key_variables(names: Iterable[str]) -> set[str]:
+    """Return the environment variables that these judges read their server's token from; an empty name is no judge."""
+    files = [read_file(name)[1] for name in names if name]
+    return {f.key_variable for f in files if isinstance(f, LlmFile) and f.engine == "api" and f.key_variable}
 
 
 def load(name: str, *, cache: Path, seed: int = 0) -> Judge:
