@@ -152,6 +152,17 @@ def test_nothing_of_the_machine_that_executed_the_run_remains(docs, page):
     assert str(docs.parent) not in text
 
 
+@pytest.mark.parametrize("name", PAGES)
+def test_the_pages_in_the_repository_are_whole_and_of_no_machine(name):
+    page = BeautifulSoup((walkthrough.CHECKOUT / "docs" / name).read_text(), "html.parser")
+    test_a_page_loads_nothing_and_runs_nothing(page)
+    test_a_page_is_made_for_phones_and_screen_readers(page)
+    assert all(image["alt"] == image.find_parent("figure").figcaption.get_text() for image in page("img"))
+    assert len(page("img")) >= (2 if page.footer.nav else 0)
+    places = re.findall(r"(?<![\w.~])/(?:home|root|tmp|work|Users|usr|opt)/\S*", page.get_text())
+    assert places == []
+
+
 def test_a_page_leads_to_the_one_before_and_the_one_after_and_to_its_sections(docs):
     page = BeautifulSoup((docs / "02_sample.html").read_text(), "html.parser")
     assert [link["href"] for link in page.footer("a")] == ["01_rerank.html", "03_judge.html"]
