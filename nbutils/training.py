@@ -316,6 +316,11 @@ def save(trainer: DPOTrainer, folder: Path) -> Path:
     with writing(folder):
         trainer.save_model(str(folder))
     (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle of this machine's paths
+    config = folder / "adapter_config.json"
+    if config.is_file():  # peft writes a set in an order of this process, and one adapter is to have one hash
+        content = json.loads(config.read_text(encoding="utf-8"))
+        if isinstance(modules := content["target_modules"], list):
+            config.write_text(json.dumps(content | {"target_modules": sorted(modules)}, indent=2) + "\n")
     return folder
 
 

@@ -112,6 +112,7 @@ def test_a_page_fits_its_screen_can_be_read_and_asks_for_nothing(browser, name, 
     browser.open(PAGES / f"{name}.html", width, scheme)
     seen = browser.call("Runtime.evaluate", expression=LOOK, returnByValue=True)["result"]["value"]
     if SHOTS:
+        Path(SHOTS).mkdir(parents=True, exist_ok=True)
         browser.shoot(Path(SHOTS) / f"{name}-{width}-{scheme}.png")
     asked = [e["params"]["request"]["url"] for e in browser.events if e["method"] == "Network.requestWillBeSent"]
     assert [url[:40] for url in asked if not url.startswith(("file://", "data:"))] == []

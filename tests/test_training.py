@@ -1,6 +1,7 @@
 """training.py with a tiny model: the loss is the formula's, and no interruption changes the result."""
 
 import fcntl
+import json
 import math
 import multiprocessing
 import os
@@ -438,6 +439,16 @@ def test_two_trainings_do_not_share_a_folder(tiny_llama, tmp_path):
         with pytest.raises(InputError, match="another process is training in"):
             train(trainer, csv=tmp_path / "log.csv")
     assert len(train(trainer, csv=tmp_path / "log.csv")) == 2
+
+
+def test_an_adapter_has_one_hash_whatever_order_a_process_has_for_its_modules(tiny_llama, tmp_path):
+    trainer = small_trainer(tiny_llama, tmp_path, some_pairs(4))
+    folders = []
+    for order in (["q_proj", "v_proj"], ["v_proj", "q_proj"]):
+        trainer.model.peft_config["default"].target_modules = order
+        folders.append(training.save(trainer, tmp_path / order[0]))
+    assert models.weights_digest(str(folders[0])) == models.weights_digest(str(folders[1]))
+    assert json.loads((folders[1] / "adapter_config.json").read_text())["target_modules"] == ["q_proj", "v_proj"]
 
 
 def test_a_checkpoint_torn_while_being_written_is_passed_over(unbroken, tiny_llama, tmp_path, monkeypatch, caplog):
