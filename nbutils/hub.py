@@ -48,7 +48,7 @@ def push(folder: Path, repository: str) -> str:
     kind = "model" if (folder / "adapter").is_dir() else "dataset"
     try:
         get_session().timeout = TIMEOUT
-        files = _local(folder)
+        files = _local(folder, kind)
         api = HfApi()
         address = api.create_repo(repository, repo_type=kind, private=True, exist_ok=True)
         there = _remote(api, repository, kind)
@@ -130,11 +130,11 @@ def _words(error: BaseException) -> str:
     return "the Hub's answer cannot be read" if isinstance(error, json.JSONDecodeError) else ""
 
 
-def _local(folder: Path) -> dict[str, Path]:
+def _local(folder: Path, kind: str) -> dict[str, Path]:
     """Return name in the repository -> file; of 04 the adapter at the top, with the merged weights and the figures."""
     names = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
     names.pop("run.json", None)  # the mark of `nbutils.run` for this machine
-    if not (folder / "adapter").is_dir():
+    if kind == "dataset":
         return names
     wanted = re.compile(r"adapter/(.+)|((?:merged|figures)/.+|metrics\.json)")
     return {found[1] or found[2]: path for name, path in names.items() if (found := wanted.fullmatch(name))}

@@ -57,13 +57,13 @@ def read_profile(profile: Path, run_dir: Path) -> dict[str, dict[str, Any]]:
     files = {stem: profile / f"{stem}.yaml" for stem in params.STEMS}
     if not any(path.is_file() for path in files.values()):
         raise InputError(f"{profile} holds no parameters, expected files like {profile / params.STEMS[0]}.yaml")
-    plan = {}
+    plan, pushed = {}, []
     for stem, path in files.items():
         values = params.read_overrides(path) if path.is_file() else {}
-        params.validate(stem, defaults(stem) | values | {"run_dir": str(run_dir)})
         plan[stem] = values | {"run_dir": str(run_dir)}
-    datasets = params.STEMS[:3]  # 04 uploads a model
-    pushed = [name for stem in datasets if (name := (defaults(stem) | plan[stem])["push_to_hub"])]
+        checked = params.validate(stem, defaults(stem) | plan[stem])
+        if checked.push_to_hub and stem != "04_dpo":  # which uploads a model
+            pushed.append(checked.push_to_hub)
     if twice := sorted({name for name in pushed if pushed.count(name) > 1}):
         raise InputError(
             f"push_to_hub: {', '.join(twice)} is the repository of several notebooks, of which each would replace the "
