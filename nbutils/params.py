@@ -11,7 +11,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -22,8 +21,9 @@ from pydantic import (
     field_validator,
 )
 
+from nbutils import files
 from nbutils.engines import Sampling, check_name, parse_sampling
-from nbutils.errors import InputError, first_line, shown
+from nbutils.errors import InputError, shown
 
 STEMS = ("01_rerank", "02_sample", "03_judge", "04_dpo")
 
@@ -50,9 +50,9 @@ def template_kwargs(text: str) -> dict[str, Any]:
     {'enable_thinking': False}
     """
     parts = [part.partition(":") for part in text.split(",") if part.strip()]
-    with suppress(yaml.YAMLError, ValueError, RecursionError):
+    with suppress(InputError):
         if all(name.strip() and sign for name, sign, _ in parts):
-            return {name.strip(): yaml.safe_load(value) for name, _, value in parts}
+            return {name.strip(): files.parse_yaml(value, name) for name, _, value in parts}
     raise InputError(f"chat_template_kwargs: expected 'name: value, name: value', got {shown(text)}")
 
 
@@ -239,12 +239,7 @@ def read_overrides(path: Path) -> dict[str, Any]:
     Raises:
         InputError: if it is not a mapping of names to values.
     """
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date in month 13 is a plain ValueError
-        raise InputError(f"{path} is no YAML: {first_line(error)}") from None
+    content = files.read_yaml(path)
     if content is None:
         return {}
     if not isinstance(content, dict):

@@ -19,13 +19,12 @@ from typing import Any
 
 import pandas as pd
 import pyarrow
-import yaml
 from datasets import Dataset, Features, load_dataset
 from datasets.exceptions import DatasetsError
 from huggingface_hub import get_token
 from pyarrow import parquet
 
-from nbutils import hub
+from nbutils import files, hub
 from nbutils.errors import InputError, first_line
 from nbutils.records import PAIRS, Row, check, dataset, encodable
 
@@ -101,17 +100,12 @@ def read_named(name: str, folder: Traversable, suffix: str, what: str) -> str | 
         what: the file is, for the error.
 
     Raises:
-        InputError: if a path's file is not UTF-8.
+        InputError: if a path's file is not UTF-8, or otherwise no text.
     """
     packaged, path = folder / f"{name}{suffix}", find(name)
     if f"{name}{suffix}" in (p.name for p in folder.iterdir()):
         return packaged.read_text(encoding="utf-8")
-    if path is None or not path.is_file():
-        return None
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError:
-        raise InputError(f"{what} {name}: the file is not UTF-8 text") from None
+    return None if path is None or path.is_dir() else files.read_text(path, where=f"{what} {name}")
 
 
 def label(name: str) -> str:
@@ -202,8 +196,8 @@ def fingerprint(name: str, *, run_dir: Path | None = None) -> str:
     if path.is_file():
         return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
     # a stage's parquet files carry their content hash in the name, whole models are told by size: reading takes long
-    files = sorted(p for p in path.rglob("*") if p.suffix in (".parquet", ".safetensors", ".json", ".gguf"))
-    listing = [f"{p.relative_to(path)}:{_mark(p)}" for p in files if p.name != "run.json"]
+    parts = sorted(p for p in path.rglob("*") if p.suffix in (".parquet", ".safetensors", ".json", ".gguf"))
+    listing = [f"{p.relative_to(path)}:{_mark(p)}" for p in parts if p.name != "run.json"]
     return hashlib.sha256("\n".join(listing).encode()).hexdigest()[:16]
 
 
@@ -214,24 +208,24 @@ def _mark(path: Path) -> str:
 
 
 def _from_folder(path: Path, config: str) -> list[Row]:
-    files = _card_files(path / "README.md")
-    if config not in files:
-        has = ", ".join(files) or "none"
+    datasets = _card_files(path / "README.md")
+    if config not in datasets:
+        has = ", ".join(datasets) or "none"
         raise InputError(f"{path} is no stage folder with a dataset {config!r} (it has: {has}); run that stage first")
-    if gone := next((path / name for name in files[config] if not (path / name).is_file()), None):
+    if gone := next((path / name for name in datasets[config] if not (path / name).is_file()), None):
         raise InputError(
             f"{gone} cannot be read as {gone.suffix[1:]}: it is not there; if the stage was written anew meanwhile, "
             "run the same cell again, else copy the folder again"
         )
-    return [row for name in files[config] for row in _from_file(path / name)]
+    return [row for name in datasets[config] for row in _from_file(path / name)]
 
 
 def _card_files(card: Path) -> dict[str, list[str]]:
     """Return each configuration's files by the card of a stage; none for a card that no stage wrote."""
     try:
-        configs = yaml.safe_load(card.read_text(encoding="utf-8").split("---")[1])["configs"]
+        configs = files.parse_yaml(files.read_text(card).split("---")[1], str(card))["configs"]
         return {c["config_name"]: [f["path"] for f in c["data_files"]] for c in configs}
-    except (OSError, ValueError, IndexError, KeyError, TypeError, yaml.YAMLError):
+    except (ValueError, IndexError, KeyError, TypeError):
         return {}
 
 

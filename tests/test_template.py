@@ -145,7 +145,7 @@ def test_a_server_is_asked_to_allow_nothing_but_the_levels_feedback_first():
     ("head", "fault"),
     [
         ("reply: json\nscale: [1, 1000000000000]", "a scale has at most 1,001 levels"),
-        ("when: 2001-99-99", "its head is no YAML: month must be in 1..12"),
+        ("when: 2001-99-99", "when: Extra inputs"),
     ],
 )
 def test_a_head_that_cannot_be_meant_is_refused(tmp_path, head, fault):

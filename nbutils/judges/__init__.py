@@ -12,12 +12,11 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from nbutils import params, sources
+from nbutils import files, params, sources
 from nbutils.engines import Tally
-from nbutils.errors import InputError, first_line, shown
+from nbutils.errors import InputError, shown
 from nbutils.pairs import usable
 from nbutils.records import Row
 from nbutils.store import Store
@@ -129,15 +128,11 @@ def read_file(name: str) -> tuple[str, VerifierFile | LlmFile | RewardFile]:
         known = sorted(p.name.removesuffix(".yaml") for p in folder.iterdir() if p.name.endswith(".yaml"))
         raise InputError(f"judge: {shown(name)} is neither a file nor one of {', '.join(known)}")
     name = Path(name).stem
-    try:
-        content = yaml.safe_load(text)
-        # as JSON text, so that pydantic takes a list for a tuple and stays strict otherwise
-        written = json.dumps(content, default=str)
-    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
-        raise InputError(f"judge file {name} is no YAML: {first_line(error)}") from None
+    content = files.parse_yaml(text, f"judge file {name}")
     params.refuse_tokens(f"judge file {name}", content if isinstance(content, dict) else {})
     try:
-        return name, TypeAdapter(JudgeFile).validate_json(written)
+        # as JSON text, so that pydantic takes a list for a tuple and stays strict otherwise
+        return name, TypeAdapter(JudgeFile).validate_json(json.dumps(content))
     except ValidationError as error:
         faults = "; ".join(
             f"{'.'.join(map(str, e['loc'][1:] or e['loc'])) or 'kind'}: {e['msg']}" for e in error.errors()
@@ -147,8 +142,8 @@ def read_file(name: str) -> tuple[str, VerifierFile | LlmFile | RewardFile]:
 
 def key_variables(names: Iterable[str]) -> set[str]:
     """Return the environment variables that these judges read their server's token from; an empty name is no judge."""
-    files = [read_file(name)[1] for name in names if name]
-    return {f.key_variable for f in files if isinstance(f, LlmFile) and f.engine == "api" and f.key_variable}
+    given = [read_file(name)[1] for name in names if name]
+    return {f.key_variable for f in given if isinstance(f, LlmFile) and f.engine == "api" and f.key_variable}
 
 
 def load(name: str, *, cache: Path, seed: int = 0) -> Judge:

@@ -15,11 +15,10 @@ from dataclasses import dataclass
 from importlib import resources
 from typing import Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, model_validator
 
-from nbutils import sources
-from nbutils.errors import InputError, first_line, shown
+from nbutils import files, sources
+from nbutils.errors import InputError, shown
 
 SLOTS = {"count", "nonce", "prompt", "responses", "format"}
 REQUIRED = {"nonce", "prompt", "responses"}
@@ -126,9 +125,8 @@ def _read_head(name: str, content: str) -> tuple[Head, str]:
     if match is None:
         raise InputError(f"template {name}: expected a head between two lines '---' with `reply` and `scale`")
     try:
-        return Head.model_validate(yaml.safe_load(match[1])), content[match.end() :]
+        head = files.parse_yaml(match[1], f"template {name}: its head")
+        return Head.model_validate(head), content[match.end() :]
     except ValidationError as error:
         faults = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'head'}: {e['msg']}" for e in error.errors())
         raise InputError(f"template {name}: {faults}") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise InputError(f"template {name}: its head is no YAML: {first_line(error)}") from None
