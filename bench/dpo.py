@@ -29,7 +29,7 @@ from typing import Any
 from transformers import PrinterCallback, TrainerCallback
 from trl import DPOConfig, DPOTrainer
 
-from nbutils import models, pairs, preflight, trainers, training
+from nbutils import fitting, models, pairs, preflight, trainers, training
 from nbutils.params import Dpo
 from nbutils.records import PAIRS, Row, dataset
 from nbutils.simulate import Tracker
@@ -110,8 +110,7 @@ def demo_pairs(max_length: int) -> list[Row]:
         for sides in [[row["rejected"], row["chosen"]] if exchanged else [row["chosen"], row["rejected"]]]
     ]
     tokenizer = models.load_tokenizer(models.resolve(MODEL, CACHE))
-    fitting, _ = training.drop_long(pairs.build(judged), tokenizer, max_length)
-    return fitting[:PAIRS_IN_ALL]
+    return fitting.fit(pairs.build(judged), tokenizer, {}, max_length)[0][:PAIRS_IN_ALL]
 
 
 def build(name: str, options: Mapping[str, Any], rows: Sequence[Row], scratch: Path) -> DPOTrainer:

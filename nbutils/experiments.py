@@ -21,7 +21,7 @@ from typing import Any
 import datasets
 import pandas as pd
 
-from nbutils import models, outcomes, pairs, params, plots, records, run, sources, training
+from nbutils import fitting, models, outcomes, pairs, params, plots, records, run, sources, training
 from nbutils.errors import InputError
 from nbutils.records import Row
 
@@ -77,17 +77,17 @@ def ablation(profile: Path, run_dir: Path, *, seeds: int = 2) -> pd.DataFrame:
     def read(name: str) -> list[Row]:
         return sources.read_checked(name, "pairs", records.PAIRS, run_dir=run_dir) if name else []
 
-    def fitting(rows: Sequence[Row]) -> list[Row]:
-        return training.drop_long(training.prepare(rows, template), tokenizer, options["max_length"])[0]
+    def fit(rows: Sequence[Row]) -> list[Row]:
+        return fitting.fit(rows, tokenizer, template, options["max_length"])[0]
 
     mixing = {"on_policy_share": dpo.on_policy_share, "max_pairs": dpo.max_pairs, "seed": dpo.seed}
-    mixed = fitting(pairs.mix(read(dpo.off_policy), read(dpo.on_policy), **mixing))
+    mixed = fit(pairs.mix(read(dpo.off_policy), read(dpo.on_policy), **mixing))
     train, _ = training.split(mixed, held_out=training.HELD_OUT, seed=dpo.seed)
     steps = math.ceil(dpo.epochs * updates(len(train), options))
     judged = sources.read_checked("01_rerank", "judged", records.JUDGED, run_dir=run_dir)
     judged = one_each(row for row in judged if row["chosen"] >= 0)
-    fit = {pair["prompt_id"] for pair in fitting(pairs.build(judged))}
-    off, own = [row for row in judged if row["prompt_id"] in fit], one_each(fitting(read("03_judge")))
+    fits = {pair["prompt_id"] for pair in fit(pairs.build(judged))}
+    off, own = [row for row in judged if row["prompt_id"] in fits], one_each(fit(read("03_judge")))
     n = equal_size(off, own, options, most=dpo.max_pairs)
     passes = passes_for(steps, trained_of(n), options)
 

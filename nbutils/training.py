@@ -16,11 +16,11 @@ from typing import Any
 
 import pandas as pd
 from accelerate.utils import broadcast_object_list
-from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainerCallback
+from transformers import PrinterCallback, TrainerCallback
 from transformers.trainer_callback import TrainerControl, TrainerState
 from trl import DPOConfig, DPOTrainer
 
-from nbutils import health, models, params, sources, stages
+from nbutils import health, params, sources, stages
 from nbutils.errors import InputError, Interrupted, out_of_time, shown, writing
 from nbutils.records import Row, digest
 from nbutils.reference import answers_only
@@ -101,67 +101,6 @@ def read_options(name: str) -> dict[str, Any]:
     if len(losses) > 1 and not (isinstance(weights, list) and len(weights) == len(losses)):
         raise InputError(f"training file: loss_type {losses} needs loss_weights with {len(losses)} numbers")
     return options | {"loss_type": losses}
-
-
-def prepare(pairs: Sequence[Row], template: Mapping[str, Any]) -> list[Row]:
-    """Give every pair the template arguments the policy is sampled and trained with.
-
-    Pairs from 01 carry none, since no model was involved; those from 03 carry the ones their samples were drawn with.
-
-    Raises:
-        InputError: if pairs were sampled with other arguments than the ones given.
-    """
-    for pair in pairs:
-        own = pair["chat_template_kwargs"]
-        if own and own != dict(template):
-            raise InputError(
-                f"chat_template_kwargs: pair {pair['id']} was sampled with {own}, this run is to train with "
-                f"{dict(template)}; set the parameter to the same value"
-            )
-    return [pair | {"chat_template_kwargs": dict(template)} for pair in pairs]
-
-
-def drop_long(pairs: Sequence[Row], tokenizer: PreTrainedTokenizerBase, max_length: int) -> tuple[list[Row], int]:
-    """Return the pairs that fit `max_length` tokens whole, and how many did not: TRL would cut their answers' ends.
-
-    Raises:
-        InputError: from `check_prefix`.
-    """
-    kept = []
-    for pair in pairs:
-        prompt = models.render(tokenizer, pair["prompt"], pair["chat_template_kwargs"])
-        both = [
-            tokenizer.apply_chat_template(
-                pair["prompt"] + pair[side], tokenize=True, return_dict=False, **pair["chat_template_kwargs"]
-            )
-            for side in ("chosen", "rejected")
-        ]
-        for answered in both:
-            check_prefix(prompt, answered, tokenizer)
-        if max(map(len, both)) <= max_length:
-            kept.append(pair)
-    return kept, len(pairs) - len(kept)
-
-
-def check_prefix(prompt: Sequence[int], answered: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> None:
-    """Compare the token ids of a prompt alone with those of the prompt and an answer.
-
-    TRL takes what they have in common for the prompt and warns once: a template that ends a prompt alone in another
-    way would be trained without that end, on a context that it never answers in.
-
-    Raises:
-        InputError: if the prompt is not what the whole begins with, showing where they part.
-    """
-    same = next((i for i, (a, b) in enumerate(zip(prompt, answered, strict=False)) if a != b), len(answered))
-    if same >= len(prompt):
-        return
-    start = max(same - 6, 0)  # enough tokens to recognise the place
-    raise InputError(
-        f"chat template: a prompt alone ends in {tokenizer.decode(prompt[start : same + 12])!r}, but before an answer "
-        f"stands {tokenizer.decode(answered[start : same + 12])!r}, so the model would be trained without the end of "
-        "its prompt; set chat_template_kwargs so that both agree ('enable_thinking: false' for some models), or "
-        "choose another model"
-    )
 
 
 def held_out_count(prompts: int, share: float = HELD_OUT) -> int:

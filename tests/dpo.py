@@ -29,6 +29,11 @@ def some_pairs(count: int) -> list[dict]:
     ]
 
 
+def templated(rows, template):
+    """The rows as a training with these template arguments takes them."""
+    return [row | {"chat_template_kwargs": template} for row in rows]
+
+
 def dpo_params(model: str | Path, **changed) -> Dpo:
     """The parameters of 04_dpo that the training reads."""
     values = {"seed": 0, "model": str(model), "adapter": "", "tuning": "lora"}

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
-from dpo import CPU, pair, small_trainer, some_pairs
+from dpo import CPU, pair, small_trainer, some_pairs, templated
 from huggingface_hub.constants import HF_HUB_CACHE
 from jinja2 import TemplateError
 from peft import LoraConfig, PromptTuningConfig, get_peft_model
@@ -21,7 +21,6 @@ from nbutils import models, sources, training
 from nbutils.engines import Request, Sampling
 from nbutils.engines.local import TransformersEngine
 from nbutils.errors import InputError
-from nbutils.training import prepare
 
 NO_THINKING = {"enable_thinking": False}
 KINDS = [("tiny_llama", {}), ("tiny_qwen", NO_THINKING), ("tiny_qwen", {})]
@@ -139,7 +138,7 @@ def test_engine_and_trainer_give_the_model_the_very_prompt_tokens_that_are_rende
     rendered = [models.render(tokenizer, prompt, kwargs) for prompt in prompts]  # what the vLLM engine sends
     assert given_to_the_model(folder, prompts, kwargs, tmp_path) == rendered
     rows = [pair(prompt, chosen="A river of sand.", rejected="\nNo.") for prompt in prompts]
-    trainer = small_trainer(folder, tmp_path, prepare(rows, kwargs))
+    trainer = small_trainer(folder, tmp_path, templated(rows, kwargs))
     assert [list(ids) for ids in trainer.train_dataset["prompt_ids"]] == rendered
     in_batches = trained_on(trainer)
     assert len(in_batches) >= len(prompts) - 1  # an odd one may be left out

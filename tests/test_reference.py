@@ -13,12 +13,12 @@ import pandas as pd
 import pytest
 import tiny
 import torch
-from dpo import CPU, dpo_params, pair, small_trainer, some_pairs
+from dpo import CPU, dpo_params, pair, small_trainer, some_pairs, templated
 
 from nbutils import models, reference
 from nbutils.errors import InputError, Interrupted
 from nbutils.trainers import build_trainer
-from nbutils.training import prepare, read_options, train
+from nbutils.training import read_options, train
 
 LIVE = {"precompute_ref_log_probs": False}
 SIDES = ("chosen", "rejected")
@@ -166,7 +166,7 @@ def test_the_trainers_loss_of_toy_log_probabilities_is_the_formulas(name, option
     ("kind", "end"), [("llama", "<|im_end|>\n"), ("qwen3", "<|im_end|>\n"), ("gemma2", "<end_of_turn>\n")]
 )
 def test_what_is_scored_in_a_batch_is_the_answer_with_its_end_and_nothing_else(kind, end, tmp_path):
-    rows = prepare(some_pairs(6), {"enable_thinking": False} if kind == "qwen3" else {})
+    rows = templated(some_pairs(6), {"enable_thinking": False} if kind == "qwen3" else {})
     model = tiny.make(tmp_path / kind, kind)
     tokenizer = models.load_tokenizer(str(model))
     seen = []
@@ -220,7 +220,7 @@ def test_other_text_is_computed_and_only_that(tiny_llama, tmp_path, computed):
 def test_other_template_arguments_are_computed(tiny_qwen, tmp_path, computed):
     rows = some_pairs(4)
     for template in ({}, {"enable_thinking": False}, {}):
-        small_trainer(tiny_qwen, tmp_path, prepare(rows, template))
+        small_trainer(tiny_qwen, tmp_path, templated(rows, template))
     assert sum(computed) == 4 + 4
 
 

@@ -1,4 +1,4 @@
-"""trainers.py: number formats on cards that are not here, 4-bit bases, adapters to go on from, prompts as prefixes."""
+"""trainers.py: number formats on cards that are not here, 4-bit bases, adapters to go on from."""
 
 import json
 import math
@@ -18,7 +18,7 @@ from nbutils.errors import InputError
 from nbutils.preflight import Device
 from nbutils.records import PAIRS, dataset
 from nbutils.trainers import precision
-from nbutils.training import check_prefix, drop_long, save, train
+from nbutils.training import save, train
 
 P100, T4, L4 = (Device("cuda", capability, "a test") for capability in ((6, 0), (7, 5), (8, 9)))
 A100, H100 = Device("cuda", (8, 0), "a test"), Device("cuda", (9, 0), "a test")
@@ -272,49 +272,3 @@ def test_checkpoints_of_another_starting_adapter_are_not_gone_on_from(start, tin
     runs.append(small_trainer(tiny_llama, tmp_path, some_pairs(4), adapter=str(moved)).args.output_dir)
     assert len(set(runs)) == 3
     assert other.args.output_dir == runs[1]
-
-
-# --- prompts that are no prefix
-
-# As in models that think before every answer and leave the thoughts out of the history.
-THINKS_FIRST = tiny.SMOLLM2_TEMPLATE.replace(
-    "assistant\n' }}", "assistant\n' + ('<think>\n' if '?' in messages[-1].content else '') }}"
-)
-
-
-def test_a_template_that_ends_a_prompt_alone_in_another_way_is_refused_with_both_endings():
-    tokenizer = tiny.make_tokenizer()
-    tokenizer.chat_template = THINKS_FIRST
-    fine, not_fine = pair("Name a river.", "The river runs."), pair("A river?", "The river runs.")
-    assert drop_long([fine], tokenizer, 1000) == ([fine], 0)
-    with pytest.raises(InputError) as caught:
-        drop_long([fine, not_fine], tokenizer, 1)  # also in a pair that is too long
-    alone, before_an_answer = "<|im_start|>assistant\\n<think>\\n'", "<|im_start|>assistant\\nThe river runs.<|im_end|>"
-    assert f"{alone}, but before an answer stands '" in str(caught.value)
-    assert before_an_answer in str(caught.value)
-    assert "set chat_template_kwargs so that both agree" in str(caught.value)
-    assert len(str(caught.value)) < 500
-
-
-def test_a_prompt_whose_last_token_would_merge_with_the_answer_is_refused():
-    tokenizer = tiny.make_tokenizer()
-    tokenizer.chat_template = (
-        "{% for m in messages %}{{ m.role + ': ' + m.content }}{% endfor %}"
-        "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
-    )
-    with pytest.raises(InputError, match=r"ends in '.*assistant: ', but before an answer stands '.*: river"):
-        drop_long([pair(chosen="river", rejected="Bread")], tokenizer, 1000)
-
-
-@pytest.mark.parametrize("kind", ["llama", "qwen3", "gemma2"])
-def test_the_templates_of_known_models_are_taken(kind):
-    """Qwen3's puts an empty think block before the last answer, which is after the whole of the prompt."""
-    assert drop_long(some_pairs(3), tiny.make_tokenizer(kind), 1000)[1] == 0
-
-
-def test_a_whole_that_ends_before_its_prompt_does_is_refused():
-    tokenizer = tiny.make_tokenizer()
-    check_prefix([5, 6], [5, 6, 7], tokenizer)
-    check_prefix([5, 6], [5, 6], tokenizer)
-    with pytest.raises(InputError, match="a prompt alone ends in"):
-        check_prefix([5, 6, 7], [5, 6], tokenizer)

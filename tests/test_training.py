@@ -16,7 +16,7 @@ import peft.peft_model
 import pytest
 import torch
 import transformers.trainer_utils
-from dpo import CPU, dpo_params, pair, small_trainer, some_pairs
+from dpo import CPU, dpo_params, pair, small_trainer, some_pairs, templated
 from safetensors.torch import load_file
 from transformers import TrainerCallback, TrainerState
 from trl import DPOConfig, DPOTrainer
@@ -27,9 +27,7 @@ from nbutils.preflight import Device
 from nbutils.records import PAIRS, dataset
 from nbutils.trainers import build_trainer
 from nbutils.training import (
-    drop_long,
     last_complete,
-    prepare,
     read_options,
     save,
     split,
@@ -102,34 +100,6 @@ def test_a_training_file_overrides_the_defaults_it_names_and_no_others(tmp_path)
 
 
 # --- pairs
-
-
-def test_pairs_get_the_template_arguments_of_the_run():
-    off_policy, on_policy = pair(), pair("Again.", chat_template_kwargs={"enable_thinking": False})
-    prepared = prepare([off_policy, on_policy], {"enable_thinking": False})
-    assert [p["chat_template_kwargs"] for p in prepared] == [{"enable_thinking": False}] * 2
-    assert off_policy["chat_template_kwargs"] == {}  # the given rows stay as they were
-
-
-def test_pairs_sampled_with_other_template_arguments_are_refused():
-    other = pair(chat_template_kwargs={"enable_thinking": False})
-    with pytest.raises(InputError, match=rf"pair {other['id']} was sampled with .*False.*set the parameter"):
-        prepare([pair("Again."), other], {"enable_thinking": True})
-
-
-@pytest.mark.parametrize(
-    ("kind", "kwargs"), [("tiny_llama", {}), ("tiny_qwen", {"enable_thinking": False}), ("tiny_qwen", {})]
-)
-def test_only_pairs_the_trainer_would_cut_are_dropped(kind, kwargs, request, tmp_path):
-    folder = request.getfixturevalue(kind)
-    rows = prepare(some_pairs(6), kwargs)
-    data = small_trainer(folder, tmp_path, rows).train_dataset
-    lengths = [len(d["prompt_ids"]) + max(len(d["chosen_ids"]), len(d["rejected_ids"])) for d in data]
-    tokenizer = models.load_tokenizer(str(folder))
-    assert drop_long(rows, tokenizer, max(lengths)) == (rows, 0)
-    kept, dropped = drop_long(rows, tokenizer, max(lengths) - 1)
-    assert kept == [r for r, length in zip(rows, lengths, strict=True) if length < max(lengths)]
-    assert dropped == 6 - len(kept) >= 1
 
 
 def test_a_prompt_stands_on_one_side_of_the_split_only():
@@ -547,7 +517,7 @@ def test_another_way_to_divide_a_step_goes_on_from_the_same_checkpoints(tiny_lla
 
 def test_another_chat_template_is_another_training(tiny_llama, tmp_path):
     folders = {
-        small_trainer(tiny_llama, tmp_path, prepare(some_pairs(4), template)).args.output_dir
+        small_trainer(tiny_llama, tmp_path, templated(some_pairs(4), template)).args.output_dir
         for template in ({}, {"enable_thinking": False}, {"enable_thinking": True})
     }
     assert len(folders) == 3

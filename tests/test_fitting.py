@@ -1,0 +1,198 @@
+"""fitting.py: one pair never decides for a training; what cannot be trained on is dropped under the right reason."""
+
+from unittest.mock import patch
+
+import pytest
+import tiny
+from builders import response
+from dpo import pair, small_trainer, some_pairs
+
+from nbutils import models
+from nbutils.errors import InputError
+from nbutils.fitting import REASONS, breaking, fit
+
+# As in models that think before every answer and leave the thoughts out of the history.
+THINKS_FIRST = tiny.SMOLLM2_TEMPLATE.replace(
+    "assistant\n' }}", "assistant\n' + ('<think>\n' if '?' in messages[-1].content else '') }}"
+)
+PLAIN = (
+    "{% for m in messages %}{{ m.role + ': ' + m.content }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
+)
+TURNS = {"user": "Name a river.", "system": "Be brief.", "assistant": "The Po.", "tool": "It rains."}
+SPACE, JOIN = "the answer begins with white space", "tokens join where the answer begins"
+TEMPLATE = "the template ends a prompt alone in another way"
+
+
+CODE = "f:\n\n\n\ng\n    x\n  y\n\tz\n\t\tz\n\r\nz"  # real tokenizers have tokens of several line breaks and spaces
+
+
+def made(kind="llama", template=""):
+    with patch.object(tiny, "SENTENCES", (*tiny.SENTENCES, CODE * 9 * (kind == "llama"))):
+        tokenizer = tiny.make_tokenizer(kind)
+    tokenizer.chat_template = template or tokenizer.chat_template
+    return tokenizer
+
+
+def turns(*roles):
+    return [{"role": role, "content": TURNS[role]} for role in roles]
+
+
+def beside_good_ones(odd, tokenizer, template=None, max_length=1000):
+    """What is kept and counted when one odd pair stands among six good ones."""
+    good = [p for p in some_pairs(6) if p["id"] != odd["id"]]
+    kept, counts = fit([*good[:3], odd, *good[3:]], tokenizer, template or {}, max_length)
+    assert kept == [p | {"chat_template_kwargs": template or {}} for p in good]
+    return counts
+
+
+@pytest.mark.parametrize("side", ["chosen", "rejected"])
+@pytest.mark.parametrize(
+    ("answer", "kind", "cause"),
+    [
+        ("\n\nThe river runs.", "llama", SPACE),
+        ("\n\n Il fiume scende.", "llama", SPACE),
+        ("\n\n\n\n- sand\n- stones", "llama", SPACE),
+        ("\n\tdef f():\n\t\treturn 1", "llama", SPACE),
+        ("\n    return acqua", "llama", SPACE),
+        ("    def sabbia():\n        pass", "llama", SPACE),
+        ("\t\treturn x", "llama", SPACE),
+        ("  \nfoglie e pietre", "llama", SPACE),
+        ("\r\n\r\nBread needs time.", "llama", SPACE),
+    ],
+)
+def test_an_answer_that_breaks_the_prefix_costs_its_pair_alone(answer, kind, cause, side, caplog):
+    odd = pair("Write code.", **{"chosen": "The sea.", "rejected": "Bread.", side: answer})
+    assert beside_good_ones(odd, made(kind)) == {"too_long": 0, "filtered:prefix": 1}
+    assert f"first pair {odd['id']}: {cause}" in caplog.text
+
+
+@pytest.mark.parametrize(("kind", "answer"), [("qwen3", "\n\nThe river."), ("gemma2", "\n\nIl Po."), ("gemma2", "  x")])
+def test_white_space_that_a_template_takes_away_costs_nothing(kind, answer):
+    rows = [*some_pairs(4), pair("Name one.", answer, "Bread.")]
+    assert fit(rows, made(kind), {}, 1000)[1] == {"too_long": 0}
+
+
+ODD = {
+    "empty": [
+        pair(chosen="x") | {"chosen": [{"role": "assistant", "content": text}]} for text in ("", " ", "\n\n", "\u3000")
+    ]
+    + [pair(rejected="x") | {"rejected": [{"role": "assistant", "content": text}]} for text in ("", "\t")],
+    "turns": [
+        pair() | {"prompt": turns(*roles)}
+        for roles in (["system"], ["assistant"], ["user", "assistant"], ["system", "assistant"], ["user", "system"])
+    ]
+    + [pair() | {"chosen": turns(*roles)} for roles in (["user"], ["assistant", "user", "assistant"], [])],
+    "arguments": [
+        pair(chat_template_kwargs={"enable_thinking": False}),
+        pair(chat_template_kwargs={"tools": None}),
+        pair(chat_template_kwargs={"enable_thinking": True, "x": 1}),
+    ],
+    "equal": [pair(chosen="The river.", rejected="The river. ") | {"id": "padded"}],
+    "too_long": [pair(chosen="sand " * 2000), pair("sabbia " * 2000), pair(rejected="a\n" * 3000)],
+}
+
+
+@pytest.mark.parametrize(("reason", "odd"), [(reason, row) for reason, rows in ODD.items() for row in rows])
+def test_a_pair_that_cannot_be_trained_on_is_counted_under_its_reason(reason, odd):
+    counts = beside_good_ones(odd, made("gemma2" if reason == "equal" else "llama"))
+    named = reason if reason == "too_long" else f"filtered:{reason}"
+    assert counts == {"too_long": 0} | {named: 1}
+
+
+def test_a_template_that_raises_for_one_pair_costs_that_pair(caplog):
+    odd = pair() | {"prompt": turns("system", "user")}
+    assert beside_good_ones(odd, made("gemma2")) == {"too_long": 0, "filtered:template": 1}
+    assert "System role not supported" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["{{ raise_exception('no') }}", "{{ messages[0].nothing.at.all }}", "{{ 1 / 0 }}", "{{ 'a' + 1 }}", "{% if %}", ""],
+)
+def test_a_template_that_never_works_is_one_sentence(text):
+    tokenizer = tiny.make_tokenizer()
+    tokenizer.chat_template = text or "{{ '' }}"
+    with pytest.raises(InputError, match="5 of 5 pairs cannot be trained on: 5 refused by the chat template"):
+        fit(some_pairs(5), tokenizer, {}, 1000)
+
+
+def test_when_most_pairs_fail_the_run_stops_with_both_endings_and_what_to_do():
+    good, bad = pair("Name a river.", "The river runs."), [pair(f"A river {i}?", "The river runs.") for i in range(2)]
+    with pytest.raises(InputError) as caught:
+        fit([good, *bad], made(template=THINKS_FIRST), {}, 1000)
+    said = str(caught.value)
+    assert said.startswith("2 of 3 pairs cannot be trained on: 2 a prompt that the whole does not begin with (first")
+    assert TEMPLATE in said
+    assert "<|im_start|>assistant\\n<think>\\n', but before chosen stands '" in said
+    assert "set chat_template_kwargs so that both agree" in said
+    assert "\n" not in said
+    assert len(said) < 900
+
+
+def test_half_of_the_pairs_may_fail():
+    rows = [pair("Name a river.", "The river runs."), pair("A river?", "The river runs.")]
+    assert fit(rows, made(template=THINKS_FIRST), {}, 1000)[1] == {"too_long": 0, "filtered:prefix": 1}
+
+
+def test_tokens_that_join_with_the_answers_are_told_as_such():
+    with pytest.raises(InputError, match=rf"{JOIN}: the prompt alone ends in '.*assistant: ', but before .*: river"):
+        fit([pair(chosen="river", rejected="Bread")], made(template=PLAIN), {}, 1000)
+
+
+def test_pairs_that_are_all_too_long_are_refused_and_many_are_not():
+    rows = [pair("Name one.", "sand " * 90), pair("Say one.", "sand " * 80), pair("Go.", "sand.")]
+    assert fit(rows, made(), {}, 80)[1] == {"too_long": 2}
+    with pytest.raises(InputError, match=r"3 of 3 .* longer than max_length .*max_length is 5\); to do: raise max_len"):
+        fit(rows, made(), {}, 5)
+    assert fit([], made(), {}, 5) == ([], {"too_long": 0})
+
+
+def test_pairs_of_other_template_arguments_are_the_runs_fault_if_they_are_most():
+    rows = [pair(f"Say {i}.", chat_template_kwargs={"enable_thinking": False}) for i in range(3)]
+    with pytest.raises(InputError, match=r"sampled with .*False.*to train with .*True.*set chat_template_kwargs to"):
+        fit(rows, made(), {"enable_thinking": True}, 1000)
+    kept, counts = fit([*rows, pair()], made("qwen3"), {"enable_thinking": False}, 1000)
+    assert [p["chat_template_kwargs"] for p in kept] == [{"enable_thinking": False}] * 4  # also of pairs without any
+    assert counts == {"too_long": 0}
+
+
+@pytest.mark.parametrize(
+    ("kind", "kwargs"), [("tiny_llama", {}), ("tiny_qwen", {"enable_thinking": False}), ("tiny_qwen", {})]
+)
+def test_only_pairs_the_trainer_would_cut_are_dropped(kind, kwargs, request, tmp_path):
+    folder = request.getfixturevalue(kind)
+    tokenizer = models.load_tokenizer(str(folder))
+    rows, _ = fit(some_pairs(6), tokenizer, kwargs, 1000)
+    data = small_trainer(folder, tmp_path, rows).train_dataset
+    lengths = [len(d["prompt_ids"]) + max(len(d["chosen_ids"]), len(d["rejected_ids"])) for d in data]
+    assert fit(rows, tokenizer, kwargs, max(lengths)) == (rows, {"too_long": 0})
+    kept, dropped = fit(rows, tokenizer, kwargs, max(lengths) - 1)
+    assert kept == [r for r, length in zip(rows, lengths, strict=True) if length < max(lengths)]
+    assert dropped == {"too_long": 6 - len(kept)}
+    assert len(kept) < 6
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen3", "gemma2"])
+def test_the_templates_of_known_models_are_taken(kind):
+    """Qwen3's puts an empty think block before the last answer, which is after the whole of the prompt."""
+    assert fit(some_pairs(3), made(kind), {}, 1000)[1] == {"too_long": 0}
+
+
+def test_every_reason_says_what_it_means_and_what_to_do():
+    assert all(check.means and check.remedy for check in REASONS.values())
+
+
+def test_sampled_answers_that_will_be_dropped_are_counted_and_their_causes_told(caplog):
+    texts = ["The sea.", "\n\nThe sea.", "    def f():\n", "", "\n", "\n\nIl mare."]
+    rows = [{"prompt": turns("user"), "responses": [response(text) for text in texts]}]
+    assert breaking(rows, made("qwen3"), {}) == breaking([], made(), {}) == 0
+    assert not caplog.text
+    assert breaking(rows, made(), {}) == 3
+    assert f"{SPACE} (3)" in caplog.text
+    thinks = [{"prompt": [{"role": "user", "content": "A river?"}], "responses": [response("The sea.")]}]
+    assert breaking(thinks, made(template=THINKS_FIRST), {}) == 1
+    assert f"{TEMPLATE} (1)" in caplog.text
+    refuses = "{% if 'sea' in messages[-1].content %}{{ raise_exception('no') }}{% endif %}" + tiny.SMOLLM2_TEMPLATE
+    assert breaking(rows, made(template=refuses), {}) == 3  # two of them by the template
+    assert "the template refuses it (2)" in caplog.text
