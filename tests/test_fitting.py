@@ -194,5 +194,5 @@ def test_sampled_answers_that_will_be_dropped_are_counted_and_their_causes_told(
     assert breaking(thinks, made(template=THINKS_FIRST), {}) == 1
     assert f"{TEMPLATE} (1)" in caplog.text
     refuses = "{% if 'sea' in messages[-1].content %}{{ raise_exception('no') }}{% endif %}" + tiny.SMOLLM2_TEMPLATE
-    assert breaking(rows, made(template=refuses), {}) == 3  # two of them by the template
+    assert breaking(rows, made(template=refuses), {}) == 4
     assert "the template refuses it (2)" in caplog.text
