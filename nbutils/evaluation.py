@@ -18,7 +18,7 @@ from nbutils.errors import InputError
 from nbutils.judges import Judge, bias
 from nbutils.judges.verifier import check, parse_checks
 from nbutils.prompts import Near, from_rows
-from nbutils.records import Row
+from nbutils.records import PROMPTS, Row
 from nbutils.stats import bootstrap_mean, distinct
 from nbutils.store import Store, answer
 from nbutils.texts import language as language_of
@@ -27,13 +27,14 @@ from nbutils.winrates import win_rate
 
 
 def held_out(
-    names: Sequence[str], column: str, *, trained_on: Sequence[Row], run_dir: Path
+    names: Sequence[str], column: str, *, trained_on: Sequence[Row], run_dir: Path, reference: str = ""
 ) -> tuple[dict[str, list[Row]], dict[str, int]]:
     """Return the prompts of each held-out set that resemble no training prompt, and how many did.
 
     Args:
         names: of datasets; a set goes by `sources.label` of its name.
         column: with the prompt.
+        reference: column with the right answer, empty for none.
         trained_on: rows with the prompts that must not be asked again.
 
     Raises:
@@ -46,7 +47,7 @@ def held_out(
         label = sources.label(name)
         if label in kept:
             raise InputError(f"eval_prompts: two sets would be called {label!r}, {name} the second; rename a file")
-        rows = from_rows(sources.read(name, run_dir=run_dir), column)
+        rows = from_rows(sources.read(name, run_dir=run_dir), column, reference)
         kept[label] = [row for row in rows if not near.holds(row)]
         overlapped[label] = len(rows) - len(kept[label])
         if not kept[label]:
@@ -114,7 +115,7 @@ def _compare(
     result = []
     for row, couple, said in zip(asked, couples, judge.score(asked, store, deadline=deadline), strict=True):
         scores = mean_scores(said.scores) or [math.nan, math.nan]
-        record = {key: row[key] for key in ("prompt_id", "prompt", "category", "checks")}
+        record = {key: row[key] for key in PROMPTS if key in row}
         for side, drawn, score in zip(("before", "after"), couple, scores, strict=True):
             record |= {
                 f"{side}_text": drawn.text,

@@ -10,15 +10,16 @@ loads a model. `drop_report` counts the verdicts, which tell why each prompt gav
 """
 
 import logging
+import math
 import random
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import pandas as pd
 
 from nbutils.errors import InputError, shown
-from nbutils.records import Row, digest, encodable, messages, pair_id, prompt_id, row_name
+from nbutils.records import PROMPTS, Row, digest, encodable, messages, pair_id, prompt_id, row_name
 from nbutils.texts import language as language_of
 from nbutils.texts import loops
 from nbutils.verdicts import decide, mean_scores
@@ -36,7 +37,7 @@ LABELS |= {"first": "first", "second": "second", "": "", "none": "", "nan": "", 
 
 
 def candidates(
-    rows: Iterable[Mapping[str, Any]], *, prompt: str, chosen: str, rejected: str, label: str = ""
+    rows: Iterable[Mapping[str, Any]], *, prompt: str, chosen: str, rejected: str, label: str = "", reference: str = ""
 ) -> list[Row]:
     """Turn source rows of an off-policy dataset into rows ready to be judged, responses in the source's order.
 
@@ -47,11 +48,14 @@ def candidates(
     Args:
         label: column with a person's choice, empty for none: 1 or `chosen` for the chosen column, 2 or `rejected`,
             0 or `tie`; empty where nobody said anything.
+        reference: column with the right answer, or a good one; empty for none.
 
     Raises:
         InputError: naming column and row, if a prompt is empty, a response is not text or a label unknown.
     """
     result = []
+    rows = list(rows)
+    insist_on(rows, reference)
     for number, row in enumerate(rows):
         texts = [_response(row, column, number) for column in (chosen, rejected)]
         responses = [
@@ -65,7 +69,7 @@ def candidates(
         ]
         extra = {"responses": responses, "chat_template_kwargs": {}, "label": _label(row, label, number)}
         # a given answer that loops is the judge's to see: people may have labelled the pair
-        result.append(screen(prompt_columns(row, prompt, number) | extra, looping=False))
+        result.append(screen(prompt_columns(row, prompt, number, reference) | extra, looping=False))
     labels = Counter(row["label"] for row in result)
     if min(labels["first"], labels["tie"]) >= 5 and not labels["second"]:
         log.warning("column %r holds 0 and 1 but never 2; here 0 is a tie, 1 the chosen and 2 the rejected side", label)
@@ -80,13 +84,18 @@ def from_samples(row: Row, *, language: str = "") -> Row:
             that itself asks for another language, a translation say, loses its right answers.
     """
     model = f"{row['model']} with {row['adapter']}" if row["adapter"] else row["model"]
-    kept = ("prompt_id", "prompt", "checks", "category", "chat_template_kwargs")
+    kept = {name: row[name] for name in (*PROMPTS, "chat_template_kwargs") if name in row}
     responses = [response | {"model": model} for response in row["responses"]]
-    return screen({name: row[name] for name in kept} | {"responses": responses, "label": ""}, language=language)
+    return screen(kept | {"responses": responses, "label": ""}, language=language)
 
 
-def prompt_columns(row: Mapping[str, Any], column: str, number: int) -> Row:
-    """Return what the `prompts` schema holds of a source row; an error names the column and the row's id or number."""
+def prompt_columns(row: Mapping[str, Any], column: str, number: int, reference: str = "") -> Row:
+    """Return what the `prompts` schema holds of a source row; an error names the column and the row's id or number.
+
+    Args:
+        column: with the prompt.
+        reference: column with the right answer, empty for none.
+    """
     value = _column(row, column, number)
     try:
         source = messages(value)
@@ -99,8 +108,36 @@ def prompt_columns(row: Mapping[str, Any], column: str, number: int) -> Row:
         "prompt_id": prompt_id(source),
         "prompt": source,
         "checks": checks,
+        "reference": key_text(row.get(reference)) if reference else "",
         "category": str(row.get("category") or row.get("task_category") or ""),
     }
+
+
+def insist_on(rows: Sequence[Mapping[str, Any]], reference: str) -> None:
+    """Check that the column of right answers is there, where one is named; single rows may lack it.
+
+    Raises:
+        InputError: if no row has it.
+    """
+    if reference and not any(reference in row for row in rows):
+        raise InputError(
+            f"reference_column: no row has the column {reference!r}; they have "
+            f"{', '.join(map(repr, rows[0] if rows else ()))[:300] or 'none'}"
+        )
+
+
+def key_text(value: Any) -> str:
+    """Return a row's right answer as text; empty where it is neither text nor a finite number.
+
+    >>> key_text(" 12,5 "), key_text(3.0), key_text(1.234), key_text(None)
+    ('12,5', '3', '1.2340', '')
+    """
+    if isinstance(value, float) and math.isfinite(value):
+        # three decimals could be read as a thousand
+        return str(int(value)) if value.is_integer() else f"{value!r}0"
+    if isinstance(value, str) or (isinstance(value, int) and not isinstance(value, bool)):
+        return str(encodable(str(value).strip()))
+    return ""
 
 
 def marked(responses: Iterable[Row], *, language: str = "", looping: bool = True) -> list[Row]:
@@ -255,6 +292,7 @@ def build(judged: Iterable[Row]) -> list[Row]:
             "origin": "on_policy" if row["verdict"] == "on_policy" else "off_policy",
             **{f"{side}_model": r["model"] for side, r in sides.items()},
             **{key: row[key] for key in ("judge", "checks", "category", "chat_template_kwargs")},
+            "reference": row.get("reference", ""),
         }
         pairs.setdefault(pair["id"], pair)
     return list(pairs.values())

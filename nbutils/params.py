@@ -113,6 +113,7 @@ class Rerank(Common):
     prompt_column: Name
     chosen_column: Name
     rejected_column: Name
+    reference_column: str
     max_rows: Count
     judge: Annotated[Name, "input"]
     ties: Literal["drop", "shorter", "keep"]
@@ -126,6 +127,7 @@ class Sample(Common):
 
     prompts: Annotated[Name, "input"]
     prompt_column: Name
+    reference_column: str
     max_prompts: Count
     exclude: Input
     model: Annotated[Name, "input"]
@@ -170,6 +172,7 @@ class Dpo(Common):
     training: Input
     eval_prompts: Annotated[Name, "input"]
     prompt_column: Name
+    reference_column: str
     sampling: SamplingText
     chat_template_kwargs: TemplateText
     judge: Annotated[Name, "input"]

@@ -18,7 +18,7 @@ from typing import Any
 from datasketch import MinHash, MinHashLSH
 
 from nbutils.errors import InputError
-from nbutils.pairs import prompt_columns
+from nbutils.pairs import insist_on, prompt_columns
 from nbutils.records import Messages, Row, row_name
 
 log = logging.getLogger(__name__)
@@ -32,17 +32,23 @@ RUN = 13
 PHRASE, COMMON = 5, 0.01
 
 
-def from_rows(rows: Iterable[Mapping[str, Any]], column: str) -> list[Row]:
+def from_rows(rows: Iterable[Mapping[str, Any]], column: str, reference: str = "") -> list[Row]:
     """Turn source rows into rows of the `prompts` schema.
+
+    Args:
+        column: with the prompt.
+        reference: column with the right answer, empty for none.
 
     Raises:
         InputError: naming row and column, if a prompt is empty or neither text nor a list of messages, or if the
             column holds both: then it is not the column it was taken for, or two sources were run together.
     """
     result = []
+    rows = list(rows)
+    insist_on(rows, reference)
     kinds: dict[bool, Any] = {}
     for number, row in enumerate(rows):
-        result.append(prompt_columns(row, column, number))
+        result.append(prompt_columns(row, column, number, reference))
         kinds.setdefault(isinstance(row[column], str), row_name(row.get("id", number)))
         if len(kinds) == 2:
             raise InputError(

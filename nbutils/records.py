@@ -4,7 +4,7 @@ Used by every notebook. A row is a plain dict; `dataset` checks it against its s
 An example of the `prompts` schema:
 
     {"prompt_id": "6b1c5e0d9f0e3c1a", "prompt": [{"role": "user", "content": "Name three rivers of Italy."}],
-     "checks": "", "category": "geography"}
+     "checks": "", "reference": "", "category": "geography"}
 """
 
 import hashlib
@@ -36,7 +36,17 @@ _replies = List(
     }
 )
 
-PROMPTS = Features({"prompt_id": _text, "prompt": _messages, "checks": _text, "category": _text})
+PROMPTS = Features(
+    {
+        "prompt_id": _text,
+        "prompt": _messages,
+        "checks": _text,
+        "reference": _text,  # the right answer, or a good one; empty where none is known
+        "category": _text,
+    }
+)
+# what a column holds in files from before it was there
+DEFAULTS: Row = {"reference": ""}
 
 SAMPLES = Features(
     {
@@ -91,6 +101,7 @@ PAIRS = Features(
         "rejected_model": _text,
         "judge": _text,
         "checks": _text,
+        "reference": _text,
         "category": _text,
         "chat_template_kwargs": Json(),
     }
@@ -181,7 +192,7 @@ def dataset(rows: Iterable[Row], features: Features) -> Dataset:
     Raises:
         InputError: naming the column and row id of the first value that does not fit.
     """
-    rows = list(rows)
+    rows = [complete(row, features) for row in rows]
     for row in rows:
         check(row, features)
     # in parts: the copy that turns rows into columns is never one of everything
@@ -190,14 +201,19 @@ def dataset(rows: Iterable[Row], features: Features) -> Dataset:
     return concatenate_datasets([Dataset.from_dict(part, features=features) for part in columns])
 
 
+def complete(row: Row, features: Features) -> Row:
+    """Return the row with the columns of the schema that it is too old to have."""
+    return {name: value for name, value in DEFAULTS.items() if name in features} | row
+
+
 def check(row: Row, features: Features) -> None:
     """Raise InputError naming column and row id if a row lacks a column, has one too many or a wrong type."""
     name = row_name(row.get("id") or row.get("prompt_id") or "without id")
-    odd = sorted(set(features) ^ set(row))
+    odd = sorted((set(features) ^ set(row)) - (features.keys() & DEFAULTS.keys()))
     if odd:
         raise InputError(f"row {name}: column {odd[0]!r} is {'missing' if odd[0] in features else 'not in the schema'}")
     for column, feature in features.items():
-        if not _fits(row[column], feature):
+        if column in row and not _fits(row[column], feature):
             raise InputError(f"row {name}: column {column!r} should be {_kind(feature)}, got {_show(row[column])}")
 
 

@@ -26,7 +26,7 @@ from pyarrow import parquet
 
 from nbutils import files, hub
 from nbutils.errors import InputError, first_line
-from nbutils.records import PAIRS, Row, check, dataset, encodable
+from nbutils.records import PAIRS, Row, check, complete, dataset, encodable
 
 log = logging.getLogger(__name__)
 
@@ -160,7 +160,7 @@ def read_checked(name: str, config: str, features: Features, *, run_dir: Path) -
     Raises:
         InputError: naming column and row id of the first fault.
     """
-    rows = read(name, config, run_dir=run_dir)
+    rows = [complete(row, features) for row in read(name, config, run_dir=run_dir)]
     for row in rows:
         try:
             check(row, features)

@@ -28,7 +28,7 @@ def real(name):
 def prompt_row(text="Name a river.", **columns):
     """A row of the `prompts` schema."""
     prompt = messages(text)
-    return {"prompt_id": prompt_id(prompt), "prompt": prompt, "checks": "", "category": ""} | columns
+    return {"prompt_id": prompt_id(prompt), "prompt": prompt, "checks": "", "reference": "", "category": ""} | columns
 
 
 def response(text, finish_reason="stop", model="m"):

@@ -26,6 +26,7 @@ from nbutils.pairs import (
     select,
     usable,
 )
+from nbutils.prompts import from_rows
 from nbutils.records import PAIRS, dataset
 
 COLUMNS = {"prompt": "q", "chosen": "good", "rejected": "bad"}
@@ -378,3 +379,43 @@ def test_checks_that_are_no_text_are_told_before_a_judge_is_paid():
         InputError, match=r"row 'a\\nb', column 'checks': expected JSON as text, got \{'kwargs': \[\]\}"
     ):
         candidates([row], prompt="q", chosen="good", rejected="bad")
+
+
+@pytest.mark.parametrize(
+    ("value", "key"),
+    [
+        ("12,5", "12,5"),
+        (" Roma | Urbe \n", "Roma | Urbe"),
+        (7, "7"),
+        (7.0, "7"),
+        (12.5, "12.50"),
+        (1.234, "1.2340"),  # never a thousand
+        (None, ""),
+        (float("nan"), ""),
+        (float("inf"), ""),
+        (True, ""),
+        (["7"], ""),
+        ("", ""),
+    ],
+)
+def test_a_key_is_carried_as_text(value, key):
+    row = {"q": "Quanto fa?", "good": "a", "bad": "b", "right": value}
+    (candidate,) = candidates([row], prompt="q", chosen="good", rejected="bad", reference="right")
+    assert candidate["reference"] == key
+    assert from_rows([row], "q", "right")[0]["reference"] == key
+
+
+def test_single_rows_may_lack_the_key_but_not_all():
+    rows = [{"q": "Uno?", "good": "a", "bad": "b"}, {"q": "Due?", "good": "a", "bad": "b", "right": "2"}]
+    found = candidates(rows, prompt="q", chosen="good", rejected="bad", reference="right")
+    assert [row["reference"] for row in found] == ["", "2"]
+    with pytest.raises(InputError, match="reference_column: no row has the column 'key'; they have 'q', 'good'"):
+        from_rows(rows, "q", "key")
+
+
+def test_a_pair_keeps_the_key():
+    row = {"q": "Due?", "good": "2", "bad": "3", "right": "2"}
+    (judged,) = candidates([row], prompt="q", chosen="good", rejected="bad", reference="right")
+    judged |= {"scores": [[1.0, 0.0]], "feedback": [], "replies": [], "judge": "j"}
+    (pair,) = build([rerank(judged)])
+    assert pair["reference"] == "2"

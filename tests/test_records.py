@@ -128,3 +128,11 @@ def test_text_of_every_kind_reaches_the_file(tmp_path_factory, text):
     read = type(dataset([], PROMPTS)).from_parquet(str(path), cache_dir=str(path.parent))[0]["category"]
     # what UTF-8 cannot hold is replaced, all the rest is untouched
     assert read == text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def test_a_file_from_before_a_column_was_there_is_read():
+    old = {"prompt_id": "a", "prompt": [{"role": "user", "content": "Ciao"}], "checks": "", "category": ""}
+    (row,) = dataset([old], PROMPTS)
+    assert row["reference"] == ""
+    with pytest.raises(InputError, match="column 'category' is missing"):
+        dataset([{k: v for k, v in old.items() if k != "category"}], PROMPTS)

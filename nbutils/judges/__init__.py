@@ -59,6 +59,17 @@ class LlmFile(BaseModel):
     price: tuple[Price, Price] | None = None  # US dollars per million tokens in and out, where known
 
 
+class AnswerFile(BaseModel):
+    """The right answer, which stands in the row as `reference`: see `judges.answer`."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+    kind: Literal["answer"]
+    answer: Literal["number", "text"] = "number"
+    language: Literal["it", "en"] = "en"  # how numbers are written
+    marker: str = ""  # what the answer stands after; empty for anywhere
+    gate_rows: int = Field(40, ge=0)
+
+
 class RewardFile(BaseModel):
     """A sequence-classification model trained to score a response; it runs here and costs nothing but time."""
 
@@ -70,7 +81,7 @@ class RewardFile(BaseModel):
     gate_rows: int = Field(40, ge=0)
 
 
-JudgeFile = Annotated[VerifierFile | LlmFile | RewardFile, Field(discriminator="kind")]
+JudgeFile = Annotated[VerifierFile | LlmFile | RewardFile | AnswerFile, Field(discriminator="kind")]
 
 
 @dataclass(frozen=True)
@@ -89,7 +100,7 @@ class Judge(Protocol):
     model: str
 
     @property
-    def file(self) -> VerifierFile | LlmFile | RewardFile:
+    def file(self) -> VerifierFile | LlmFile | RewardFile | AnswerFile:
         """What the judge was made from."""
         ...
 
@@ -113,7 +124,7 @@ class Judge(Protocol):
         ...
 
 
-def read_file(name: str) -> tuple[str, VerifierFile | LlmFile | RewardFile]:
+def read_file(name: str) -> tuple[str, VerifierFile | LlmFile | RewardFile | AnswerFile]:
     """Read and validate a judge file; return its short name and content.
 
     Args:
@@ -158,6 +169,10 @@ def load(name: str, *, cache: Path, seed: int = 0) -> Judge:
         from nbutils.judges.verifier import Verifier
 
         return Verifier(short, file)
+    if isinstance(file, AnswerFile):
+        from nbutils.judges.answer import AnswerJudge
+
+        return AnswerJudge(short, file)
     if isinstance(file, RewardFile):
         from nbutils.judges.reward import RewardJudge
 
