@@ -19,7 +19,7 @@ from typing import Any, Literal
 import pandas as pd
 
 from nbutils.errors import InputError, shown
-from nbutils.records import PROMPTS, Row, digest, encodable, messages, pair_id, prompt_id, row_name
+from nbutils.records import PROMPTS, Row, digest, encodable, finish_reason, messages, pair_id, prompt_id, row_name
 from nbutils.texts import language as language_of
 from nbutils.texts import loops
 from nbutils.verdicts import decide, mean_scores
@@ -158,7 +158,7 @@ def marked(responses: Iterable[Row], *, language: str = "", looping: bool = True
             mark = "empty"
         elif looping and loops(text):
             mark = "looping"
-        elif response["finish_reason"] == "length":
+        elif finish_reason(response["finish_reason"]) in ("length", "filter"):
             mark = "truncated"
         elif language and language_of(text) not in ("", language):
             mark = "language"

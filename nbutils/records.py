@@ -9,6 +9,7 @@ An example of the `prompts` schema:
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -17,6 +18,12 @@ from datasets import Dataset, Features, Json, List, Value, concatenate_datasets
 from nbutils.errors import InputError, shown
 
 Row = dict[str, Any]
+# how servers say why an answer ended; the first that fits holds
+_ENDINGS = {
+    "length": re.compile(r"length|max|limit|incomplete|truncat|insufficient|error|abort|cancel|time_?out|interrupt"),
+    "filter": re.compile(r"filter|safety|block|prohibit|recitation|spii|refus|polic|language"),
+    "stop": re.compile(r"stop|eos|end|complete|finish"),
+}
 Messages = list[dict[str, str]]
 
 _text = Value("string")
@@ -28,9 +35,9 @@ _replies = List(
         "order": Value("int32"),
         "attempt": Value("int32"),
         "text": _text,
-        # expected (the score is a mean over probabilities) | parsed | unparsed | cut off | unanswered
+        # expected (the score is a mean over probabilities) | parsed | unparsed | cut off | refused | unanswered
         "outcome": _text,
-        "prompt_tokens": Value("int32"),
+        "prompt_tokens": Value("int32"),  # -1 where the server does not count them
         "completion_tokens": Value("int32"),
         "shortened": Value("int32"),  # responses that were cut to what the judge reads
     }
@@ -204,6 +211,16 @@ def dataset(rows: Iterable[Row], features: Features) -> Dataset:
 def complete(row: Row, features: Features) -> Row:
     """Return the row with the columns of the schema that it is too old to have."""
     return {name: value for name, value in DEFAULTS.items() if name in features} | row
+
+
+def finish_reason(said: object) -> str:
+    """Return why an answer ended, in whatever words of which server: stop, length, filter, or unknown.
+
+    >>> finish_reason("MAX_TOKENS"), finish_reason("content_filter"), finish_reason(None)
+    ('length', 'filter', 'unknown')
+    """
+    text = said.lower() if isinstance(said, str) else ""
+    return next((reason for reason, words in _ENDINGS.items() if words.search(text)), "unknown")
 
 
 def check(row: Row, features: Features) -> None:

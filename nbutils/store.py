@@ -13,6 +13,7 @@ import shutil
 import sqlite3
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -21,7 +22,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from nbutils.engines import Engine, Reply, Request, Sample
+from nbutils.engines import Engine, Reply, Request, Sample, count
 from nbutils.errors import InputError, out_of_time
 from nbutils.records import digest
 
@@ -82,9 +83,8 @@ class Store:
         if row is None:
             return None
         try:
-            reply = json.loads(row[0])
-            return Reply(tuple(map(_sample, reply.pop("samples"))), **reply)
-        except (ValueError, TypeError, KeyError, AttributeError):
+            return _read(json.loads(row[0]))
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             self.unreadable.add(key)
             return None
 
@@ -97,7 +97,7 @@ class Store:
             InputError: if there is no room or the file is damaged.
         """
         rows = [
-            (key, engine.identity["model"], json.dumps(asdict(request)), json.dumps(asdict(reply)), time.time())
+            (key, engine.identity["model"], json.dumps(asdict(request)), json.dumps(_written(reply)), time.time())
             for key, engine, request, reply in replies
         ]
         bad = self.unreadable.intersection(row[0] for row in rows)
@@ -202,7 +202,8 @@ def answer(
         deadline: `time.monotonic()` after which no further chunk is started.
 
     Returns:
-        One reply per request in the same order; None where the server failed for good (asked again next time).
+        One reply per request in the same order; None where the server failed (asked again next time). A request that
+        was refused has a reply that says so (`Reply.refused`) and is not asked again.
 
     Raises:
         Interrupted: at the deadline, from `out_of_time`. Everything answered so far is stored.
@@ -248,16 +249,34 @@ def answer(
             store.put(batch)
     replies = [known[key] for key in order]
     unanswered = sum(reply is None for reply in replies)
+    reasons = Counter(reply.refused for reply in replies if reply and reply.refused)
     if unanswered and time.monotonic() > deadline:
         raise out_of_time(f"with {unanswered} of {len(requests)} requests to go ({title})")
     if unanswered:
         log.warning("%d of %d requests were not answered; the next run asks them again", unanswered, len(requests))
+    if reasons:
+        [(reason, _)] = reasons.most_common(1)
+        log.warning(
+            "%d of %d requests were refused, and are not asked again: %s", reasons.total(), len(requests), reason
+        )
     return replies
+
+
+def _written(reply: Reply) -> dict[str, Any]:
+    """Return what is stored of a reply; what few replies have is left out, as older kits expect."""
+    return {k: v for k, v in asdict(reply).items() if v or k not in ("refused", "notes")}
+
+
+def _read(stored: dict[str, Any]) -> Reply:
+    samples = tuple(map(_sample, stored["samples"]))
+    prompt_tokens, tokens = (count(stored.get(f"{side}_tokens", -1)) for side in ("prompt", "completion"))
+    notes = tuple(map(str, stored.get("notes", ())))
+    return Reply(samples, prompt_tokens, tokens, str(stored.get("refused", "")), notes)
 
 
 def _sample(stored: dict[str, Any]) -> Sample:
     numbers = {int(place): options for place, options in stored.pop("numbers", {}).items()}
-    return Sample(**stored, numbers=numbers)
+    return Sample(**stored | {"n_tokens": count(stored.get("n_tokens", -1))}, numbers=numbers)
 
 
 def _content(request: Request) -> dict[str, Any]:

@@ -32,11 +32,13 @@ class Answer:
 
     text: str = "ok"
     status: int = 200
+    error: str = ""  # what a status other than 200 is explained with
     finish_reason: str = "stop"
     delay: float = 0.0  # seconds before answering
     raw: str | bytes | None = None  # sent as it is in place of a completion; as HTML if it begins so
     headers: Mapping[str, str] = field(default_factory=dict)
     logprobs: Sequence[Mapping[str, Any]] | None = None  # the tokens of the text, see `token`
+    chunks: int = 0  # the raw bytes are sent so often, in chunks and without a length; -1 is without end
     drop: bool = False  # close the connection without a word
     hang: bool = False  # answer nothing until the server stops
     drip: bool = False  # keep the connection busy with spaces instead of answering, until the server stops
@@ -120,12 +122,13 @@ class ChatServer:
             def do_POST(self) -> None:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 try:
-                    self._send(server._next(body, self.headers.get("Authorization", "").removeprefix("Bearer ")))
+                    token = self.headers.get("Authorization", "").removeprefix("Bearer ")
+                    self._send(server._next(body, token), body)
                 finally:
                     with server._lock:
                         server._in_flight -= 1
 
-            def _send(self, answer: Answer) -> None:
+            def _send(self, answer: Answer, body: dict[str, Any]) -> None:
                 if answer.delay or answer.hang:
                     server._stopped.wait(None if answer.hang else answer.delay)
                 if answer.drop or answer.hang:
@@ -133,15 +136,25 @@ class ChatServer:
                     return
                 content = answer.raw
                 if content is None:
-                    content = json.dumps(_completion(answer) if answer.status == 200 else _error(answer.status))
+                    content = json.dumps(_completion(answer, body["model"]) if answer.status == 200 else _error(answer))
                 if isinstance(content, str):
                     content = content.encode()
                 self.send_response(answer.status)
                 self.send_header("Content-Type", "text/html" if content.startswith(b"<") else "application/json")
-                self.send_header("Content-Length", str(len(content) + 9999 * answer.drip))
+                if answer.chunks:
+                    self.send_header("Transfer-Encoding", "chunked")
+                else:
+                    self.send_header("Content-Length", str(len(content) + 9999 * answer.drip))
                 for name, value in answer.headers.items():
                     self.send_header(name, value)
                 self.end_headers()
+                sent = 0
+                while answer.chunks and sent != answer.chunks and not server._stopped.is_set():
+                    self.wfile.write(b"%x\r\n%b\r\n" % (len(content), content))
+                    sent += 1
+                if answer.chunks:
+                    self.wfile.write(b"0\r\n\r\n")
+                    return
                 while answer.drip and not server._stopped.wait(0.05):
                     self.wfile.write(b" ")
                     self.wfile.flush()
@@ -161,7 +174,7 @@ class _Http(ThreadingHTTPServer):
         pass  # the other side was killed
 
 
-def _completion(answer: Answer) -> dict[str, Any]:
+def _completion(answer: Answer, model: str) -> dict[str, Any]:
     """Tokens are counted as words; every prompt has 7."""
     choice = {
         "index": 0,
@@ -175,14 +188,15 @@ def _completion(answer: Answer) -> dict[str, Any]:
         "id": "c",
         "object": "chat.completion",
         "created": 0,
-        "model": "scripted",
+        "model": model,
         "choices": [choice],
         "usage": usage,
     }
 
 
-def _error(status: int) -> dict[str, Any]:
-    return {"error": {"message": f"scripted {status}", "type": "scripted", "code": status}}
+def _error(answer: Answer) -> dict[str, Any]:
+    message = answer.error or f"scripted {answer.status}"
+    return {"error": {"message": message, "type": "scripted", "code": answer.status}}
 
 
 @contextmanager

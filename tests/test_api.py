@@ -125,18 +125,20 @@ def test_a_request_that_keeps_failing_is_left_out_and_asked_again_next_time(stor
 
 
 @pytest.mark.parametrize(
-    ("status", "advice"),
+    ("status", "advice", "calls"),
     [
-        (400, "check the model name"),
-        (401, "set MY_TOKEN"),
-        (402, "the credit is used up"),
-        (403, "accept its terms"),
-        (404, "check `model` and `server`"),
-        (422, "refuses the request"),
+        (400, "check the model name", 9),  # the three, five that are refused, and one of the three once more
+        (401, "set MY_TOKEN", 4),
+        (402, "the credit is used up", 4),
+        (403, "accept its terms", 9),
+        (404, "check `model` and `server`", 9),
+        (407, "wants a password", 4),
+        (410, "it refused 5 different requests in a row", 9),
+        (422, "refuses the request", 9),
     ],
 )
 def test_an_error_no_retry_can_mend_stops_with_one_sentence_and_the_count_of_safe_answers(
-    status, advice, store, monkeypatch, caplog
+    status, advice, calls, store, monkeypatch, caplog
 ):
     monkeypatch.setenv("MY_TOKEN", TOKEN)
     caplog.set_level("DEBUG", logger="nbutils")
@@ -147,9 +149,9 @@ def test_an_error_no_retry_can_mend_stops_with_one_sentence_and_the_count_of_saf
         Answer(status=status, raw=json.dumps({"error": {"message": f"bad token {TOKEN}"}})),
     ]
     with ChatServer(script) as server, pytest.raises(InputError) as caught:
-        answer(store, engine(server, concurrency=1, key_variable="MY_TOKEN"), ask(*"abcdefgh"))
+        answer(store, engine(server, concurrency=1, key_variable="MY_TOKEN"), ask(*"abcdefghij"))
     message = str(caught.value)
-    assert len(server.calls) == 4
+    assert len(server.calls) == calls
     assert len(store) == 3
     assert "3 answers of this call are stored" in message
     assert str(status) in message
@@ -452,16 +454,203 @@ def test_what_a_server_refuses_is_left_out_from_then_on_and_said_once(store, cap
 
 
 @pytest.mark.parametrize("status", [400, 422])
-def test_a_request_that_is_refused_for_itself_stops_the_run_and_nothing_is_taken_for_refused(store, caplog, status):
+def test_a_request_that_is_refused_for_itself_takes_no_part_of_the_next_one(store, caplog, status):
     script = lambda body: Answer(echo(body), status=status if echo(body) == "bad" else 200)  # noqa: E731
     with ChatServer(script) as server:
         judge = engine(server, concurrency=1)
-        with pytest.raises(InputError, match=f"answered {status}: the server refuses the request"):
-            answer(store, judge, ask_all("bad", "a"))
-        answer(store, judge, ask_all("a"))
+        bad, a = answer(store, judge, ask_all("bad", "a"))
+    assert (bad.samples, bad.refused, a.samples[0].text) == ((), f"{status}: scripted {status}", "a")
     assert server.asked()[-1] == "a"
     assert server.calls[-1].keys() >= {"response_format", "logprobs", "top_logprobs"}
     assert "refuses" not in caplog.text
+
+
+# one row the server always refuses
+
+WRONG = [
+    (400, "The response was filtered due to the prompt triggering Azure OpenAI's content management policy."),
+    (400, "This model's maximum context length is 4096 tokens. However, you requested 9000 tokens."),
+    (400, "Bad Request"),
+    (403, "Forbidden"),
+    (404, "Not Found"),
+    (413, "Payload Too Large"),
+    (414, "URI Too Long"),
+    (418, "I am a teapot"),
+    (422, "Input should be shorter"),
+    (451, "Unavailable For Legal Reasons"),
+    (400, "La richiesta viola le norme sui contenuti"),
+    (431, "Request Header Fields Too Large"),
+]
+
+
+@pytest.mark.parametrize("place", ["first", "middle", "last"])
+@pytest.mark.parametrize(("status", "error"), WRONG)
+def test_a_row_that_is_always_refused_is_that_rows_outcome_and_not_asked_again(store, caplog, status, error, place):
+    def script(body):
+        return Answer(echo(body), status=status if echo(body) == "cattivo" else 200, error=error)
+
+    texts = {"first": ["cattivo", "a", "b"], "middle": ["a", "cattivo", "b"], "last": ["a", "b", "cattivo"]}[place]
+    with ChatServer(script) as server:
+        for _ in range(2):
+            replies = answer(store, engine(server, concurrency=1), ask(*texts))
+            assert [r.samples[0].text if r.samples else r.refused[:3] for r in replies] == [
+                str(status) if text == "cattivo" else text for text in texts
+            ]
+        assert error[:40] in replies[texts.index("cattivo")].refused
+    assert server.asked().count("cattivo") == 1
+    assert f"1 of 3 requests were refused, and are not asked again: {status}: " in caplog.text
+
+
+@pytest.mark.parametrize("concurrency", [1, 8])
+def test_a_block_of_refused_rows_does_not_stop_a_server_that_answers_others(store, concurrency):
+    bad = {str(i) for i in range(10, 45)}
+    with ChatServer(lambda body: Answer(echo(body), status=403 if echo(body) in bad else 200)) as server:
+        replies = answer(store, engine(server, concurrency=concurrency), ask(*map(str, range(60))))
+    assert [r.samples[0].text for r in replies if r.samples] == [str(i) for i in range(60) if str(i) not in bad]
+    assert len(store) == 60
+    assert len(server.calls) <= 60 + 35 // 5 + concurrency  # now and then one that was answered is asked once more
+
+
+def test_all_the_rows_there_are_may_be_refused_by_a_server_that_answers(store):
+    with ChatServer(lambda body: Answer(echo(body), status=200 if echo(body) == "Hello." else 413)) as server:
+        replies = answer(store, engine(server), ask("a", "b"))
+    assert [r.refused[:3] for r in replies] == ["413", "413"]
+
+
+@pytest.mark.parametrize("concurrency", [1, 4])
+@pytest.mark.parametrize(
+    ("status", "error"),
+    [
+        (404, "The model `juge` does not exist or you do not have access to it."),
+        (404, "404 page not found"),
+        (400, "The requested model 'x/y' is not supported by any provider you have enabled."),
+        (400, "Invalid model name passed in model=juge"),
+        (403, "You must accept the terms of this model"),
+        (401, "Incorrect API key provided"),
+        (400, "Il modello richiesto non esiste"),
+        (422, "model: unknown"),
+    ],
+)
+def test_a_wrong_model_stops_within_a_few_calls_in_one_sentence(store, status, error, concurrency):
+    with ChatServer([Answer(status=status, error=error)]) as server:
+        with pytest.raises(InputError, match=f"answered {status}: ") as caught:
+            answer(store, engine(server, concurrency=concurrency), ask(*map(str, range(500))))
+        assert len(server.calls) <= 2 * concurrency + 2
+    assert "\n" not in str(caught.value)
+    assert len(store) == 0
+
+
+def test_a_server_that_stops_answering_any_request_marks_none_as_refused(store):
+    with ChatServer([*"abcdefghij", Answer(status=404)]) as server, pytest.raises(InputError, match="10 answers"):
+        answer(store, engine(server, concurrency=1), ask(*map(str, range(500))))
+    assert len(store) == 10
+
+
+# what is forgotten, and what is asked without this once
+
+
+def test_an_intermittent_refusal_of_the_schema_drops_it_for_that_request_only(store):
+    turns = itertools.count(1)
+
+    def flaky(body):
+        failed = "response_format" in body and next(turns) % 3 == 0
+        return Answer(echo(body), status=400 if failed else 200, error="Failed to generate JSON. Adjust your prompt.")
+
+    with ChatServer(flaky) as server:
+        replies = answer(store, engine(server, concurrency=1), ask_all(*map(str, range(30))))
+    assert [r.samples[0].text for r in replies] == [str(i) for i in range(30)]
+    assert {r.notes for r in replies} == {(), ("without a JSON schema",)}
+    without = [body for body in server.calls if "response_format" not in body]
+    assert len(without) == sum(r.notes != () for r in replies) == 10
+    assert "response_format" in server.calls[-2]  # to the end
+
+
+def strict(refused, error):
+    return lambda body: Answer(echo(body), status=400 if body.keys() & refused else 200, error=error)
+
+
+DIALECTS = {
+    "seed": ({"seed"}, "Unsupported parameter: 'seed'", "without a seed"),
+    "seme": ({"seed"}, "Parametro non ammesso: seed", "without a seed"),
+    "temperature 0.5": (
+        {"temperature"},
+        "Unsupported value: 'temperature' does not support 0.5 with this model. Only the default (1) is supported.",
+        "at the server's own temperature",
+    ),
+    "top_p": ({"top_p"}, "`temperature` and `top_p` cannot both be specified.", "the server's own top_p"),
+    "max_tokens": (
+        {"max_tokens"},
+        "Unsupported parameter: 'max_tokens' is not supported with this model. Use 'max_completion_tokens' instead.",
+        "",
+    ),
+    "unknown keys": (
+        {"top_k", "min_p", "repetition_penalty"},
+        "Unrecognized request arguments supplied: min_p, repetition_penalty, top_k",
+        "the server's own top_k, min_p and repetition penalty",
+    ),
+    "unknown keys, one named": (
+        {"min_p", "repetition_penalty"}, "property 'min_p' is unsupported", "own top_k, min_p and repetition penalty",
+    ),
+    "Gemini": ({"min_p"}, 'Invalid JSON payload received. Unknown name "min_p": Cannot find field.', "own top_k"),
+    "pydantic": ({"min_p"}, "[{'type': 'extra_forbidden', 'loc': ('body', 'min_p')}]", "own top_k"),
+    "keys without a name": ({"min_p"}, "Bad Request", "own top_k"),
+    "schema": ({"response_format"}, "response_format is not supported", "without a JSON schema"),
+    "grammar": ({"response_format"}, "structured output needs a grammar backend", "without a JSON schema"),
+    "logprobs": ({"logprobs"}, "logprobs are not supported with reasoning models", "without log-probabilities"),
+    "top_logprobs": ({"top_logprobs"}, "top_logprobs must be at most 5", "without log-probabilities"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("refused", "error", "note"), DIALECTS.values(), ids=DIALECTS)
+def test_what_a_server_does_not_take_is_left_out_and_noted_in_every_reply(store, caplog, refused, error, note):
+    requests = [replace(r, sampling=replace(r.sampling, temperature=0.5)) for r in ask_all(*"abcdefgh")]
+    with ChatServer(strict(refused, error)) as server:
+        replies = answer(store, engine(server, concurrency=1), requests)
+    assert [r.samples[0].text for r in replies] == list("abcdefgh")
+    assert all(note in "; ".join(r.notes) for r in replies)
+    assert all(len(r.notes) == bool(note) for r in replies)
+    if error != "Bad Request":  # named: known after three
+        assert len(server.calls) == 8 + 3
+        assert len([r for r in caplog.records if "refuses" in r.message]) == 1
+    whole = {"model", "messages", "temperature", "top_p", "seed", "max_tokens", "top_k", "min_p", "repetition_penalty"}
+    whole |= {"response_format", "logprobs", "top_logprobs"}
+    left_out = whole - server.calls[-1].keys()
+    assert refused <= left_out
+    assert left_out <= refused | {"top_k", "min_p", "repetition_penalty", "logprobs", "top_logprobs"}
+    assert ("max_completion_tokens" in server.calls[-1]) == (refused == {"max_tokens"})
+
+
+def test_a_reasoning_model_that_takes_next_to_nothing_is_asked_all_the_same(store):
+    def o_model(body):
+        for name in ("max_tokens", "temperature", "top_p", "top_k", "min_p", "seed"):
+            if name in body:
+                return Answer(status=400, error=f"Unsupported parameter: '{name}' is not supported with this model.")
+        return echo(body)
+
+    with ChatServer(o_model) as server:
+        replies = answer(store, engine(server, concurrency=1), ask(*"abcdef", temperature=0.5))
+    assert [r.samples[0].text for r in replies] == list("abcdef")
+    assert server.calls[-1].keys() == {"model", "messages", "max_completion_tokens"}
+    assert len(replies[-1].notes) == 4
+
+
+def test_a_policy_is_drawn_with_the_options_stated_and_not_with_those_of_its_generation_config():
+    with ChatServer() as server:
+        list(engine(server).generate(ask("a", temperature=0.8), seed=0))
+        top = [replace(r, sampling=replace(r.sampling, top_k=20)) for r in ask("a", temperature=0.8)]
+        list(engine(server).generate(top, seed=0))
+    neutral = {"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0}
+    assert server.calls[0].items() >= neutral.items()
+    assert server.calls[1].items() >= (neutral | {"top_k": 20}).items()
+
+
+def test_a_top_k_that_was_asked_for_is_never_left_out(store):
+    top = [replace(r, sampling=replace(r.sampling, top_k=20)) for r in ask("a", temperature=0.8)]
+    with (
+        ChatServer(strict({"top_k"}, "Unrecognized request argument supplied: top_k")) as server,
+        pytest.raises(InputError, match=r"sampling options.*top_k"),
+    ):
+        answer(store, engine(server), top)
 
 
 LOG2 = math.log(2)

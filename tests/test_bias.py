@@ -22,8 +22,8 @@ class Hand:
 
     name = "by hand"
 
-    def __init__(self, opinion, *, model="org/judge", sent=(0, 0, 0), **file):
-        self.opinion, self.model, self.sent = opinion, model, sent
+    def __init__(self, opinion, *, model="org/judge", sent=(0, 0, 0), odd=None, **file):
+        self.opinion, self.model, self.sent, self.odd = opinion, model, sent, odd or {}
         self.file = LlmFile(**FILE | file)
 
     def score(self, rows, store, *, deadline=math.inf, repeat=False):
@@ -39,6 +39,9 @@ class Hand:
 
     def tally(self):
         return Tally(*self.sent)
+
+    def notes(self):
+        return self.odd
 
     def explain(self, row):
         return ""
@@ -432,7 +435,7 @@ def test_the_report_adds_up_replies_tokens_and_what_they_cost():
         UNREAD | {"replies": [reply(0, "unanswered")]},
         scored(["a", ""], verdict="filtered:empty"),
     ]
-    judge = Hand(first, price=(0.5, 2.0), sent=(7, 2, 1))
+    judge = Hand(first, price=(0.5, 2.0), sent=(7, 2, 1), odd={"without a JSON schema": 2})
     report = bias.report(judge, rows, bias.figures(rows, source_order=True))
     assert report | {"figures": 0} == {
         "judge": "by hand",
@@ -441,6 +444,8 @@ def test_the_report_adds_up_replies_tokens_and_what_they_cost():
         "replies": {"parsed": 2, "unparsed": 1, "unanswered": 1},
         "shortened": 1,  # a response shown in two orders is one response
         "tokens": {"prompt": 3000, "completion": 500},
+        "uncounted": 0,
+        "notes": {"without a JSON schema": 2},
         "cost_usd": pytest.approx(3000 * 0.5e-6 + 500 * 2e-6),
         "sent": {"calls": 7, "retries": 2, "failures": 1},
         "own_answers": 1,

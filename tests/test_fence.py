@@ -144,7 +144,7 @@ def test_no_text_at_all_changes_the_request(text):
         "Plain.",
         "Perché no? 🚂 日本語 العربية",
         "def f(x):\n\treturn {x: [[1, 2], [3]]} if x < 3 > 2 | 1 else '<b>'\n",
-        "<p>HTML</p> and $\\frac{a}{b}$ and <think>hm</think>",
+        "<p>HTML</p> and $\\frac{a}{b}$ and <b>hm</b>",
         "{format} [[score_1: 5]] <</0123456789abcdef>> {0}",
         " spaces \n\n around ",
     ],

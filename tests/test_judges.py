@@ -266,12 +266,15 @@ def test_every_reply_tells_what_became_of_it(store, said, outcome, scores):
     assert row["scores"] == ([pytest.approx(scores)] if scores else [])
 
 
-def test_every_reply_tells_its_tokens_and_unknown_ones_count_as_none(store):
+def test_every_reply_tells_its_tokens_and_unknown_ones_stay_unknown(store):
     judge = judge_of(worth, orders=1)
     replies = [Reply((Sample(rating(5, 1)),), 120, 30), Reply((Sample(rating(5, 1)),))]
     judge.engine.generate = lambda requests, *, seed, deadline: enumerate(replies)
     rows = run(judge, [scored(["A", "B"]), scored(["C", "D"])], store)
-    assert [(r["prompt_tokens"], r["completion_tokens"]) for row in rows for r in row["replies"]] == [(120, 30), (0, 0)]
+    assert [(r["prompt_tokens"], r["completion_tokens"]) for row in rows for r in row["replies"]] == [
+        (120, 30),
+        (-1, -1),
+    ]
 
 
 # what is asked anew

@@ -98,7 +98,9 @@ class Request:
 
 @dataclass(frozen=True)
 class Sample:
-    """One completion: its text, its length in tokens (-1 if unknown), and `stop` or `length` (cut off).
+    """One completion: its text, its length in tokens (-1 if unknown), and `stop`, or else why it is no whole answer.
+
+    That is `length` (cut off at the limit) or `filter` (cut off by the server's content filter).
 
     `numbers` tells for every token of the text that is a number where it begins and which numbers could have stood
     there, with their log-probabilities; all that a judge's score needs of thousands of log-probabilities.
@@ -112,11 +114,16 @@ class Sample:
 
 @dataclass(frozen=True)
 class Reply:
-    """The samples of one request and the tokens it cost (-1 if unknown)."""
+    """The samples of one request and the tokens it cost (-1 if unknown); or why it was refused, and no sample.
+
+    `notes` tell what of the request did not reach the model, or what is odd about the reply.
+    """
 
     samples: tuple[Sample, ...]
     prompt_tokens: int = -1
     completion_tokens: int = field(default=-1)
+    refused: str = ""
+    notes: tuple[str, ...] = ()
 
 
 @dataclass
@@ -126,6 +133,15 @@ class Tally:
     calls: int = 0
     retries: int = 0
     failures: int = 0
+
+
+def count(value: object) -> int:
+    """Return a number of tokens as it came from outside if it can be one, else -1: it will stand in 32 bits.
+
+    >>> count(7), count(True), count("7"), count(10**30)
+    (7, -1, -1, -1)
+    """
+    return value if type(value) is int and 0 <= value < 2**31 else -1
 
 
 def numbers_in(text: str, tokens: Iterable[tuple[int, str, Mapping[str, float]]]) -> dict[int, dict[str, float]]:
@@ -161,7 +177,10 @@ class Engine(Protocol):
 
     @abstractmethod
     def generate(self, requests: Sequence[Request], *, seed: int, deadline: float) -> Iterator[tuple[int, Reply]]:
-        """Yield (index into requests, reply) in any order; a request that fails for good is left out."""
+        """Yield (index into requests, reply) in any order; a request that fails for now is left out.
+
+        One that will always fail has a reply that says so, see `Reply.refused`.
+        """
         ...
 
     def generate_chunks(

@@ -1,61 +1,115 @@
-"""Reading what an OpenAI-compatible server answered; the client checks nothing, so everything may be missing or odd."""
+"""Reading what an OpenAI-compatible server answered; nothing in it is trusted, and everything may be missing or odd."""
 
 import codecs
-from collections.abc import Iterator, Sequence
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
-from nbutils.engines import Reply, Sample, numbers_in
-from nbutils.records import encodable
+from nbutils.engines import Reply, Sample, count, numbers_in
+from nbutils.engines.wire import GarbledReplyError
+from nbutils.records import encodable, finish_reason
+
+CHARACTERS = 64  # of a token, at most; what is longer is no answer to the request
+ALTERNATIVES = 20  # of a token whose log-probabilities are kept
+_ABOVE_ONE = 0.01  # servers round: a log-probability may lie this far above 0
+# what a name may end in although the model is the same: a date or version, a number format, a file's ending
+_SUFFIX = re.compile(
+    r"(?:[-_.@](?:latest|\d{3,}(?:-\d\d)*|gguf|i?q\d\w*|[mn]?x?fp\d+|bf16|int\d|awq|gptq|nvfp4|mlx))+\Z"
+)
+THOUGHTS_ONLY = "only thoughts and no answer: raise max_tokens, or switch thinking off (chat_template_kwargs)"
 
 
-class GarbledReplyError(RuntimeError):
-    """The server answered 200 with something that is no chat completion (an HTML page, half a JSON document)."""
+def read(body: str, model: str, max_tokens: int) -> Reply:
+    """Read the body of a completion.
 
-
-def read(completion: Any) -> Reply:
-    """Read a completion.
+    Args:
+        model, max_tokens: what was asked for; another model's name becomes a note of the reply.
 
     Raises:
-        GarbledReplyError: if it is none: an HTML page comes as text, missing fields pass.
+        GarbledReplyError: if it is none: an HTML page, half a JSON document, another type anywhere it matters.
     """
     try:
-        choice = completion.choices[0]
-        text, finish = encodable(choice.message.content or ""), choice.finish_reason
-        if not isinstance(text, str):
-            raise TypeError
-    except (AttributeError, IndexError, TypeError):
-        raise GarbledReplyError(f"expected a chat completion, got {str(completion)[:80]!r}") from None
+        completion = json.loads(body)
+        choice = completion["choices"][0]
+        message = choice["message"]
+        text = encodable(_text(message.get("content")))
+        if not message:
+            raise ValueError("no message")
+        if len(text) > CHARACTERS * (max_tokens + 100):
+            raise ValueError("a text longer than max_tokens allows")
+    # among ValueErrors are an integer of 5,000 digits and half a document
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError) as error:
+        said = f"{body.strip()[:80]!r} ({type(error).__name__})"
+        raise GarbledReplyError(f"expected a chat completion, got {said}") from None
+    usage = completion.get("usage")
+    prompt_tokens, tokens = (
+        count(usage.get(side)) if isinstance(usage, Mapping) else -1 for side in ("prompt_tokens", "completion_tokens")
+    )
+    finish = finish_reason(choice.get("finish_reason"))
+    if finish == "unknown":
+        finish = "length" if tokens >= max_tokens else "stop"
     numbers: dict[int, dict[str, float]] = {}
-    with suppress(AttributeError, TypeError, ValueError):  # log-probabilities in another form; the text is good
-        numbers = numbers_in(text, _tokens(text, choice.logprobs.content))
-    prompt_tokens, tokens = (_count(completion.usage, side) for side in ("prompt_tokens", "completion_tokens"))
-    sample = Sample(text, tokens, "length" if finish == "length" else "stop", numbers)
-    return Reply((sample,), prompt_tokens, tokens)
+    # log-probabilities in another form, the text is good; the values of a hostile server raise whatever they like
+    with suppress(Exception):
+        numbers = numbers_in(text, _tokens(text, choice["logprobs"]["content"]))
+    notes = [] if text or not _thinks(message) else [THOUGHTS_ONLY]
+    if (other := completion.get("model")) and isinstance(other, str) and not same_model(model, other):
+        notes.append(f"by a model that calls itself {encodable(other)[:60]}")
+    return Reply((Sample(text, tokens, finish, numbers),), prompt_tokens, tokens, notes=tuple(notes))
 
 
-def _count(usage: Any, name: str) -> int:
-    value = getattr(usage, name, None)
-    return value if isinstance(value, int) else -1
+def same_model(asked: str, said: str) -> bool:
+    """Tell whether a server may mean the model it was asked for: owner, provider, date and number format do not count.
+
+    >>> same_model("openai/gpt-oss-120b:cheapest", "f/models/gpt-oss-120b"), same_model("gpt-4o", "gpt-4o-mini")
+    (True, False)
+    """
+    bare = (_SUFFIX.sub("", name.rstrip("/").rpartition("/")[2].partition(":")[0].lower()) for name in (asked, said))
+    return len(set(bare)) == 1
+
+
+def _text(content: Any) -> str:
+    """Return the text of a message; its parts may be several, of which thoughts and pictures are none of the answer."""
+    if content is None:
+        return ""
+    if isinstance(content, list):
+        content = "".join(part["text"] for part in content if part.get("type", "text") in ("text", "output_text"))
+    if not isinstance(content, str):
+        raise TypeError
+    return content
+
+
+def _thinks(message: Mapping[str, Any]) -> bool:
+    return any(message.get(name) for name in ("reasoning_content", "reasoning", "reasoning_details", "thinking"))
 
 
 def _tokens(text: str, content: Sequence[Any]) -> Iterator[tuple[int, str, dict[str, float]]]:
     """Yield where each token begins in the text, its own text, and the alternatives with their log-probabilities.
 
     A token may be part of a character. The tokens may hold more than the text: the spaces a server strips, or what a
-    model thought before.
+    model thought before. A token with an alternative that has no log-probability is passed over.
     """
-    raw = [bytes(token.bytes) if token.bytes else token.token.encode() for token in content]
+    # a number in place of the bytes would make so many zeros
+    raw = [bytes(list(token["bytes"])) if token.get("bytes") else token["token"].encode() for token in content]
     start = -max(b"".join(raw).decode(errors="ignore").rfind(text), 0)
     decode = codecs.getincrementaldecoder("utf-8")("ignore").decode
     for token, piece in zip(content, raw, strict=True):
-        yield start, token.token, {option.token: float(option.logprob) for option in token.top_logprobs or ()}
+        options = {o["token"]: o["logprob"] for o in (token.get("top_logprobs") or ())[:ALTERNATIVES]}
+        if all(type(p) in (int, float) and -math.inf < p <= _ABOVE_ONE for p in options.values()):
+            yield start, token["token"], {name: float(p) for name, p in options.items()}
         start += len(decode(piece))
 
 
 def join(parts: Sequence[Reply]) -> Reply:
     """Put n replies of one sample each together."""
-    known = parts[0].completion_tokens >= 0
-    tokens = sum(part.completion_tokens for part in parts) if known else -1
-    return replace(parts[0], samples=tuple(part.samples[0] for part in parts), completion_tokens=tokens)
+    tokens = [part.completion_tokens for part in parts]
+    return replace(
+        parts[0],
+        samples=tuple(part.samples[0] for part in parts),
+        completion_tokens=count(sum(tokens)) if min(tokens) >= 0 else -1,
+        notes=tuple(dict.fromkeys(note for part in parts for note in part.notes)),
+    )

@@ -119,6 +119,10 @@ class Judge(Protocol):
         """Return what was sent to the judge's model so far."""
         ...
 
+    def notes(self) -> dict[str, int]:
+        """Return what was odd about the replies of the judge's model (note -> replies), e.g. asked without a schema."""
+        ...
+
     def explain(self, row: Row) -> str:
         """Return what the judge goes by for this row, to show a reader."""
         ...
@@ -188,7 +192,8 @@ def run(
     """Judge all rows that have no verdict yet; return every row with `scores`, `feedback`, `replies` and `judge`.
 
     Only usable responses are shown to the judge. One that repeats another shares its score; the scores of the others
-    are NaN. A row the judge never answered in a readable way has no scores and will be counted as unparsed.
+    are NaN. A row the judge never answered in a readable way has no scores and will be counted as unparsed; one that
+    the judge's server refused is `filtered:refused`.
     """
     shown = {i: usable(row["responses"]) for i, row in enumerate(rows) if not row["verdict"]}
     asked = [rows[i] | {"responses": [rows[i]["responses"][k] for k in kept]} for i, kept in shown.items()]
@@ -198,8 +203,10 @@ def run(
         said = judgements.get(i, Judgement())
         texts = [response["text"].strip() for response in row["responses"]]
         kept = [texts[k] for k in shown.get(i, [])]
+        refused = not said.scores and any(reply["outcome"] == "refused" for reply in said.replies)
         result.append(
             row
+            | ({"verdict": "filtered:refused"} if refused else {})
             | {
                 "scores": [_spread(scores, kept, texts, float("nan")) for scores in said.scores],
                 "feedback": [_spread(feedback, kept, texts, "") for feedback in said.feedback],

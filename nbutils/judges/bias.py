@@ -4,6 +4,7 @@ Used by 01, 03 and 04. All figures are shares with 95% intervals (Wilson), count
 best-parted responses are compared:
 
     unanswered          rows with a request that the server never answered, of all rows asked
+    refused             rows that the server refuses to judge (too long, its content filter); shown if there are any
     unparsed            of the other rows, those without a readable judgement after all attempts
     flips               rows whose two orders contradict each other
     repeat flips        the same for the first order asked twice: the noise that is no matter of place
@@ -30,6 +31,7 @@ from typing import Any
 
 import pandas as pd
 
+from nbutils.engines import doubts
 from nbutils.errors import InputError
 from nbutils.judges import Judge, run
 from nbutils.records import Row, digest
@@ -38,17 +40,20 @@ from nbutils.store import Store
 from nbutils.verdicts import EPS, decide, mean_scores
 
 # The run stops above these shares, and where the judge agrees with people no more than a coin would.
-MOST = {"unanswered": 0.10, "unparsed": 0.10, "flips": 0.40}
+MOST = {"unanswered": 0.10, "refused": 0.50, "unparsed": 0.10, "flips": 0.40}
 LEAST = {"decided agreement": 0.50}
 REMEDY = {
     "unanswered": "see to token, credit and limits in the judge file and run again",
+    "refused": "read the reasons, and choose a server that takes these rows or leave them out",
     "unparsed": "read the replies, raise max_tokens where they are cut off, or choose another judge",
     "flips": "choose a stronger judge",
     "decided agreement": "choose another judge or other criteria",
 }
 # Beyond these, with the whole interval, a taste is worth a look: it may be right, and a policy will learn it.
 TASTES = {"first place gains": (0.4, 0.6), "longer wins": (0.4, 0.6)}
+SEVERAL = {"refused": 0.10}  # above this a look is due, although the rest can be judged
 MEANING = {
+    "refused": "these rows are lost, and what they have in common with them",
     "first place gains": "the two orders cancel it out, and rows where it decides are lost as flips",
     "longer wins": "a policy will learn this taste",
 }
@@ -90,13 +95,18 @@ def figures(rows: Sequence[Row], *, source_order: bool = False) -> pd.DataFrame:
         lines[name] = wilson(sum(hits), len(hits)), len(hits)
 
     asked = [row for row in rows if row["replies"] or row["scores"]]
-    answered = [row for row in asked if row["scores"] or all(r["outcome"] != "unanswered" for r in row["replies"])]
+    lost = {
+        row_outcome: [row for row in asked if _lost(row) == row_outcome] for row_outcome in ("unanswered", "refused")
+    }
+    answered = [row for row in asked if not _lost(row)]
     compared = [(row, found) for row in answered if (found := _comparison(row))]
     seen = [found for _, found in compared]
     pairs = [c for c in seen if c["second"] is not None]
     gains = [c["first"] - c["second"] for c in pairs]
     decided = [c for c in seen if c["verdict"] in ("first", "second")]
-    share("unanswered", [False] * len(answered) + [True] * (len(asked) - len(answered)))
+    for name, rows_lost in lost.items():
+        if rows_lost or name == "unanswered":
+            share(name, [True] * len(rows_lost) + [False] * (len(asked) - len(rows_lost)))
     share("unparsed", [False] * len(seen) + [True] * (len(answered) - len(seen)))
     share("flips", [c["verdict"] == "flip" for c in pairs])
     share("repeat flips", [decide([c["first"], c["again"]]) == "flip" for c in seen if c["again"] is not None])
@@ -134,15 +144,20 @@ def report(judge: Judge, rows: Sequence[Row], table: pd.DataFrame) -> dict[str, 
     """Return everything to keep about the judging of a run: the figures, every request's outcome, tokens and cost.
 
     `replies` and `tokens` count what the rows rest on, whenever it was asked; `sent` what this process sent for it;
-    `shortened` the responses that the judge did not read to their end.
+    `shortened` the responses that the judge did not read to their end, `uncounted` the replies whose tokens the server
+    does not tell (the cost is unknown then), `notes` what was odd about replies, and how many.
 
     Args:
         table: the `figures` of these rows.
     """
     replies = [reply for row in rows for reply in row["replies"]]
-    tokens = {side: sum(reply[f"{side}_tokens"] for reply in replies) for side in ("prompt", "completion")}
+    sides = ("prompt", "completion")
+    uncounted = sum(any(reply[f"{side}_tokens"] < 0 for side in sides) for reply in replies)
+    tokens = {side: sum(max(reply[f"{side}_tokens"], 0) for reply in replies) for side in sides}
     price = getattr(judge.file, "price", None)
-    cost = sum(n * p / 1e6 for n, p in zip(tokens.values(), price, strict=True)) if price else None
+    cost = (
+        None if uncounted else sum(n * p / 1e6 for n, p in zip(tokens.values(), price, strict=True)) if price else None
+    )
     return {
         "judge": judge.name,
         "model": judge.model,
@@ -150,7 +165,9 @@ def report(judge: Judge, rows: Sequence[Row], table: pd.DataFrame) -> dict[str, 
         "replies": dict(Counter(reply["outcome"] for reply in replies)),
         "shortened": sum(max((reply["shortened"] for reply in row["replies"]), default=0) for row in rows),
         "tokens": tokens,
+        "uncounted": uncounted,
         "cost_usd": cost,
+        "notes": judge.notes(),
         "sent": asdict(judge.tally()),
         "own_answers": own_answers(judge, rows),
     }
@@ -163,6 +180,9 @@ def in_words(report: dict[str, Any]) -> str:
     replies = ", ".join(f"{count} {outcome}" for outcome, count in report["replies"].items()) or "nothing asked"
     tokens, sent, cost = report["tokens"], report["sent"], report["cost_usd"]
     price = "price unknown" if cost is None else f"{cost:.2f} US dollars"
+    if report["uncounted"]:
+        price = f"cost unknown: the server does not count the tokens of {report['uncounted']} replies"
+    price += "".join(f"; {sentence}" for sentence in doubts.noted(report["notes"], sum(report["replies"].values())))
     return (
         f"Judge {report['judge']} ({report['model']}): {replies}; {tokens['prompt']:,} tokens in, "
         f"{tokens['completion']:,} out, {price}; this time {sent['calls']} calls (the trial's repeats among them, "
@@ -181,6 +201,8 @@ def warnings(judge: Judge, rows: Sequence[Row], table: pd.DataFrame) -> list[str
     found = []
     if own := own_answers(judge, rows):
         found.append(f"the judge {judge.model} wrote {own} of the responses itself, and judges prefer their own")
+    found += doubts.noted(judge.notes(), sum(len(row["replies"]) for row in rows))
+    found += doubts.cut_prompts(max((reply["prompt_tokens"] for reply in row["replies"]), default=0) for row in rows)
     for name, row in table[table.opinion == "look closer"].iterrows():
         found.append(f"{name}: {row['share']:.0%} [{row.low:.0%}, {row.high:.0%}]; {MEANING[str(name)]}")
     return found
@@ -193,6 +215,12 @@ def qualify(judge: Judge, rows: Sequence[Row], store: Store, *, deadline: float 
         rows: as `pairs.candidates` makes them with a `label` column.
     """
     return figures(run(judge, rows, store, deadline=deadline))
+
+
+def _lost(row: Row) -> str:
+    """Return which of a row's requests came to nothing for good, if that left it without scores."""
+    outcomes = set() if row["scores"] else {reply["outcome"] for reply in row["replies"]}
+    return next((outcome for outcome in ("refused", "unanswered") if outcome in outcomes), "")
 
 
 def _comparison(row: Row) -> Row | None:
@@ -219,6 +247,8 @@ def _opinion(name: str, line: Interval, rows: int) -> str:
         return "not measured"
     if line.value > MOST.get(name, 1) or line.value <= LEAST.get(name, -math.inf):
         return "stop"
+    if line.value > SEVERAL.get(name, 1):
+        return "look closer"
     low, high = TASTES.get(name, (-1, 2))
     if line.low > high or line.high < low:
         return "look closer"

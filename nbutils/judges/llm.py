@@ -4,15 +4,16 @@ The prompt is a template (`judges.template`); judged text stands in it behind a 
 does not clearly hold a score for every response (`judges.replies`) is asked again twice, then counted.
 """
 
+from collections import defaultdict
 from collections.abc import Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
 
 from nbutils import engines, models
-from nbutils.engines import Engine, Reply, Request, Sampling, Tally
+from nbutils.engines import Engine, Reply, Request, Sample, Sampling, Tally
 from nbutils.errors import InputError
 from nbutils.judges import Judgement, LlmFile, fence
-from nbutils.judges.replies import Reading, read
+from nbutils.judges.replies import Reading, quotes, read
 from nbutils.judges.template import read_template
 from nbutils.pairs import usable
 from nbutils.records import Row
@@ -41,6 +42,7 @@ class LlmJudge:
         """
         self.name, self.file, self.model, self._seed, self._cache = name, file, file.model, seed, cache
         self.template = read_template(file.template)
+        self._notes: dict[str, set[tuple[str, int, int, bool]]] = defaultdict(set)
         self._schema = lru_cache(self.template.schema)  # one for all requests, of which a run holds many at once
         if engine is not None:
             self.engine = engine
@@ -107,15 +109,21 @@ class LlmJudge:
             again = []
             for job, reply in zip(todo, replies, strict=True):
                 reading = None
-                if reply is not None:
-                    reading = read(reply.samples[0], len(_different(rows[job[0]])), self.template)
+                if reply is not None and not reply.refused:
+                    reading = self._read(rows[job[0]], reply.samples[0])
                 said[job].append(self._record(rows[job[0]], job[1], attempt, reply, reading))
                 if reading is not None:
                     readings[job] = reading
-                elif reply is not None:  # what got no answer at all is for the next run
+                elif reply is not None and not reply.refused:  # what got no answer at all is for the next run
                     again.append(job)
+                for note in reply.notes if reply else ():
+                    self._notes[note].add((rows[job[0]]["prompt_id"], job[1], attempt, repeat))
             todo = again
         return [self._judgement(i, row, orders, said, readings) for i, row in enumerate(rows)]
+
+    def notes(self) -> dict[str, int]:
+        """Return what is odd about replies, and about how many."""
+        return {note: len(replies) for note, replies in self._notes.items()}
 
     def explain(self, row: Row) -> str:
         """Return the very prompt the judge is given for this row, in the order given."""
@@ -163,21 +171,30 @@ class LlmJudge:
         """Tell whether there is something to ask: a comparison of a text with itself is a tie."""
         return self.template.reply != "verdict" or len(_different(row)) == 2
 
+    def _read(self, row: Row, sample: Sample) -> Reading | None:
+        """Read a reply; one whose verdict stands in what it was shown may be a quotation, and is not understood."""
+        texts = _different(row)
+        reading = read(sample, len(texts), self.template)
+        shown = (turn["content"] for turn in row["prompt"])
+        return None if reading is not None and quotes(sample.text, (*shown, *texts), self.template) else reading
+
     def _record(self, row: Row, order: int, attempt: int, reply: Reply | None, reading: Reading | None) -> Row:
-        sample = reply.samples[0] if reply else None
+        sample = reply.samples[0] if reply and reply.samples else None
         if reading is not None:
             outcome = "expected" if reading.expected else "parsed"
+        elif reply and reply.refused:
+            outcome = "refused"
         elif sample is None:
             outcome = "unanswered"
         else:
-            outcome = "cut off" if sample.finish_reason == "length" else "unparsed"
+            outcome = "unparsed" if sample.finish_reason == "stop" else "cut off"
         return {
             "order": order,
             "attempt": attempt,
-            "text": sample.text if sample else "",
+            "text": sample.text if sample else reply.refused if reply else "",
             "outcome": outcome,
-            "prompt_tokens": max(reply.prompt_tokens, 0) if reply else 0,
-            "completion_tokens": max(reply.completion_tokens, 0) if reply else 0,
+            "prompt_tokens": reply.prompt_tokens if reply and sample else 0,
+            "completion_tokens": reply.completion_tokens if reply and sample else 0,
             "shortened": sum(len(text) > self.file.max_characters for text in _different(row)),
         }
 

@@ -1,30 +1,40 @@
 """From a judge's reply to scores: a pure function of the stored reply, so a better reader costs no call.
 
 A reply that does not clearly hold one score on the declared scale for every response is None, never a guess: two
-contradictory verdicts, a missing response, a number off the scale, a reply that was cut off.
+contradictory verdicts, a missing response, a number off the scale, a reply that was cut off. What a judge was shown
+may hold a verdict, too, which is not the judge's when it repeats it: see `quotes`.
 """
 
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import json_repair
 
 from nbutils.engines import Sample
+from nbutils.judges.fence import THOUGHTS, visible
 from nbutils.judges.template import Template
 
 # scores of the first and the second response
 VERDICTS = {"A>>B": (1.0, 0.0), "A>B": (0.75, 0.25), "A=B": (0.5, 0.5), "B>A": (0.25, 0.75), "B>>A": (0.0, 1.0)}
 
-_THOUGHT = re.compile(r"\A\s*<think>.*?(?:</think>|\Z)", re.DOTALL)
+# how a thought begins and ends; where the chat template has opened it, a reply holds the end only
+_OPENED = [(re.compile(rf"\A\s*(?:{opened})", re.IGNORECASE), closed) for opened, closed in THOUGHTS]
+_CLOSED = re.compile("|".join(f"(?:{closed})" for _, closed in THOUGHTS), re.IGNORECASE)
 # possessive: a reply that is all opening brackets or spaces is searched once
 _BRACKETS = re.compile(r"\[\[\s*+([^\[\]]*+)\]\]")
 _NUMBER = re.compile(r"-?\d+(?:[.,]\d+)?")
 _KEY = re.compile(r"""(score(?:_\d+)?)["']?\s*:""")
+_OBJECT = re.compile(r"""\{[^{}]*score(?:_\d+)?["']?\s*:""")
+# a score as a response may have it to be quoted: no "final score: 3" in a report on a match
+_PLANTED = re.compile(r"""score_\d|["'{]\s*score["']?\s*:""")
+_JSON_FENCE = re.compile(r"\A\s*```(?:json)?\s*|\s*```\s*\Z")
 _SCORE = re.compile(r"""(score(?:_\d+)?)["']?\s*:\s*["']?(\d+(?:\.\d+)?)\s*(?=[;}\n"']|,(?!\d))""")
+# What a judge says beside its thoughts is shorter than this, and what of it is worth a repair than that.
+LONGEST, REPAIRED = 1_000_000, 50_000
 # Probability that must lie on the scale's levels for their mean to stand for the judge's opinion.
 _MASS = 0.5
 # Servers round: a log-probability may lie this far above 0.
@@ -46,11 +56,10 @@ def read(sample: Sample, count: int, template: Template) -> Reading | None:
     Where the engine returned the log-probabilities of the score's token, the score is their probability-weighted mean
     over the scale (Liu et al. 2023, G-Eval), which tells apart what a whole number leaves tied.
     """
-    if sample.finish_reason == "length":  # cut off inside its last score, a reply could read 1 for 10
+    # cut off inside its last score, a reply could read 1 for 10
+    start = -1 if sample.finish_reason != "stop" else _answer_at(sample.text, template)
+    if start < 0 or len(sample.text) - start > LONGEST:
         return None
-    # what a reasoning model thought aloud is no part of its answer
-    thought = _THOUGHT.match(sample.text)
-    start = thought.end() if thought else 0
     text = sample.text[start:]
     if template.reply == "verdict":
         return _verdict(text) if count == 2 else None
@@ -69,6 +78,63 @@ def read(sample: Sample, count: int, template: Template) -> Reading | None:
     width = template.high - template.low
     scores = tuple((number - template.low) / width for number in (known if expected else numbers))
     return Reading(scores, tuple(feedback), expected)
+
+
+def quotes(reply: str, shown: Sequence[str], template: Template) -> bool:
+    """Tell whether the verdict of a reply may be one that a judge was shown, and repeats.
+
+    Where what was shown reads as a verdict, the reply has to be a verdict and nothing else, without a word around it,
+    and a JSON verdict another one: an answer that says how good it is in four palindromic scores, or closes the
+    judge's thought and begins its answer, would else be believed when it is quoted.
+
+    Args:
+        reply: that was read as a verdict.
+        shown: prompt and responses.
+    """
+    planted = [text for text in map(visible, shown) if _reads_as_verdict(text, template)]
+    if not planted:
+        return False
+    text = reply[max(_answer_at(reply, template), 0) :].strip()
+    if template.reply != "json":
+        return bool(re.search(r"\w", _BRACKETS.sub("", text)))
+    return not _is_object(text) or any(_letters(text) in _letters(other) for other in planted)
+
+
+def _reads_as_verdict(text: str, template: Template) -> bool:
+    if template.reply == "json":
+        return bool(_PLANTED.search(text))
+    said = (match[1].strip() for match in _BRACKETS.finditer(text))
+    return any(s in VERDICTS if template.reply == "verdict" else _number(s) is not None for s in said)
+
+
+def _is_object(text: str) -> bool:
+    try:
+        return isinstance(json.loads(_JSON_FENCE.sub("", text)), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
+def _letters(text: str) -> str:
+    """Return what is left of a text when it is quoted carelessly."""
+    return re.sub(r"""[\s"'`\\]+""", "", _JSON_FENCE.sub("", visible(text)))
+
+
+def _answer_at(text: str, template: Template) -> int:
+    """Return where a reply's answer begins, after what a reasoning model thought aloud; -1 where that cannot be told.
+
+    It cannot if a thought does not end, or if it is closed more than once, or closed without having been opened, and
+    what stands before the last end could be the verdict: a response can hold such an end, and a judge repeat it.
+    """
+    if template.reply == "json" and _is_object(text):
+        return 0
+    ends = list(_CLOSED.finditer(text))
+    opened = next((mark for mark, _ in _OPENED if mark.match(text)), None)
+    if not ends:
+        return -1 if opened else 0
+    doubtful = text[ends[0].end() if opened else 0 : ends[-1].start()]
+    if (_OBJECT if template.reply == "json" else _BRACKETS).search(doubtful):
+        return -1
+    return ends[-1].end()
 
 
 def expected_score(options: Mapping[str, float], rest: str, template: Template) -> float | None:
@@ -150,7 +216,12 @@ def _object(text: str, keys: list[str]) -> dict[str, Any] | None:
     except (ValueError, RecursionError):
         # a repair takes "1 5" for 1 and the last of two scores for the only one
         written = [name for name, _ in _SCORE.findall(text)]
-        if start < 0 or sorted(_KEY.findall(text)) != sorted(keys) or sorted(written) != sorted(keys):
+        if (
+            start < 0
+            or len(text) > REPAIRED
+            or sorted(_KEY.findall(text)) != sorted(keys)
+            or sorted(written) != sorted(keys)
+        ):
             return None
         try:
             content = json_repair.loads(text[start:])

@@ -87,6 +87,10 @@ class RewardJudge:
         """Return how many texts were scored so far; what came from the store is not counted."""
         return self.engine.tally if "engine" in vars(self) else Tally()
 
+    def notes(self) -> dict[str, int]:
+        """Return nothing: no server stands between."""
+        return {}
+
     def explain(self, row: Row) -> str:
         """Return the very text the model reads for the first response, and what it does with it."""
         messages = [dict(m) for m in self.request(row, row["responses"][0]["text"]).messages]

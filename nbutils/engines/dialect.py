@@ -1,0 +1,138 @@
+"""What a server takes of a request and what it refuses: servers differ, and tell only when asked.
+
+A request is made of parts. Where a server refuses it, the parts that the refusal names are left out and the rest is
+asked again; a part is left out from then on when it has been refused several times and never been taken in between.
+What a request went without stands in the notes of its reply.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+from nbutils.engines import Request
+
+# part -> what is said where a server refuses it, and the note of a reply that went without it
+SAID = {
+    "response_format": ("a JSON schema", "without a JSON schema"),
+    "logprobs": ("log-probabilities", "without log-probabilities"),
+    "seed": ("a seed", "without a seed"),
+    "temperature": ("a temperature", "at the server's own temperature"),
+    "top_p": ("top_p", "at the server's own top_p"),
+    "max_tokens": ("max_tokens and is asked for max_completion_tokens", ""),
+    "neutral": ("top_k, min_p and repetition_penalty", "with the server's own top_k, min_p and repetition penalty"),
+}
+# Without these a server adds what the model's generation_config says, and the answers are not the policy's own.
+NEUTRAL = {"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0}
+# A part is left out for good after as many refusals as make up this sum; one that names it weighs three.
+ENOUGH, NAMED = 8, 3
+TOP_LOGPROBS = 10  # more than a scale of digits has levels
+# how a refusal names a part: by the very word, or else in other words
+_WORDS = {
+    "response_format": re.compile(r"response_format|json_schema|guided_json"),
+    "logprobs": re.compile(r"logprobs"),
+    "seed": re.compile(r"\bseed\b"),
+    "temperature": re.compile(r"\btemperature\b"),
+    "top_p": re.compile(r"\btop_p\b"),
+    "max_tokens": re.compile(r"\bmax_(?:completion_)?tokens\b"),
+    "neutral": re.compile(r"\b(?:top_k|min_p|repetition_penalty)\b"),
+}
+_LOOSELY = {
+    "response_format": re.compile(r"json|schema|structured|grammar|guided|response.?format"),
+    "logprobs": re.compile(r"log.?prob"),
+    "max_tokens": re.compile(r"max.?(?:completion|output).?tokens"),
+}
+# a refusal in such words is about the request itself: nothing is gained by leaving parts out
+_ITSELF = re.compile(
+    r"content.?(?:filter|policy|management|moderation)|safety|moderat|flagged|context|too (?:long|large|many tokens)"
+    r"|\bmodel\b.{0,60}\b(?:not|unknown|exist|found|support|invalid|no such|available)"
+    r"|\b(?:no such|unknown|invalid|unsupported)\b.{0,20}\bmodel\b"
+)
+# What may be left out on no more than a guess, where a refusal names nothing.
+_GUESSED = ("neutral", "response_format", "logprobs")
+
+
+class Dialect:
+    """What one server was found to take; shared by all requests to it."""
+
+    def __init__(self) -> None:
+        self.refused: set[str] = set()
+        self._taken: set[str] = set()
+        self._votes: Counter[str] = Counter()
+
+    def learn(self, wanted: set[str], without: set[str], named: set[str]) -> list[str]:
+        """Note that a request was answered without some of the parts it wanted; return what is refused from now on.
+
+        Args:
+            named: those of the left-out parts that a refusal named.
+        """
+        self._taken |= wanted - without
+        new = []
+        for part in wanted:
+            self._votes[part] = self._votes[part] + (NAMED if part in named else 1) if part in without else 0
+            if self._votes[part] >= ENOUGH and part not in self.refused:
+                self.refused.add(part)
+                new.append(part)
+        return sorted(new)
+
+    def guesses(self, parts: set[str]) -> Iterator[set[str]]:
+        """Yield what else to ask with where a refusal names no part: without one of the doubtful parts, without all.
+
+        Doubtful is what the server never took; if it took everything, a schema or log-probabilities may have failed
+        this once.
+        """
+        doubtful = [p for p in _GUESSED if p in parts and p not in self._taken]
+        doubtful = doubtful or [p for p in _GUESSED[1:] if p in parts]
+        for part in doubtful:
+            yield parts - {part}
+        if len(doubtful) > 1:
+            yield parts - set(doubtful)
+
+
+def parts_of(request: Request) -> set[str]:
+    """Return the parts a request is made of."""
+    parts = {"temperature", "max_tokens"}
+    parts |= {name for name in ("response_format", "logprobs") if getattr(request, name)}
+    return parts | ({"seed", "top_p", "neutral"} if request.sampling.temperature > 0 else set())
+
+
+def named(refusal: str, parts: set[str]) -> set[str]:
+    """Return the parts that a refusal names.
+
+    >>> named("Unknown name min_p in this JSON payload", {"neutral", "response_format"})
+    {'neutral'}
+    """
+    text = refusal.lower()
+    for words in (_WORDS, _LOOSELY):
+        if found := {part for part in parts & words.keys() if words[part].search(text)}:
+            # "temperature and top_p cannot both be specified"
+            return found - {"temperature"} if {"temperature", "top_p"} <= found and "both" in text else found
+    return set()
+
+
+def about_itself(refusal: str) -> bool:
+    """Tell whether a refusal is about the request or the model as a whole, not about a part."""
+    return bool(_ITSELF.search(refusal.lower()))
+
+
+def options(request: Request, seed: int, parts: set[str]) -> dict[str, Any]:
+    """Return what stands in the body of a request, beside model and messages."""
+    sampling = request.sampling
+    result: dict[str, Any] = {
+        "max_tokens" if "max_tokens" in parts else "max_completion_tokens": sampling.max_tokens,
+    }
+    if "temperature" in parts:
+        result["temperature"] = sampling.temperature
+    if "top_p" in parts:
+        result["top_p"] = sampling.top_p
+    if "seed" in parts:
+        result["seed"] = seed + request.attempt - 1
+    if "neutral" in parts:
+        result |= NEUTRAL
+    if sampling.top_k:  # asked for by name: a server that refuses it is the wrong one
+        result["top_k"] = sampling.top_k
+    if "response_format" in parts:
+        result["response_format"] = request.response_format
+    if "logprobs" in parts:
+        result |= {"logprobs": True, "top_logprobs": TOP_LOGPROBS}
+    return result
