@@ -76,6 +76,10 @@ class AnswerJudge:
             return "reference"
         return ""
 
+    def notes(self) -> dict[str, int]:
+        """Return nothing: no server stands between."""
+        return {}
+
     def explain(self, row: Row) -> str:
         """Return the key of a row and where its answer is looked for."""
         where = f"after {self.file.marker!r}" if self.file.marker else "last in the response"
