@@ -212,13 +212,16 @@ def rerank(row: Row, *, ties: Ties = "drop", min_margin: float = 0.0, min_chosen
     if verdict not in ("win", "loss"):
         return row | {"verdict": outcome, "chosen": -1, "rejected": -1}
     chosen, rejected = (0, 1) if verdict == "win" else (1, 0)
-    return _threshold(row | {"verdict": outcome, "chosen": chosen, "rejected": rejected}, min_chosen, 0)
+    if fault := _fault(row, chosen, rejected, min_chosen, 0):
+        return row | {"verdict": fault, "chosen": -1, "rejected": -1}
+    return row | {"verdict": outcome, "chosen": chosen, "rejected": rejected}
 
 
 def select(
     row: Row,
     *,
     strategy: Strategy = "best_worst",
+    pairs_per_prompt: int = 1,
     min_margin: float = 0.0,
     min_chosen: float = 0.0,
     max_length_gap: int = 0,
@@ -228,54 +231,70 @@ def select(
 
     Chosen has the best mean score. Rejected has the worst (`best_worst`), or is drawn among all that score lower
     (`best_random`). Among equal scores the two responses closest in length are taken, so that length does not tell
-    them apart (an easy thing to learn instead of quality).
+    them apart (an easy thing to learn instead of quality). With `pairs_per_prompt` the second best stands against the
+    second worst, and so on; no response is in two pairs, and each pair has to pass the same thresholds. The first that
+    does is the row's `chosen` and `rejected`, the others are its `further`.
 
     Args:
         min_margin, min_chosen: thresholds on the 0..1 scale.
         max_length_gap: largest difference of length in characters; 0 sets no limit.
         seed: of the draw of `best_random`, together with the prompt's id.
     """
+    nothing = {"chosen": -1, "rejected": -1}
     if row["verdict"]:
-        return row | {"chosen": -1, "rejected": -1}
+        return row | nothing
     if not row["scores"]:
-        return row | {"verdict": "unparsed", "chosen": -1, "rejected": -1}
+        return row | nothing | {"verdict": "unparsed"}
     means = mean_scores(row["scores"])
     scores = {i: means[i] for i in usable(row["responses"])}
-    lengths = [len(r["text"]) for r in row["responses"]]
-    best = max(scores.values())
+    rng = random.Random(digest([seed, row["prompt_id"]]))
+    verdicts: list[str] = []
+    couples: list[tuple[int, int]] = []
+    for _ in range(min(pairs_per_prompt, len(scores) // 2)):
+        chosen, rejected = _opposites(row, scores, strategy, rng)
+        differences = [order[chosen] - order[rejected] for order in row["scores"]]
+        # the mean of chosen is never the lower one, so a loss cannot come out
+        verdict = decide(differences, min_margin=min_margin) if means[chosen] > means[rejected] else "tie"
+        fault = _fault(row, chosen, rejected, min_chosen, max_length_gap) if verdict == "win" else verdict
+        verdicts.append(fault)
+        couples += [] if fault else [(chosen, rejected)]
+        scores = {i: score for i, score in scores.items() if i not in (chosen, rejected)}
+    if not couples:
+        return row | nothing | {"verdict": verdicts[0]}
+    (chosen, rejected), *further = couples
+    return row | {
+        "verdict": "on_policy",
+        "chosen": chosen,
+        "rejected": rejected,
+        "further": [{"chosen": c, "rejected": r} for c, r in further],
+    }
+
+
+def _opposites(row: Row, scores: Mapping[int, float], strategy: Strategy, rng: random.Random) -> tuple[int, int]:
+    """Return the best and the worst of these responses, or one drawn below the best; where all are equal, any two."""
+    best, worst = max(scores.values()), min(scores.values())
     tops = [i for i, s in scores.items() if s == best]
-    if strategy == "best_worst":
-        lows = [i for i, s in scores.items() if s == min(scores.values())]
-    else:
-        lower = [i for i, s in scores.items() if s < best]
-        lows = [random.Random(digest([seed, row["prompt_id"]])).choice(lower)] if lower else tops
-    if tops == lows:
-        return row | {"verdict": "tie", "chosen": -1, "rejected": -1}
-    chosen, rejected = min(
+    lows = [i for i, s in scores.items() if s == worst]
+    if strategy == "best_random" and best > worst:
+        lows = [rng.choice([i for i, s in scores.items() if s < best])]
+    lengths = [len(r["text"]) for r in row["responses"]]
+    return min(
         ((c, r) for c in tops for r in lows if c != r), key=lambda cr: (abs(lengths[cr[0]] - lengths[cr[1]]), cr)
     )
-    verdict = decide([order[chosen] - order[rejected] for order in row["scores"]], min_margin=min_margin)
-    if verdict != "win":
-        # the mean of chosen is the higher one, so a loss cannot come out
-        return row | {"verdict": verdict, "chosen": -1, "rejected": -1}
-    row = row | {"verdict": "on_policy", "chosen": chosen, "rejected": rejected}
-    return _threshold(row, min_chosen, max_length_gap)
 
 
-def _threshold(row: Row, min_chosen: float, max_length_gap: int) -> Row:
-    lengths = [len(row["responses"][row[side]]["text"]) for side in ("chosen", "rejected")]
-    reason = ""
-    if mean_scores(row["scores"])[row["chosen"]] < min_chosen - 1e-9:
-        reason = "min_chosen"
-    elif max_length_gap and abs(lengths[0] - lengths[1]) > max_length_gap:
-        reason = "max_length_gap"
-    return row | {"verdict": f"filtered:{reason}", "chosen": -1, "rejected": -1} if reason else row
+def _fault(row: Row, chosen: int, rejected: int, min_chosen: float, max_length_gap: int) -> str:
+    """Return the verdict of a decided pair that misses a threshold, else nothing."""
+    if mean_scores(row["scores"])[chosen] < min_chosen - 1e-9:
+        return "filtered:min_chosen"
+    gap = abs(len(row["responses"][chosen]["text"]) - len(row["responses"][rejected]["text"]))
+    return "filtered:max_length_gap" if max_length_gap and gap > max_length_gap else ""
 
 
 def build(judged: Iterable[Row]) -> list[Row]:
-    """Filter judged rows into pairs: one per row that has a chosen and a rejected response, each pair once."""
+    """Filter judged rows into pairs: one or several per row that has a chosen and a rejected response, each once."""
     pairs: dict[str, Row] = {}
-    for row in judged:
+    for row in (source | couple for source in judged for couple in ({}, *source.get("further", ()))):
         if row["chosen"] < 0:
             continue
         means = mean_scores(row["scores"])
@@ -296,6 +315,20 @@ def build(judged: Iterable[Row]) -> list[Row]:
         }
         pairs.setdefault(pair["id"], pair)
     return list(pairs.values())
+
+
+def insist_on_answers(samples: Iterable[Row], pairs_per_prompt: int) -> None:
+    """Check that prompts have enough answers for so many pairs, before a judge is asked.
+
+    Raises:
+        InputError: if no prompt has two answers for each pair.
+    """
+    most = max((len(row["responses"]) for row in samples), default=0)
+    if 2 * pairs_per_prompt > most:
+        raise InputError(
+            f"pairs_per_prompt: {pairs_per_prompt} pairs take {2 * pairs_per_prompt} answers to a prompt and there are "
+            f"{most}; set it to {max(most // 2, 1)}, or raise n_samples in 02"
+        )
 
 
 def drop_report(judged: Iterable[Row]) -> dict[str, int]:

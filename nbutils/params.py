@@ -150,6 +150,7 @@ class Judge(Common):
     samples: Annotated[Name, "input"]
     judge: Annotated[Name, "input"]
     pair_strategy: Literal["best_worst", "best_random"]
+    pairs_per_prompt: Annotated[int, Field(ge=1, le=32)]
     min_margin: Share
     min_chosen: Share
     max_length_gap: Count

@@ -53,7 +53,7 @@ PROMPTS = Features(
     }
 )
 # what a column holds in files from before it was there
-DEFAULTS: Row = {"reference": ""}
+DEFAULTS: Row = {"reference": "", "further": []}
 
 SAMPLES = Features(
     {
@@ -88,6 +88,7 @@ JUDGED = Features(
         "verdict": _text,
         "chosen": Value("int32"),  # index into responses; -1 where there is no pair
         "rejected": Value("int32"),
+        "further": List({"chosen": Value("int32"), "rejected": Value("int32")}),  # pairs of the same prompt
         "chat_template_kwargs": Json(),
     }
 )

@@ -17,6 +17,7 @@ from nbutils.pairs import (
     candidates,
     drop_report,
     from_samples,
+    insist_on_answers,
     length_effect,
     marked,
     marks,
@@ -411,6 +412,61 @@ def test_single_rows_may_lack_the_key_but_not_all():
     assert [row["reference"] for row in found] == ["", "2"]
     with pytest.raises(InputError, match="reference_column: no row has the column 'key'; they have 'q', 'good'"):
         from_rows(rows, "q", "key")
+
+
+def couples(row):
+    return [(c["chosen"], c["rejected"]) for c in (row, *row.get("further", ()))]
+
+
+@pytest.mark.parametrize(
+    ("scores", "count", "expected"),
+    [
+        ([1.0, 0.0, 0.75, 0.25], 1, [(0, 1)]),
+        ([1.0, 0.0, 0.75, 0.25], 2, [(0, 1), (2, 3)]),
+        ([1.0, 0.0, 0.75, 0.25], 9, [(0, 1), (2, 3)]),  # no answer twice
+        ([1.0, 1.0, 0.0, 0.0], 2, [(0, 2), (1, 3)]),
+        ([1.0, 0.0, 0.5, 0.5], 2, [(0, 1)]),  # the two left are equal
+        ([1.0, 0.9, 0.1, 0.0, 0.5], 2, [(0, 3), (1, 2)]),
+    ],
+)
+def test_the_second_best_stands_against_the_second_worst(scores, count, expected):
+    row = scored([f"answer {i}" for i in range(len(scores))], [scores])
+    chosen = select(row, pairs_per_prompt=count)
+    assert couples(chosen) == expected
+    assert [(p["chosen"][0]["content"], p["rejected"][0]["content"]) for p in build([chosen])] == [
+        (f"answer {c}", f"answer {r}") for c, r in expected
+    ]
+
+
+def test_every_pair_of_a_prompt_passes_the_same_thresholds():
+    row = scored(["best, and much longer than any other", "worst", "good", "bad"], [[1.0, 0.0, 0.8, 0.2]])
+    assert couples(select(row, pairs_per_prompt=2, max_length_gap=10)) == [(2, 3)]
+    assert couples(select(row, pairs_per_prompt=2, min_margin=0.7)) == [(0, 1)]
+    assert couples(select(row, pairs_per_prompt=2, min_chosen=0.9)) == [(0, 1)]
+    dropped = select(row, pairs_per_prompt=2, min_margin=0.7, max_length_gap=10)
+    assert (dropped["verdict"], dropped["chosen"]) == ("filtered:max_length_gap", -1)
+
+
+@given(
+    st.lists(st.integers(0, 4), min_size=2, max_size=9),
+    st.integers(1, 5),
+    st.sampled_from(["best_worst", "best_random"]),
+)
+def test_no_answer_is_in_two_pairs_and_chosen_is_better(levels, count, strategy):
+    row = scored([f"answer {i}" for i in range(len(levels))], [[level / 4 for level in levels]])
+    chosen = select(row, pairs_per_prompt=count, strategy=strategy)
+    pairs = couples(chosen) if chosen["chosen"] >= 0 else []
+    assert len({i for pair in pairs for i in pair}) == 2 * len(pairs) <= 2 * count
+    assert all(levels[c] > levels[r] for c, r in pairs)
+    assert bool(pairs) == (len(set(levels)) > 1)
+
+
+@pytest.mark.parametrize(("count", "answers", "most"), [(2, 3, 1), (3, 4, 2), (1, 1, 1), (5, 0, 1)])
+def test_more_pairs_than_answers_are_refused_before_a_judge_is_asked(count, answers, most):
+    rows = [{"responses": [response("a")] * answers}, {"responses": []}]
+    with pytest.raises(InputError, match=rf"pairs_per_prompt: {count} .* there are {answers}; set it to {most}"):
+        insist_on_answers(rows, count)
+    insist_on_answers([{"responses": [response("a")] * 2 * count}], count)
 
 
 def test_a_pair_keeps_the_key():
