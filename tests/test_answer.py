@@ -1,14 +1,16 @@
 """The judge by key: what counts as the right answer, where it is looked for, and what only looks right."""
 
+import logging
 from fractions import Fraction
 
 import pytest
+from builders import scored
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nbutils.errors import InputError
-from nbutils.judges import AnswerFile
-from nbutils.judges.answer import grade, keys, plain, stated
+from nbutils.judges import AnswerFile, load, run
+from nbutils.judges.answer import AnswerJudge, grade, keys, plain, stated
 from nbutils.judges.numbers import WORDS, numbers
 
 IT = AnswerFile(kind="answer", language="it", marker="Risposta:")
@@ -365,3 +367,77 @@ def test_numbers_know_their_places():
     (first, second) = numbers("tra 1.000 e il 5 %", "it")
     assert (first.start, first.end, first.percent) == (4, 9, False)
     assert (second.value, second.percent, second.fraction()) == (5, True, Fraction(1, 20))
+
+
+LONG = (
+    '{"instruction_id_list": ["length_constraints:number_words"], "kwargs": [{"num_words": 3, "relation": "at least"}]}'
+)
+
+
+def judged(*rows, file=IT):
+    return run(AnswerJudge("key", file), rows, None)
+
+
+def test_each_response_of_a_row_is_held_against_its_key():
+    (row,) = judged(scored(["Risposta: 12", "12", "Risposta: 13", "Risposta: 12 o 13"], reference="12"))
+    assert row["scores"] == [[1.0, 0.5, 0.0, 0.0]]
+    assert row["feedback"] == [["right", "right, not in the asked form", "wrong", "wrong"]]
+    assert (row["judge"], row["replies"], row["verdict"]) == ("key", [], "")
+
+
+def test_checks_and_answer_count_alike():
+    (row,) = judged(
+        scored(["Risposta: 12", "Ecco il totale. Risposta: 12", "Ecco il totale: 13"], reference="12", checks=LONG)
+    )
+    assert row["scores"] == [[0.5, 1.0, 0.5]]
+    assert row["feedback"][0][0] == "right; failed: length_constraints:number_words"
+
+
+@pytest.mark.parametrize(
+    ("columns", "verdict"),
+    [
+        ({"reference": ""}, "filtered:no_reference"),
+        ({"reference": "molti"}, "filtered:reference"),
+        ({"reference": "12 e 15"}, "filtered:reference"),
+        ({"reference": "12", "checks": "[]"}, "filtered:reference"),
+        ({"reference": "12", "checks": LONG.replace("number_words", "number_apples")}, "filtered:checks"),
+    ],
+)
+def test_a_row_without_a_usable_key_is_counted_under_its_reason(columns, verdict):
+    good, bad = scored(["a", "b"], reference="12"), scored(["a", "b"], text="Quanto?", **columns)
+    assert [row["verdict"] for row in judged(good, bad)] == ["", verdict]
+    assert judged(good, bad)[1]["scores"] == []
+
+
+def test_a_set_without_keys_is_refused():
+    rows = [scored(["a", "b"]), scored(["a", "b"], reference="molti")]
+    with pytest.raises(InputError, match=r"judge key: none of 1 rows has a number as right answer .*is empty in all"):
+        judged(rows[0])
+    with pytest.raises(
+        InputError, match=r"none of 2 rows .*the first says 'molti'.*name its column in reference_column"
+    ):
+        judged(*rows)
+
+
+def test_keys_that_stand_in_their_prompt_are_counted(caplog):
+    with caplog.at_level(logging.WARNING):
+        judged(
+            scored(["a", "b"], text="Ho 12 mele. Quante?", reference="12"),
+            scored(["a", "b"], text="2 + 2?", reference="4"),
+        )
+        judged(scored(["a", "b"], text="Roma o Milano?", reference="Roma"), file=TEXT)
+    assert [record.getMessage().partition(":")[0] for record in caplog.records] == [
+        "1 of 2 right answers stand in their own prompt",
+        "1 of 1 right answers stand in their own prompt",
+    ]
+
+
+def test_a_judge_by_key_is_a_file(tmp_path):
+    path = tmp_path / "key.yaml"
+    path.write_text("kind: answer\nlanguage: it\nmarker: 'Risposta:'\n")
+    judge = load(str(path), cache=tmp_path)
+    assert (judge.name, judge.model, judge.notes(), judge.tally().calls) == ("key", "", {}, 0)
+    assert judge.explain(scored(["a", "b"], reference="12")) == "right: 12 (a number, after 'Risposta:')"
+    path.write_text("kind: answer\nlanguage: de\n")
+    with pytest.raises(InputError, match="language: Input should be 'it' or 'en'"):
+        load(str(path), cache=tmp_path)

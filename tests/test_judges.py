@@ -100,7 +100,7 @@ def test_a_model_name_that_yaml_reads_as_a_date_stays_text(tmp_path):
 
 
 def test_an_unknown_judge_is_told_the_known_ones(tmp_path):
-    with pytest.raises(InputError, match=r"'verifyer' is neither a file nor one of local_en, .*rating_en, .*verifier"):
+    with pytest.raises(InputError, match=r"'verifyer' is neither a file nor one of answer_en, .*rating_en, .*verifier"):
         load("verifyer", cache=tmp_path)
 
 

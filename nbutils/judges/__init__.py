@@ -91,6 +91,7 @@ class Judgement:
     scores: list[list[float]] = field(default_factory=list)
     feedback: list[list[str]] = field(default_factory=list)
     replies: list[Row] = field(default_factory=list)
+    unfit: str = ""  # why the row cannot be judged at all; its verdict is then `filtered:<unfit>`
 
 
 class Judge(Protocol):
@@ -193,7 +194,7 @@ def run(
 
     Only usable responses are shown to the judge. One that repeats another shares its score; the scores of the others
     are NaN. A row the judge never answered in a readable way has no scores and will be counted as unparsed; one that
-    the judge's server refused is `filtered:refused`.
+    the judge's server refused is `filtered:refused`, one that it has no way to judge is `filtered:<why>`.
     """
     shown = {i: usable(row["responses"]) for i, row in enumerate(rows) if not row["verdict"]}
     asked = [rows[i] | {"responses": [rows[i]["responses"][k] for k in kept]} for i, kept in shown.items()]
@@ -204,9 +205,10 @@ def run(
         texts = [response["text"].strip() for response in row["responses"]]
         kept = [texts[k] for k in shown.get(i, [])]
         refused = not said.scores and any(reply["outcome"] == "refused" for reply in said.replies)
+        lost = said.unfit or ("refused" if refused else "")
         result.append(
             row
-            | ({"verdict": "filtered:refused"} if refused else {})
+            | ({"verdict": f"filtered:{lost}"} if lost else {})
             | {
                 "scores": [_spread(scores, kept, texts, float("nan")) for scores in said.scores],
                 "feedback": [_spread(feedback, kept, texts, "") for feedback in said.feedback],

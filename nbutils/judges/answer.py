@@ -15,6 +15,7 @@ and the score is the share that holds. A key may list several right answers: `Ro
 """
 
 import itertools
+import logging
 import re
 import unicodedata
 from collections.abc import Sequence
@@ -23,9 +24,11 @@ from nbutils.engines import Tally
 from nbutils.errors import InputError, shown
 from nbutils.judges import AnswerFile, Judgement
 from nbutils.judges.numbers import Number, numbers
-from nbutils.judges.verifier import check
+from nbutils.judges.verifier import check, faults_of
 from nbutils.records import Row
 from nbutils.store import Store
+
+log = logging.getLogger(__name__)
 
 SEPARATOR = "|"
 UNMARKED = 0.5  # of a right answer that does not stand where it was asked to stand
@@ -63,18 +66,42 @@ class AnswerJudge:
     def score(
         self, rows: Sequence[Row], store: Store, *, deadline: float = float("inf"), repeat: bool = False
     ) -> list[Judgement]:
-        """Compare every response; nothing is stored, and a key never wavers."""
-        return [Judgement() if repeat else self._judge(row) for row in rows]
+        """Compare every response; nothing is stored, and a key never wavers.
 
-    def fault(self, row: Row) -> str:
-        """Return why a row cannot be judged, or nothing: it has no key, or one that is not of the declared kind."""
-        if not row["reference"].strip():
+        Raises:
+            InputError: if no row has a key of the declared kind.
+        """
+        faults = [self._fault(row) for row in rows]
+        if rows and all(faults):
+            first = next((row["reference"] for row in rows if row.get("reference")), "")
+            held = f"the first says {shown(first)}" if first else "`reference` is empty in all of them"
+            raise InputError(
+                f"judge {self.name}: none of {len(rows)} rows has a {self.file.answer} as right answer ({held}); "
+                "name its column in reference_column"
+            )
+        if told := sum(not fault and self._tells(row) for row, fault in zip(rows, faults, strict=True)):
+            log.warning("%d of %d right answers stand in their own prompt: repeating it may be enough", told, len(rows))
+        return [
+            Judgement(unfit=fault) if fault else Judgement() if repeat else self._judge(row)
+            for row, fault in zip(rows, faults, strict=True)
+        ]
+
+    def _fault(self, row: Row) -> str:
+        """Return why a row cannot be judged, or nothing: it has no key, or key or checks cannot be used."""
+        if not row.get("reference"):
             return "no_reference"
         try:
             keys(row["reference"], self.file)
+            return "checks" if row["checks"] and faults_of(row["checks"], self.file.language) else ""
         except InputError:
             return "reference"
-        return ""
+
+    def _tells(self, row: Row) -> bool:
+        """Tell whether the last turn of the prompt holds the answer itself."""
+        right, prompt = keys(row["reference"], self.file), row["prompt"][-1]["content"]
+        if self.file.answer == "text":
+            return any(f" {key} " in f" {plain(prompt)} " for key in right)
+        return any(_is_right(number, right) for number in numbers(prompt, self.file.language))
 
     def notes(self) -> dict[str, int]:
         """Return nothing: no server stands between."""
@@ -90,9 +117,9 @@ class AnswerJudge:
         for response in row["responses"]:
             score = grade(response["text"], row["reference"], self.file)
             said = {1.0: "right", UNMARKED: "right, not in the asked form"}.get(score, "wrong")
-            failed = [name for name, passed in check(row["checks"], response["text"]) if not passed]
-            total = len(check(row["checks"], response["text"])) + 1
-            scores.append((total - 1 - len(failed) + score) / total)
+            checked = check(row["checks"], response["text"])
+            failed = [name for name, passed in checked if not passed]
+            scores.append((len(checked) - len(failed) + score) / (len(checked) + 1))
             feedback.append(said + (f"; failed: {', '.join(failed)}" if failed else ""))
         return Judgement([scores], [feedback])
 
