@@ -3,7 +3,7 @@
 The layers, bottom up (an upper one may import a lower one, never the reverse):
 
     errors records stats verdicts          pure: rows, scores, verdicts, intervals
-    files                                  small files of strangers, within bounds
+    disk files owned                       strangers' files within bounds; folders with a manifest
     pairs prompts params                   pure: selection, validation
     store sources stages                   files: replies, datasets, stage folders
     models engines judges                  models and servers

@@ -39,8 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=2, help="of sampling, judging and training, 2 or more")
     given = parser.parse_args(arguments)
     datasets.disable_progress_bars()
-    where = (given.profile, given.run_dir.resolve())
     try:
+        where = (given.profile, run.run_folder(given.run_dir))
         ablation(*where, seeds=given.seeds) if given.experiment == "ablation" else rounds(*where, count=given.rounds)
     except InputError as error:
         run.say(f"error: {error}", sys.stderr)

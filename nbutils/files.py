@@ -5,8 +5,6 @@ Used wherever parameters, profiles, judge and training files, templates, cards a
 
 import json
 import math
-import os
-import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ import yaml
 from yaml.constructor import ConstructorError, SafeConstructor
 from yaml.nodes import MappingNode, ScalarNode
 
+from nbutils import disk
 from nbutils.errors import InputError, first_line, shown
 
 LIMIT = 2**20  # bytes of a file
@@ -35,15 +34,8 @@ def read_text(path: Path, *, where: str = "", limit: int = LIMIT) -> str:
         InputError: if it cannot be read, is no regular file, is larger than `limit` bytes, or is no UTF-8 text.
     """
     where = where or str(path)
-    try:
-        with open(path, "rb", opener=_at_once) as stream:
-            if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
-                raise InputError(f"{where} is no regular file; name one that holds text")
-            content = stream.read(limit + 1)
-    except (OSError, ValueError) as error:  # a name with NUL is a ValueError
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{where} cannot be read: {getattr(error, 'strerror', None) or first_line(error)}") from None
+    with disk.opened(path, where=where) as stream:
+        content = stream.read(limit + 1)
     if len(content) > limit:
         raise InputError(f"{where} is larger than {limit:,} bytes, which no file of this kind is; check what it is")
     try:
@@ -53,10 +45,6 @@ def read_text(path: Path, *, where: str = "", limit: int = LIMIT) -> str:
     if "\0" in text:
         raise InputError(f"{where} is not text: it holds NUL characters; check what it is")
     return text
-
-
-def _at_once(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NONBLOCK)  # not waiting for the other end of a pipe
 
 
 def read_yaml(path: Path) -> Any:

@@ -1,5 +1,6 @@
 """Uploading a stage folder to the Hub: private, in one commit, and read back before it is called uploaded.
 
+Only what the stage wrote is sent, by its manifest: regular files whose content is still the same.
 Used by `notebook`, which checks the token when a stage opens, by the last cells of all four notebooks, and by `sources`
 for what a failed request means. A folder with an adapter becomes a model repository, any other a dataset repository.
 A run has data files of other names than the run before, so what an earlier run left is deleted in the same commit, or
@@ -20,10 +21,12 @@ from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 from pyarrow import parquet
 
+from nbutils import disk, owned
 from nbutils.errors import InputError, first_line
 
 TIMEOUT = 120  # seconds until a request without an answer has failed; the client itself would wait for ever
 DATA = re.compile(r"([^/]+)/train-[0-9a-f]{12}\.parquet")  # as `stages` names a configuration's rows
+MARK = "run.json"  # of `nbutils.run`, for this machine
 FIGURES = re.compile(r"figures/[^/]+\.png")
 # what an earlier run may have left at the top of a model repository and what would be loaded instead of this run's
 WEIGHTS = re.compile(r"[^/]*\.safetensors(\.index\.json)?|adapter_config\.json|config\.json|merged/.*")
@@ -68,7 +71,9 @@ def push(folder: Path, repository: str) -> str:
             "disk, so run this cell again and it sends what is missing"
         ) from None
     counts = "".join(f", {n} rows in {name}" for name, n in rows.items())
-    return f"uploaded to {address} ({'private' if info.private else 'public'}): {len(files)} files{counts}"
+    others = len(set(disk.entries(folder)) - {*(owned.listed(folder) or ()), owned.NAME, MARK})
+    left = f"; not sent: {others} files there that the stage did not write" if others else ""
+    return f"uploaded to {address} ({'private' if info.private else 'public'}): {len(files)} files{counts}{left}"
 
 
 def check_push(repository: str) -> None:
@@ -131,13 +136,33 @@ def _words(error: BaseException) -> str:
 
 
 def _local(folder: Path, kind: str) -> dict[str, Path]:
-    """Return name in the repository -> file; of 04 the adapter at the top, with the merged weights and the figures."""
-    names = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
-    names.pop("run.json", None)  # the mark of `nbutils.run` for this machine
-    if kind == "dataset":
-        return names
-    wanted = re.compile(r"adapter/(.+)|((?:merged|figures)/.+|metrics\.json)")
-    return {found[1] or found[2]: path for name, path in names.items() if (found := wanted.fullmatch(name))}
+    """Return name in the repository -> file; of 04 the adapter at the top, with the merged weights and the figures.
+
+    Raises:
+        InputError: naming a file that is not as the stage wrote it: whoever changed it may not mean it for the public.
+    """
+    listed = owned.listed(folder)
+    if listed is None:
+        raise InputError(
+            f"push_to_hub: {folder} has no {owned.NAME} of a stage, which says what is to be sent; run the notebook's "
+            "last cells again"
+        )
+    names = {name: name for name in sorted(listed) if name != MARK}
+    if kind == "model":
+        wanted = re.compile(r"adapter/(.+)|((?:merged|figures)/.+|metrics\.json)")
+        names = {found[1] or found[2]: name for name in names if (found := wanted.fullmatch(name))}
+    if wrong := [name for name in names.values() if not _as_listed(folder.resolve(), name, listed[name])]:
+        raise InputError(
+            f"push_to_hub: {folder} is not as the stage wrote it: {owned.some(wrong)}; put that right, or run the "
+            "notebook's last cells again, which keep what was changed beside the new files"
+        )
+    return {there: folder / name for there, name in names.items()}
+
+
+def _as_listed(folder: Path, name: str, value: str) -> bool:
+    """Return whether a file lies in the folder itself, behind no link, with the content that the manifest lists."""
+    path = (folder / name).resolve()
+    return path.is_relative_to(folder) and path == folder / name and owned.unchanged(path, value)
 
 
 def _remote(api: HfApi, repository: str, kind: str, revision: str | None = None) -> dict[str, RepoFile]:

@@ -15,7 +15,7 @@ import datasets
 from IPython.core.getipython import get_ipython
 from IPython.display import publish_display_data
 
-from nbutils import hub, judges, params, stages
+from nbutils import hub, judges, params, rundir, stages
 from nbutils.engines.environment import GPUS_VARIABLE
 from nbutils.errors import ON_KAGGLE, STOPPED, InputError, Interrupted, on_kaggle
 from nbutils.sources import CHECKOUT, mounted
@@ -127,10 +127,12 @@ def run_folder(name: str) -> Path:
     """Return run_dir as an absolute path: inside a checkout relative to its root, elsewhere to the working folder.
 
     So Jupyter, which works in notebooks/, and papermill, which works anywhere, mean the same folder.
+
+    Raises:
+        InputError: as `rundir.resolved`.
     """
-    path = Path(name).expanduser()
     inside = Path.cwd().is_relative_to(CHECKOUT) and (CHECKOUT / "notebooks").is_dir()
-    return (CHECKOUT if inside and not path.is_absolute() else Path.cwd()) / path
+    return rundir.resolved(name, CHECKOUT if inside else Path.cwd())
 
 
 def _open_store(path: Path) -> Store:

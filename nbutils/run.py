@@ -6,9 +6,11 @@ stands beside its stage folder, also when a cell failed.
 
 import argparse
 import hashlib
+import itertools
 import json
 import logging
 import os
+import re
 import sys
 import time
 import warnings
@@ -17,10 +19,11 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from nbutils import __version__, params, sources
+from nbutils import __version__, files, hub, owned, params, rundir, sources
 from nbutils.errors import STOPPED, InputError, writing
 
 NOTEBOOKS = sources.CHECKOUT / "notebooks"
+PAPERMILL = {"injected-parameters", "papermill-error-cell-tag"}  # on the cells that it puts between ours
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -30,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("run_dir", type=Path, help="folder this run writes to, e.g. runs/demo")
     given = parser.parse_args(arguments)
     try:
-        plan = read_profile(given.profile, given.run_dir.resolve())
+        plan = read_profile(given.profile, run_folder(given.run_dir))
         for stem, values in plan.items():
             started = time.monotonic()
             done = is_done(stem, values)
@@ -48,17 +51,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+def run_folder(name: Path) -> Path:
+    """Return a command's run_dir, links followed, after `rundir.resolved`."""
+    return rundir.resolved(str(name), Path.cwd()).resolve()
+
+
 def read_profile(profile: Path, run_dir: Path) -> dict[str, dict[str, Any]]:
     """Return what to inject into each notebook, all of it checked before the first one starts.
 
     Raises:
         InputError: if the folder holds no parameters, or naming the wrong ones.
     """
-    files = {stem: profile / f"{stem}.yaml" for stem in params.STEMS}
-    if not any(path.is_file() for path in files.values()):
+    given = {stem: profile / f"{stem}.yaml" for stem in params.STEMS}
+    if not any(path.is_file() for path in given.values()):
         raise InputError(f"{profile} holds no parameters, expected files like {profile / params.STEMS[0]}.yaml")
     plan, pushed = {}, []
-    for stem, path in files.items():
+    for stem, path in given.items():
         values = params.read_overrides(path) if path.is_file() else {}
         plan[stem] = values | {"run_dir": str(run_dir)}
         checked = params.validate(stem, defaults(stem) | plan[stem])
@@ -103,14 +111,16 @@ def execute(stem: str, values: dict[str, Any]) -> None:
     run_dir = Path(values["run_dir"])
     with writing(run_dir):
         run_dir.mkdir(parents=True, exist_ok=True)
+        _keep(run_dir / f"{stem}.ipynb", stem)
     inputs = fingerprint(stem, values)
     with writing(run_dir), warnings.catch_warnings():
         try:
             # papermill's own deprecations; the notebook's warnings stay in the notebook
             warnings.simplefilter("ignore")
             executed = papermill.execute_notebook(
-                notebook(stem),
-                run_dir / f"{stem}.ipynb",
+                re.sub(r"[{}]", r"\g<0>\g<0>", str(notebook(stem))),
+                # papermill fills in what stands in braces
+                re.sub(r"[{}]", r"\g<0>\g<0>", str(run_dir / f"{stem}.ipynb")),
                 values,
                 kernel_name="python3",
                 progress_bar=False,
@@ -125,18 +135,40 @@ def execute(stem: str, values: dict[str, Any]) -> None:
     for output in (output for cell in executed.cells for output in cell.get("outputs", ())):
         if said := output.get("metadata", {}).get(STOPPED):  # on Kaggle a stop on purpose is no failure of the cell
             raise InputError(f"{stem} stopped: {said} (the whole notebook: {run_dir / f'{stem}.ipynb'})")
-    mark = run_dir / stem / "run.json"
-    draft = mark.with_suffix(".tmp")
+    draft = run_dir / "work" / f"{stem}.{hub.MARK}"
     with writing(run_dir):
         draft.write_text(json.dumps(inputs))
-        os.replace(draft, mark)
+        owned.place(draft, run_dir / stem, hub.MARK)
+
+
+def _keep(path: Path, stem: str) -> None:
+    """Move a notebook out of the way of the one to be executed, unless its cells are the kit's: those can be had again.
+
+    A link goes as well: the file that it leads to is not to be written over.
+    """
+    if not os.path.lexists(path) or (not path.is_symlink() and _cells(path) == _cells(notebook(stem))):
+        return
+    names = (path.with_name(f"{stem}.kept-{n}.ipynb") for n in itertools.count(1))
+    aside = next(name for name in names if not os.path.lexists(name))
+    os.rename(path, aside)
+    say(f"{path} is not as the kit executed it; it is kept as {aside}")
+
+
+def _cells(path: Path) -> list[str] | None:
+    """Return the text of a notebook's cells but papermill's own; None for what is no notebook."""
+    try:
+        cells = json.loads(files.read_text(path, limit=2**28))["cells"]
+        own = [c for c in cells if not PAPERMILL.intersection(c["metadata"].get("tags", ()))]
+        return ["".join(c["source"]) for c in own]
+    except (InputError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return None
 
 
 def is_done(stem: str, values: dict[str, Any]) -> bool:
     """Return whether the stage's folder is whole and came from the same parameters, inputs and code."""
     run_dir = Path(values["run_dir"])
     try:
-        mark = json.loads((run_dir / stem / "run.json").read_text())
+        mark = json.loads((run_dir / stem / hub.MARK).read_text())
     except (OSError, ValueError):
         return False
     return bool(mark == fingerprint(stem, values)) and (run_dir / f"{stem}.ipynb").is_file()
@@ -155,9 +187,9 @@ def fingerprint(stem: str, values: dict[str, Any]) -> dict[str, Any]:
 
 def _code(stem: str) -> str:
     package = Path(str(resources.files("nbutils")))
-    files = [p for p in sorted(package.rglob("*")) if p.suffix in (".py", ".yaml", ".txt")]
+    parts = [p for p in sorted(package.rglob("*")) if p.suffix in (".py", ".yaml", ".txt")]
     result = hashlib.sha256(__version__.encode())
-    for path in [notebook(stem), *files]:
+    for path in [notebook(stem), *parts]:
         result.update(path.read_bytes())
     return result.hexdigest()[:16]
 

@@ -3,22 +3,21 @@
     runs/<run>/01_rerank/README.md                   card: configurations with their files, provenance, counts, figures
     runs/<run>/01_rerank/pairs/train-<hash>.parquet  one folder per configuration
     runs/<run>/01_rerank/params.json metrics.json figures/*.png
+    runs/<run>/01_rerank/manifest.json               hash of every file above: what may be replaced, and uploaded
 
 The hash of the content in the file name is needed: `load_dataset` caches a local folder by its name and card, and would
 return another run's rows for a second run with the same stage name.
 """
 
-import ctypes
 import fcntl
-import hashlib
 import io
 import json
 import logging
 import math
 import os
 import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
@@ -28,8 +27,9 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from nbutils import cards
+from nbutils import cards, disk, files, owned
 from nbutils.errors import InputError
+from nbutils.hub import DATA
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +41,8 @@ class Stage:
         """Take the lock.
 
         Raises:
-            InputError: if another process is writing this stage, or the folder is not writable.
+            InputError: if another process is writing this stage, the folder is not writable, or holds files that no
+                stage wrote.
         """
         self.stem, self.run_dir = stem, run_dir
         self.folder = run_dir / stem
@@ -49,15 +50,19 @@ class Stage:
         self._figures: dict[str, bytes] = {}
         self.written = False  # by `write`, in this session
         self._acquire()
-        for left in self._work.glob(f"{stem}.draft-*"):  # of a run that was killed
-            if (left / stem).is_dir() and not self.folder.exists():  # between the two renamings of `_swap`
-                os.rename(left / stem, self.folder)
-            shutil.rmtree(left)
+        try:
+            owned.clear(self.folder, self._work)
+            self._insist()
+        except BaseException:
+            self.close()
+            raise
 
     def _acquire(self) -> None:
         try:
             self._work.mkdir(parents=True, exist_ok=True)
-            self._lock = (self._work / f"{self.stem}.lock").open("w")
+            # no file that a link of this name leads to, and none is emptied
+            flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
+            self._lock = os.fdopen(os.open(self._work / f"{self.stem}.lock", flags, 0o644), "r+")
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise InputError(
@@ -66,6 +71,21 @@ class Stage:
         except OSError as error:
             reason = error.strerror or error
             raise InputError(f"run_dir: cannot write to {self.run_dir} ({reason}); choose a writable folder") from None
+
+    def _insist(self) -> None:
+        """Refuse now, not after hours, a folder that no stage wrote."""
+        folder = self.folder
+        if not os.path.lexists(folder):
+            return
+        if folder.is_symlink() or not folder.is_dir():
+            kind = "a link" if folder.is_symlink() else "a file"
+            raise InputError(f"run_dir: {folder} is {kind}, expected a folder; move it away or choose another run_dir")
+        found = disk.entries(folder)
+        if found and owned.listed(folder) is None and _of_earlier_version(folder, self.stem) is None:
+            raise InputError(
+                f"run_dir: {folder} holds files that no stage wrote ({owned.some(found)}); move them away or choose "
+                "another run_dir"
+            )
 
     def close(self) -> None:
         """Release the lock."""
@@ -122,17 +142,15 @@ class Stage:
             self._acquire()
         draft: Path | None = None
         try:
-            draft = Path(tempfile.mkdtemp(prefix=f"{self.stem}.draft-", dir=self._work))
+            self._insist()
+            draft = owned.draft(self.folder, self._work)
             self._fill(draft, datasets, params=params, metrics=metrics, summary=summary, extra=extra or {})
-            draft.chmod(0o755)
-            if self.folder.exists():
-                self._swap(draft)
-                shutil.rmtree(draft, ignore_errors=True)  # the next opening removes what is left
-            else:
-                os.rename(draft, self.folder)
+            if self.folder.exists() and owned.listed(self.folder) is None:
+                owned.record(self.folder, _of_earlier_version(self.folder, self.stem))
+            owned.finish(draft, self.folder)
         except BaseException as error:
             if draft is not None:
-                shutil.rmtree(draft, ignore_errors=True)
+                owned.abandon(draft)
             if isinstance(error, OSError):
                 reason = error.strerror or error
                 raise InputError(
@@ -142,19 +160,6 @@ class Stage:
         self.written = True
         self.close()
         return self.folder
-
-    def _swap(self, draft: Path) -> None:
-        """Exchange the folder and a draft in one step, so that a reader always sees one of the two."""
-        paths = (-100, os.fsencode(draft), -100, os.fsencode(self.folder))  # AT_FDCWD
-        try:
-            if ctypes.CDLL(None).renameat2(*paths, 2) == 0:  # RENAME_EXCHANGE
-                return
-        except AttributeError:  # not this system's library
-            pass
-        old = Path(tempfile.mkdtemp(prefix=f"{self.stem}.draft-", dir=self._work))
-        os.rename(self.folder, old / self.stem)
-        os.rename(draft, self.folder)
-        os.rename(old, draft)
 
     def _fill(
         self,
@@ -169,13 +174,13 @@ class Stage:
         (draft / "figures").mkdir()
         for name, image in self._figures.items():
             (draft / "figures" / f"{name}.png").write_bytes(image)
-        files = {name: _write_parquet(draft / name, dataset) for name, dataset in datasets.items()}
+        tables = {name: _write_parquet(draft / name, dataset) for name, dataset in datasets.items()}
         for name, path in extra.items():
-            (shutil.copytree if path.is_dir() else shutil.copy2)(path, draft / name)
+            _copy_own(path, draft / name)
         for name, content in (("params", params), ("metrics", metrics)):
             (draft / f"{name}.json").write_text(json.dumps(_finite(content), indent=1, ensure_ascii=False) + "\n")
         counts = {name: len(dataset) for name, dataset in datasets.items()}
-        cards.of_stage(self.stem, draft, files, counts, params, summary).save(draft / "README.md")
+        cards.of_stage(self.stem, draft, tables, counts, params, summary).save(draft / "README.md")
 
 
 def bring(found: Sequence[Path], folder: Path) -> None:
@@ -223,12 +228,50 @@ def _copy(path: Path, to: Path) -> None:
         _copy(part, to / part.name)
 
 
+def _copy_own(path: Path, to: Path) -> None:
+    """Copy a file or folder into a draft: of a folder what its manifest lists, with the card written since.
+
+    Without a manifest all of it; never a link or what it leads to.
+    """
+    if not path.is_dir():
+        _copy_file(path, to)
+        return
+    known = owned.listed(path)
+    names = [name for name in disk.entries(path) if name != owned.NAME]
+    wanted = [name for name in names if known is None or name in known or name == "README.md"]
+    regular = [name for name in wanted if (path / name).is_file() and not (path / name).is_symlink()]
+    if left := set(names) - set(regular):
+        log.warning("%s: not taken into %s, since no stage wrote it: %s", path, to.parent.name, owned.some(left))
+    to.mkdir()
+    for name in regular:
+        (to / name).parent.mkdir(parents=True, exist_ok=True)
+        _copy_file(path / name, to / name)
+
+
+def _copy_file(path: Path, to: Path) -> None:
+    with disk.opened(path, follow=False) as source, to.open("wb") as copy:
+        shutil.copyfileobj(source, copy, 2**20)
+
+
+def _of_earlier_version(folder: Path, stem: str) -> dict[str, str] | None:
+    """Return name -> hash of what an earlier version, which kept no manifest, surely wrote into a stage folder.
+
+    Its card says that the stage did, and the rows' files carry their hash in their names. The rest could be another's.
+    """
+    with suppress(InputError):
+        card = files.read_text(folder / "README.md", limit=2**26)
+        if f"By the notebook `{stem}` of nbutils " in card and (folder / "params.json").is_file():
+            found = {n: disk.sha256(folder / n) for n in disk.entries(folder) if DATA.fullmatch(n)}
+            return {name: value for name, value in found.items() if f"-{value[:12]}." in name}
+    return None
+
+
 def _write_parquet(folder: Path, dataset: Dataset) -> str:
     folder.mkdir()
     path = folder / "train.parquet"
-    dataset.to_parquet(str(path))
-    with path.open("rb") as stream:
-        content = hashlib.file_digest(stream, "sha256").hexdigest()[:12]
+    with path.open("wb") as stream:  # given a name, the library would take some characters in it for a pattern
+        dataset.to_parquet(stream)
+    content = disk.sha256(path)[:12]
     return str(path.rename(folder / f"train-{content}.parquet").relative_to(folder.parent))
 
 

@@ -158,7 +158,7 @@ def gone(path):
 @pytest.mark.parametrize(
     ("make", "fault"),
     [
-        (lambda p: p.mkdir(), "cannot be read: Is a directory"),
+        (lambda p: p.mkdir(), "is no regular file, it is a folder"),
         (lambda p: None, "cannot be read: No such file or directory"),
         (gone, "cannot be read: No such file or directory"),
         (fifo, "is no regular file"),

@@ -1,6 +1,8 @@
 """Uploading and reading, against a Hub on this machine that breaks where it is told to."""
 
+import hashlib
 import json
+import os
 import re
 
 import matplotlib.pyplot as plt
@@ -63,7 +65,9 @@ def write(run_dir, *texts, stem="01_rerank", **extra):
 
 
 def content(folder):
-    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    """What is to be sent of a stage folder: all but what is for this machine."""
+    names = {p.relative_to(folder).as_posix(): p for p in folder.rglob("*") if p.is_file()}
+    return {name: p.read_bytes() for name, p in names.items() if name not in ("manifest.json", "run.json")}
 
 
 def images(card):
@@ -80,9 +84,111 @@ def test_a_stage_folder_arrives_whole_private_and_is_counted_there(hub, client, 
     )
     repository = hub.repositories["dataset", "me/set"]
     assert repository.private
-    assert repository.files == {name: data for name, data in content(folder).items() if name != "run.json"}
+    assert repository.files == content(folder)
     assert images(repository.files["README.md"]) == ["figures/verdicts.png"]
     assert "figures/verdicts.png" in repository.files
+
+
+STRANGERS = {
+    ".env": "HF_TOKEN=hf_secret",
+    "id_rsa": "-----BEGIN OPENSSH PRIVATE KEY-----",
+    "store.sqlite": "replies",
+    "store.sqlite-wal": "replies",
+    "pairs/.env.local": "KEY=1",
+    "pairs/train-0123456789ab.parquet": "rows of somebody",
+    "figures/private.png": "a photograph",
+    "notes/tesi.md": "appunti",
+    "kept-1/README.md": "an older card",
+    ".git/config": "url = https://me:token@host",
+}
+
+
+def test_what_the_stage_did_not_write_is_not_sent_and_counted(hub, client, tmp_path):
+    folder = write(tmp_path / "run", "one")
+    sent = content(folder)
+    for name, text in STRANGERS.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere/secret.txt").write_text("secret")
+    links = {"passwd": "/etc/passwd", "pairs/link.parquet": "/etc/hosts", "figures/all": "elsewhere"}
+    for name, target in links.items():
+        (folder / name).symlink_to(target if target.startswith("/") else tmp_path / target)
+    outcome, said = client("push", folder, "me/set")
+    assert outcome == "ok"
+    assert said.endswith("6 files, 1 rows in pairs, 1 rows in prompts; not sent: 13 files there that the stage did not "
+                         "write")  # fmt: skip
+    assert hub.repositories["dataset", "me/set"].files == sent
+    assert not any(b"secret" in data or b"root:" in data for data in hub.objects.values())
+
+
+def relink(path):
+    path.rename(path.parents[2] / "moved")
+    path.symlink_to(path.parents[2] / "moved")
+
+
+def relink_folder(path):
+    path.parent.rename(path.parents[2] / "moved")
+    path.parent.symlink_to(path.parents[2] / "moved")
+
+
+@pytest.mark.parametrize(("name", "change"), [
+    ("README.md", lambda p: p.write_text("# by hand")),
+    ("metrics.json", lambda p: p.write_text(p.read_text() + " ")),
+    ("params.json", lambda p: p.unlink()),
+    ("figures/verdicts.png", relink),
+    ("figures/verdicts.png", relink_folder),
+    ("pairs/*.parquet", relink),
+    ("pairs/*.parquet", relink_folder),
+    ("prompts/*.parquet", lambda p: p.write_bytes(p.read_bytes() + b"more")),
+    ("metrics.json", lambda p: (p.unlink(), p.symlink_to("/etc/passwd"))),
+    ("metrics.json", lambda p: (p.unlink(), p.symlink_to("/dev/zero"))),
+    ("params.json", lambda p: (p.unlink(), os.mkfifo(p))),
+    ("params.json", lambda p: (p.unlink(), p.mkdir())),
+])  # fmt: skip
+def test_a_file_that_is_not_as_the_stage_wrote_it_is_named_and_nothing_is_sent(hub, client, tmp_path, name, change):
+    folder = write(tmp_path, "one")
+    (path,) = folder.glob(name)
+    change(path)
+    outcome, said = client("push", folder, "me/set")
+    assert outcome == "refused"
+    assert said.startswith(f"push_to_hub: {folder} is not as the stage wrote it: {path.relative_to(folder)}; put that")
+    assert hub.objects == {}
+
+
+@pytest.mark.parametrize("manifest", [
+    None,
+    "{}",
+    '{"files": {"/etc/passwd": "x"}}',
+    '{"written_by": "somebody", "files": {}}',
+    "[" * 5000,
+    '{"written_by": "nbutils", "files": ["README.md"]}',
+])  # fmt: skip
+def test_a_folder_without_a_manifest_of_ours_is_not_sent(hub, client, tmp_path, manifest):
+    folder = write(tmp_path, "one")
+    (folder / "manifest.json").unlink()
+    if manifest is not None:
+        (folder / "manifest.json").write_text(manifest)
+    outcome, said = client("push", folder, "me/set")
+    assert (outcome, said.partition(" of a stage")[0]) == ("refused", f"push_to_hub: {folder} has no manifest.json")
+    assert hub.objects == {}
+
+
+@pytest.mark.parametrize(
+    "name", ["/etc/passwd", "../secret", "pairs/../../secret", "figures/../../secret", "link/secret"]
+)
+def test_a_manifest_that_leads_out_of_its_folder_sends_nothing_from_there(hub, client, tmp_path, name):
+    folder = write(tmp_path / "run", "one")
+    (tmp_path / "run/secret").write_text("secret")
+    (folder / "link").symlink_to(tmp_path / "run")
+    path = folder / "manifest.json"
+    digest = hashlib.sha256((folder / name).read_bytes()).hexdigest()
+    path.write_text(json.dumps({"written_by": "nbutils", "files": {name: digest}}))
+    assert client("push", folder, "me/set")[1].startswith(
+        f"push_to_hub: {folder} is not as the stage wrote it: {name};"
+    )
+    assert hub.objects == {}
+    assert "secret" not in str(hub.repositories)
 
 
 @pytest.mark.parametrize("start", ["nothing", "an earlier run"])
@@ -284,7 +390,7 @@ def test_a_notebook_whose_upload_failed_keeps_its_folder_and_uploads_when_run_ag
     run.execute("01_rerank", values)
     assert run.is_done("01_rerank", values)
     repository = hub.repositories["dataset", "me/reranked"]
-    assert repository.files == {name: data for name, data in content(folder).items() if name != "run.json"}
+    assert repository.files == content(folder)
     assert repository.private
     executed = (tmp_path / "run/01_rerank.ipynb").read_text()
     assert f"uploaded to {hub.url}/datasets/me/reranked (private): " in executed

@@ -1,5 +1,6 @@
 import base64
 import errno
+import hashlib
 import json
 import os
 import shutil
@@ -14,7 +15,7 @@ from builders import child, prompt_row, scored
 from datasets import Dataset, load_dataset
 from huggingface_hub import DatasetCard
 
-from nbutils import cards, stages
+from nbutils import cards, owned, sources, stages
 from nbutils.errors import InputError
 from nbutils.pairs import build, rerank
 from nbutils.records import PAIRS, PROMPTS, dataset
@@ -274,3 +275,228 @@ def test_a_disk_too_small_for_the_copies_is_told_before_and_a_full_one_when_it_i
     assert listed(work) == {}
     bring(found, work)
     assert listed(work) == WHOLE
+
+
+# Files that the kit did not write
+
+
+def no_manifest(folder):
+    (folder / "manifest.json").unlink()
+
+
+THESIS = {
+    "a thesis": {"thesis.tex": "years of work"},
+    "with folders": {"chapter/one/text.md": "uno", "chapter/two.md": "due"},
+    "with names of ours": {"README.md": "# my thesis", "params.json": "{}", "metrics.json": "{}"},
+    "with a table": {"pairs/train-0123456789ab.parquet": "rows"},
+    "with another program's manifest": {"manifest.json": '{"name": "app", "files": {"thesis.tex": "x"}}'},
+    "with a manifest of no sense": {"manifest.json": '{"written_by": "nbutils", "files": 3}', "a": "b"},
+    "with a torn manifest": {"manifest.json": '{"written_by": "nbutils", "fi', "a": "b"},
+    "hidden files": {".git/HEAD": "ref: refs/heads/main"},
+    "a name with a line end": {"tesi\nfinale.txt": "anni"},
+    "the mark of a draft": {".unfinished": "", "tesi.txt": "anni di lavoro"},
+}
+
+
+@pytest.mark.parametrize("content", THESIS.values(), ids=THESIS)
+@pytest.mark.parametrize("stem", ["01_rerank", "03_judge"])
+def test_a_folder_that_no_stage_wrote_is_refused_by_name_at_the_opening_and_left_as_it_is(tmp_path, stem, content):
+    put(tmp_path / stem, content)
+    with pytest.raises(InputError, match=rf"run_dir: .*{stem} holds files that no stage wrote \(") as said:
+        Stage(stem, tmp_path)
+    assert "\n" not in str(said.value)
+    assert listed(tmp_path / stem) == content
+    Stage("02_sample", tmp_path).close()
+    shutil.move(tmp_path / stem, tmp_path / "elsewhere")
+    Stage(stem, tmp_path).close()
+
+
+def put(folder, content):
+    for name, text in content.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+
+
+def test_a_folder_filled_while_the_stage_worked_is_not_replaced_either(tmp_path):
+    stage = Stage("01_rerank", tmp_path)
+    put(tmp_path / "01_rerank", {"thesis.tex": "years"})
+    with pytest.raises(InputError, match="holds files that no stage wrote"):
+        write(stage)
+    assert listed(tmp_path / "01_rerank") == {"thesis.tex": "years"}
+    assert leftovers(tmp_path) == []
+
+
+@pytest.mark.parametrize(("make", "kind"), [
+    (lambda p, other: p.symlink_to(other), "a link"),
+    (lambda p, other: p.symlink_to("nowhere"), "a link"),
+    (lambda p, other: p.write_text("x"), "a file"),
+    (lambda p, other: os.mkfifo(p), "a file"),
+])  # fmt: skip
+def test_what_is_no_folder_in_a_stages_place_is_refused(tmp_path, make, kind):
+    put(tmp_path / "other", {"a": "b"})
+    make(tmp_path / "01_rerank", tmp_path / "other")
+    with pytest.raises(InputError, match=rf"run_dir: .*01_rerank is {kind}, expected a folder"):
+        Stage("01_rerank", tmp_path)
+    assert listed(tmp_path / "other") == {"a": "b"}
+
+
+OWN = {
+    "notes.md": "mine",
+    ".env": "TOKEN=1",
+    "figures/mine.svg": "<svg/>",
+    "pairs/notes.txt": "mine too",
+    "pairs/train-0123456789ab.parquet": "rows of mine",
+    "my/folder/file": "deep",
+    "prompts/più/note.txt": "perché",
+}
+
+
+@pytest.mark.parametrize("how", ["exchange", "two renamings"])
+def test_files_of_the_users_own_stay_when_a_stage_is_written_anew(tmp_path, monkeypatch, caplog, how):
+    if how == "two renamings":
+        monkeypatch.setattr(owned.ctypes, "CDLL", lambda _: object())
+    folder = write(Stage("01_rerank", tmp_path), "one")
+    put(folder, OWN)
+    (folder / "link").symlink_to("/etc/passwd")
+    (folder / "folder-link").symlink_to("/etc")
+    stage = Stage("01_rerank", tmp_path)
+    for text in ("two", "three"):
+        write(stage, text)
+        there = {path: (folder / path).read_text() for path in OWN}
+        assert there == OWN
+        assert (folder / "link").readlink() == Path("/etc/passwd")
+        assert (folder / "folder-link").readlink() == Path("/etc")
+        assert not list(folder.glob("kept-*"))
+        assert len(list(folder.glob("prompts/*.parquet"))) == 1
+        assert load_dataset(str(folder), "prompts", split="train")["prompt"][0][0]["content"] == text
+    assert leftovers(tmp_path) == []
+    assert caplog.messages[0] == f"{folder}: 9 files that no stage wrote, or that were changed since, are kept"
+
+
+@pytest.mark.parametrize("name", ["README.md", "params.json", "metrics.json", "figures/a.png", "pairs"])
+def test_a_file_of_ours_that_was_changed_is_kept_beside_the_new_one(tmp_path, caplog, name):
+    def once(run_dir):
+        stage = Stage("01_rerank", run_dir)
+        stage.figure("a", plt.subplots()[1])
+        return write(stage)
+
+    folder = once(tmp_path)
+    path = next((folder / name).glob("*")) if name == "pairs" else folder / name
+    name = path.relative_to(folder)
+    for n, text in ((1, b"changed by hand"), (2, b"changed again")):
+        path.write_bytes(text)
+        once(tmp_path)
+        assert (folder / f"kept-{n}" / name).read_bytes() == text
+        assert path.read_bytes() != text
+        assert "those that were changed or whose name was taken are in kept-" in caplog.text
+    assert (folder / "kept-1" / name).read_bytes() == b"changed by hand"
+    assert len([p for p in folder.rglob(path.name) if p.is_file()]) == 3
+
+
+def test_a_file_of_the_users_whose_name_the_new_folder_needs_is_kept(tmp_path):
+    folder = write(Stage("01_rerank", tmp_path))
+    put(folder, {"figures/late.png": "mine", "training.csv/deep": "a folder where a file will be", "adapter": "mine"})
+    put(tmp_path, {"log.csv": "step", "made/weights": "w"})
+    stage = Stage("01_rerank", tmp_path)
+    stage.figure("late", plt.subplots()[1])
+    write(stage, extra={"training.csv": tmp_path / "log.csv", "adapter": tmp_path / "made"})
+    kept = {"figures/late.png": "mine", "training.csv/deep": "a folder where a file will be", "adapter": "mine"}
+    assert listed(folder / "kept-1") == kept
+    assert (folder / "training.csv").read_text() == "step"
+    assert (folder / "adapter/weights").read_text() == "w"
+
+
+def test_a_folder_of_a_version_without_manifests_is_replaced_and_only_its_rows_are_removed(tmp_path):
+    stage = Stage("01_rerank", tmp_path)
+    stage.figure("a", plt.subplots()[1])
+    folder = write(stage, "one")
+    no_manifest(folder)
+    put(folder, {"run.json": "{}", "thesis.tex": "years"})
+    old = {path: (folder / path).read_bytes() for path in ("README.md", "params.json", "metrics.json")}
+    write(Stage("01_rerank", tmp_path), "two")
+    assert {path: (folder / "kept-1" / path).read_bytes() for path in old} == old
+    assert (folder / "thesis.tex").read_text() == "years"
+    assert len(list(folder.rglob("*.parquet"))) == 2
+    write(Stage("01_rerank", tmp_path), "three")
+    assert not (folder / "kept-2").exists()
+
+
+@pytest.mark.parametrize("at", ["_swap", "carry"])
+def test_a_stage_killed_while_it_replaces_its_folder_loses_nothing_of_the_users(tmp_path, monkeypatch, at):
+    folder = write(Stage("01_rerank", tmp_path), "one")
+    put(folder, OWN | {"README.md": "my own card"})
+    with monkeypatch.context() as killed:
+        killed.setattr(owned, at, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            write(Stage("01_rerank", tmp_path), "two")
+    for text in ("after", "and again"):
+        write(Stage("01_rerank", tmp_path), text)
+        assert {path: (folder / path).read_text() for path in OWN} == OWN
+        assert (folder / "kept-1/README.md").read_text() == "my own card"
+        assert load_dataset(str(folder), "prompts", split="train")["prompt"][0][0]["content"] == text
+    assert leftovers(tmp_path) == []
+
+
+@pytest.mark.parametrize("content", [{"01_rerank/thesis.tex": "years"}, {"thesis.tex": "years"}, {"a/b": "c"}])
+def test_a_folder_that_is_named_like_a_draft_stays_unless_it_is_one(tmp_path, caplog, content):
+    put(tmp_path / "work/01_rerank.draft-thesis", content)
+    put(tmp_path / "other/01_rerank", {".unfinished": "", "thesis.tex": "years"})
+    (tmp_path / "work/01_rerank.draft-link").symlink_to(tmp_path / "other")
+    write(Stage("01_rerank", tmp_path))
+    assert listed(tmp_path / "work/01_rerank.draft-thesis") == content
+    assert listed(tmp_path / "other/01_rerank") == {".unfinished": "", "thesis.tex": "years"}
+    assert "look there and delete it" in caplog.text
+
+
+@pytest.mark.parametrize("make", [Path.write_text, Path.symlink_to])
+def test_a_lock_empties_no_file_and_follows_no_link(tmp_path, make):
+    put(tmp_path, {"thesis.tex": "years"})
+    (tmp_path / "work").mkdir()
+    make(tmp_path / "work/01_rerank.lock", str(tmp_path / "thesis.tex"))
+    if make is Path.symlink_to:
+        with pytest.raises(InputError, match="run_dir: cannot write to"):
+            Stage("01_rerank", tmp_path)
+    else:
+        Stage("01_rerank", tmp_path).close()
+    assert (tmp_path / "thesis.tex").read_text() == "years"
+    assert (tmp_path / "work/01_rerank.lock").read_text() in ("years", str(tmp_path / "thesis.tex"))
+
+
+def test_the_manifest_lists_every_file_with_its_hash(tmp_path):
+    folder = write(Stage("01_rerank", tmp_path))
+    content = json.loads((folder / "manifest.json").read_text())
+    assert content["written_by"] == "nbutils"
+    there = {path for path in listed_names(folder) if path != "manifest.json"}
+    assert set(content["files"]) == there
+    card = hashlib.sha256((folder / "README.md").read_bytes()).hexdigest()
+    assert content["files"]["README.md"] == card
+
+
+def listed_names(folder):
+    return {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
+
+
+def test_of_a_folder_that_is_copied_in_links_and_what_its_manifest_does_not_list_stay_out(tmp_path, caplog):
+    put(tmp_path / "adapter", {"adapter_config.json": "{}", "sub/weights": "w"})
+    put(tmp_path / "merged", {"config.json": "{}"})
+    owned.record(tmp_path / "merged")
+    put(tmp_path / "merged", {".env": "TOKEN=1", "README.md": "the card, written later"})
+    for name in ("passwd", "sub/passwd"):
+        (tmp_path / "adapter" / name).symlink_to("/etc/passwd")
+    (tmp_path / "adapter/etc").symlink_to("/etc")
+    os.mkfifo(tmp_path / "adapter/pipe")
+    extra = {name: tmp_path / name for name in ("adapter", "merged")}
+    folder = write(Stage("04_dpo", tmp_path / "run"), extra=extra)
+    assert listed_names(folder / "adapter") == {"adapter_config.json", "sub/weights"}
+    assert listed_names(folder / "merged") == {"config.json", "README.md"}
+    assert "not taken into 04_dpo, since no stage wrote it: etc, passwd, pipe and 1 more" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["run*", "run?x", "run{1}", "100%", "più è", "run#1"])
+def test_a_run_whose_name_looks_like_a_pattern_is_that_folder(tmp_path, name):
+    (tmp_path / "run 1").mkdir()
+    folder = write(Stage("01_rerank", tmp_path / name), "one")
+    write(Stage("01_rerank", tmp_path / name), "two")
+    assert [p.name for p in tmp_path.iterdir() if p.name != "run 1"] == [name]
+    (row,) = sources.read(str(folder), "prompts")
+    assert row["prompt"][0]["content"] == "two"

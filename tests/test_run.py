@@ -1,0 +1,97 @@
+"""What lies in the way of an executed notebook."""
+
+import json
+import os
+
+import papermill
+import pytest
+from papermill.iorw import load_notebook_node
+
+from nbutils import run, sources
+
+
+@pytest.fixture
+def executed(tmp_path, monkeypatch):
+    """Return a function that stands for an execution of 01 in the folder `run {1}`; it leaves the notebook there."""
+    (tmp_path / "run {1}").mkdir()
+    path = tmp_path / "run {1}/01_rerank.ipynb"
+
+    def execute(source, output, values, **options):
+        book = load_notebook_node(source.replace("{{", "{").replace("}}", "}"))
+        raw = papermill.parameterize.parameterize_notebook(book, values)
+        said = {"cell_type": "markdown", "source": "failed", "metadata": {"tags": ["papermill-error-cell-tag"]}}
+        raw.cells.insert(3, said)
+        path.write_text(json.dumps(raw), encoding="utf-8") if output.format() == str(path) else None
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(papermill, "execute_notebook", execute)
+    values = {"run_dir": str(path.parent), "dataset": str(tmp_path / "none.jsonl")}
+
+    def again():
+        with pytest.raises(KeyboardInterrupt):
+            run.execute("01_rerank", values)
+        return path
+
+    return again
+
+
+def test_a_notebook_that_holds_the_kits_cells_alone_is_executed_over(executed):
+    for _ in range(3):
+        path = executed()
+    assert [p.name for p in path.parent.iterdir()] == ["01_rerank.ipynb"]
+
+
+def sources_of(path):
+    """The cells of a notebook, without those that stand in the place of papermill's two."""
+    cells = ["".join(cell["source"]) for cell in json.loads(path.read_text())["cells"]]
+    return [text for text in cells if text != "failed" and not text.startswith("# Parameters")]
+
+
+def note(book):
+    book["cells"][2]["source"] += "\n# a note of mine"
+
+
+def more(book):
+    book["cells"].append({"cell_type": "code", "source": "2 + 2", "metadata": {}, "outputs": []})
+
+
+def less(book):
+    del book["cells"][-1]
+
+
+@pytest.mark.parametrize("change", [note, more, less, lambda book: book.update(cells=3), lambda book: book.clear()])
+def test_a_notebook_that_somebody_worked_in_is_kept_beside_the_new_one(executed, change, capsys):
+    path = executed()
+    new = path.read_text()
+    for n in (1, 2):
+        book = json.loads(new) | {"round": n}
+        change(book)
+        path.write_text(json.dumps(book))
+        assert sources_of(executed()) == sources_of(run.notebook("01_rerank"))
+        kept = path.with_name(f"01_rerank.kept-{n}.ipynb")
+        assert json.loads(kept.read_text()) == book
+        assert capsys.readouterr().out == f"{path} is not as the kit executed it; it is kept as {kept}\n"
+
+
+@pytest.mark.parametrize("make", [
+    lambda p, other: p.symlink_to(other),
+    lambda p, other: p.symlink_to("nowhere"),
+    lambda p, other: p.write_text("<thesis>"),
+    lambda p, other: p.write_bytes(b"\xff\0"),
+    lambda p, other: p.mkdir(),
+    lambda p, other: os.mkfifo(p),
+])  # fmt: skip
+def test_what_is_no_notebook_in_its_place_is_kept_and_no_link_is_written_through(executed, tmp_path, make):
+    other = tmp_path / "mine.ipynb"
+    other.write_text(run.notebook("01_rerank").read_text())
+    make(tmp_path / "run {1}/01_rerank.ipynb", other)
+    assert not executed().is_symlink()
+    assert other.read_text() == run.notebook("01_rerank").read_text()
+    assert len(list((tmp_path / "run {1}").iterdir())) == 2
+
+
+@pytest.mark.parametrize("name", ["notebooks", "", ".", "~", "/"])
+def test_the_command_refuses_a_run_dir_that_it_must_not_fill(name, capsys, monkeypatch):
+    monkeypatch.chdir(sources.CHECKOUT)
+    assert run.main(["params/demo", name]) == 1
+    assert capsys.readouterr().err.startswith("error: run_dir is ")
