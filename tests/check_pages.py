@@ -1,5 +1,6 @@
 """The pages of `make walkthrough` in a real browser: `pytest tests/check_pages.py`, where chromium is installed.
 
+Also pages of a run whose outputs are attacks (attacks.py), with a listener where they all want to go.
 NBUTILS_PAGES names another folder than docs; NBUTILS_SHOTS a folder to keep screenshots in.
 """
 
@@ -10,12 +11,20 @@ import os
 import re
 import shutil
 import subprocess
+import threading
+import time
 import urllib.request
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import nbformat
 import pytest
 import websocket
+from attacks import ALL, HTML, MARKDOWN, TEXT, aimed
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_output
+from test_walkthrough import executed, stream
 
+from nbutils import inert, walkthrough
 from nbutils.params import STEMS
 from nbutils.sources import CHECKOUT
 
@@ -126,3 +135,109 @@ def test_a_page_fits_its_screen_can_be_read_and_asks_for_nothing(browser, name, 
     local = {link.partition("#")[0] for link in seen["links"] if link.startswith("file:")}
     assert local
     assert [link for link in local if not Path(link.removeprefix("file://")).is_file()] == []
+
+
+@pytest.fixture(scope="module")
+def listener():
+    """A server that notes what it is asked for, and its address."""
+    asked = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            asked.append(self.path)
+            self.send_response(204)
+            self.end_headers()
+
+        do_POST = do_HEAD = do_OPTIONS = do_GET
+
+        def log_message(self, *_):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}", asked
+    server.shutdown()
+    server.server_close()
+
+
+def provoked(browser, path):
+    """Open a page, move, scroll and tab on it, and return what else than files and figures it asked for or ran."""
+    browser.open(path, 800, "light")
+    for x, y in ((50, 50), (300, 400), (500, 800)):
+        browser.call("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
+    for _ in range(5):
+        for kind in ("keyDown", "keyUp"):
+            browser.call("Input.dispatchKeyEvent", type=kind, key="Tab", code="Tab", windowsVirtualKeyCode=9)
+    browser.call("Runtime.evaluate", expression="scrollTo(0, document.body.scrollHeight)")
+    time.sleep(0.15)
+    browser.call("Runtime.evaluate", expression="1")
+    asked = [e["params"]["request"]["url"] for e in browser.events if e["method"] == "Network.requestWillBeSent"]
+    noted = [e for e in browser.events if e["method"] in ("Page.javascriptDialogOpening", "Runtime.exceptionThrown")]
+    return [url[:80] for url in asked if not url.startswith(("file://", "data:"))] + noted
+
+
+def attacked(stem, run_dir, attacks, address):
+    """Write an executed notebook whose outputs, Markdown and metadata are attacks."""
+    executed(stem, run_dir)
+    book = nbformat.read(run_dir / f"{stem}.ipynb", as_version=4)
+    for attack in attacks:
+        outputs = [new_output("display_data", {"text/html": attack}), stream(attack, "stdout"), stream(attack)]
+        outputs += [
+            new_output("display_data", {kind: attack}) for kind in ("text/plain", "image/svg+xml", "text/latex")
+        ]
+        cell = new_code_cell(
+            f"{attack!r}", execution_count=1, outputs=outputs, metadata={"tags": [attack.replace(",", ";")]}
+        )
+        book.cells += [cell, new_markdown_cell(attack)]
+    book.cells += [new_markdown_cell(attack) for attack in aimed(MARKDOWN, address)]
+    book.metadata["language_info"] = {"name": "python", "pygments_lexer": attacks[0]}
+    for figure in (o for cell in book.cells for o in cell.get("outputs", []) if "image/png" in o.get("data", {})):
+        figure.metadata["image/png"]["alt"] = f'" onload="x">{attacks[0]}'
+    (run_dir / f"{stem}.ipynb").write_text(json.dumps(book))  # in ASCII: it holds what is no UTF-8
+
+
+def test_attacks_reach_the_listener_where_nothing_holds_them(browser, listener, tmp_path):
+    address, asked = listener
+    came = 0
+    for attack in aimed(HTML, address):
+        asked.clear()
+        path = tmp_path / "raw.html"
+        path.write_text(f"<!DOCTYPE html><meta charset=utf-8><main>{attack}</main>", encoding="utf-8", errors="replace")
+        provoked(browser, path)
+        came += bool(asked)
+    assert came > 60, "or the battery proves nothing"
+
+
+def test_the_policy_alone_lets_nothing_load_or_run(browser, listener, tmp_path):
+    address, asked = listener
+    policy = f'<meta http-equiv="Content-Security-Policy" content="{inert.policy("x")}">'
+    for attack in aimed(HTML, address):
+        asked.clear()
+        path = tmp_path / "held.html"
+        page = f"<!DOCTYPE html><meta charset=utf-8>{policy}<main>{attack}</main>"
+        path.write_text(page, encoding="utf-8", errors="replace")
+        provoked(browser, path)
+        # no policy of a page holds a browser that is told to go elsewhere or to open a connection in advance
+        assert asked == [] or re.search("refresh", attack, re.IGNORECASE), attack
+
+
+@pytest.mark.parametrize("policy", ["with the policy", "the allow list alone"])
+def test_whatever_a_notebook_printed_its_page_asks_for_nothing_and_runs_nothing(browser, listener, tmp_path, policy):
+    address, asked = listener
+    attacks = aimed([*ALL, *TEXT], address)
+    for i, stem in enumerate(STEMS):
+        attacked(stem, tmp_path / "run", attacks[:1] + attacks[i :: len(STEMS)], address)
+    walkthrough.publish(tmp_path / "run", tmp_path / "docs")
+    asked.clear()
+    for stem in ("index", *STEMS):
+        path = tmp_path / "docs" / f"{stem}.html"
+        if policy == "the allow list alone":
+            path.write_text(path.read_text().replace("Content-Security-Policy", "x"))
+        assert provoked(browser, path) == []
+        # also what the attacks wanted to be clicked for
+        script = "[...document.querySelectorAll('main :not(a)')].forEach(e => e.click?.())"
+        browser.call("Runtime.evaluate", expression=script)
+        names = "[...document.querySelectorAll('main *')].flatMap(e => e.getAttributeNames()).join(' ')"
+        held = browser.call("Runtime.evaluate", expression=names, returnByValue=True)["result"]["value"].split()
+        assert not [name for name in held if name.startswith("on")]
+    assert asked == []

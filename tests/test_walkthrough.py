@@ -1,6 +1,7 @@
 """walkthrough.py: the pages of a run, here of the real notebooks with outputs that were written by hand."""
 
 import base64
+import hashlib
 import io
 import itertools
 import os
@@ -111,6 +112,30 @@ def test_a_page_loads_nothing_and_runs_nothing(page):
     assert "url(" not in str(page.style)
     assert "@import" not in str(page.style)
     assert not any(name.startswith("on") for tag in page(True) for name in tag.attrs)
+
+
+def test_a_page_forbids_the_browser_all_but_its_own_style_and_figures(page):
+    policy, dns, referrer = (
+        page.head.find("meta", names)["content"]
+        for names in (
+            {"http-equiv": "Content-Security-Policy"},
+            {"http-equiv": "x-dns-prefetch-control"},
+            {"name": "referrer"},
+        )
+    )
+    digest = base64.b64encode(hashlib.sha256(page.style.string.encode()).digest()).decode()
+    assert policy.split("; ") == [
+        "default-src 'none'", "img-src data:", f"style-src 'sha256-{digest}'", "base-uri 'none'", "form-action 'none'",
+    ]  # fmt: skip
+    assert (dns, referrer) == ("off", "no-referrer")
+    assert page.head.find(["link", "style"]).find_previous("meta", {"http-equiv": "Content-Security-Policy"})
+    assert not page(style=True), "the policy would not let it through"
+
+
+def test_a_figure_keeps_seven_tenths_of_its_width(docs, page):
+    rules = re.findall(r'figure img\[width="(\d+)"\] \{ min-width: (\d+)px; \}', page.style.string)
+    assert rules == [("200", "140")]
+    assert {image["width"] for image in page("img")} <= {"200"}
 
 
 def test_a_page_is_made_for_phones_and_screen_readers(page):
@@ -256,13 +281,26 @@ def by_hand(book):
 
 
 def no_figure(book):
-    for cell in book.cells:
-        cell["outputs"] = [o for o in cell.get("outputs", []) if "image/png" not in o.get("data", {})]
+    for cell in (cell for cell in book.cells if cell.cell_type == "code"):
+        cell["outputs"] = [o for o in cell.outputs if "image/png" not in o.get("data", {})]
 
 
 def no_caption(book):
     for output in (o for cell in book.cells for o in cell.get("outputs", []) if "image/png" in o.get("data", {})):
         output.metadata = {}
+
+
+def no_png(book):
+    output = next(o for cell in book.cells for o in cell.get("outputs", []) if "image/png" in o.get("data", {}))
+    output.data["image/png"] += '" onerror="alert(1)'
+
+
+def no_time(book):
+    book.metadata.papermill = {"version": "2", "duration": "long"}
+
+
+def no_metadata(book):
+    book.metadata.papermill = ["2.7.0"]
 
 
 def image_from_elsewhere(book):
@@ -277,6 +315,9 @@ def image_from_elsewhere(book):
         (by_hand, "02_sample.ipynb was not executed by papermill"),
         (no_figure, r"02_sample.ipynb does not show .*lengths.png"),
         (no_caption, r"02_sample.ipynb shows a figure without a caption"),
+        (no_png, r"02_sample.ipynb does not show .*.png"),
+        (no_time, "02_sample.ipynb was not executed by papermill"),
+        (no_metadata, "02_sample.ipynb was not executed by papermill"),
         (image_from_elsewhere, "02_sample: the image https://a.org/a.png is not part of the notebook"),
     ],
 )
@@ -299,6 +340,42 @@ def test_a_run_without_a_notebook_or_a_stage_is_refused_with_one_line(run_dir, t
     assert re.fullmatch(r"error: there is no .*01_rerank.ipynb; finish the run .* first\n", capsys.readouterr().err)
 
 
-def test_the_command_says_where_to_begin(run_dir, tmp_path, capsys):
+CODE = '{"cell_type": "code", "metadata": {}, "source": "x", "execution_count": 1, "outputs": [{"output_type": "x"}]}'
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        f'{{"cells": [{CODE}], "metadata": {{}}, "nbformat": 4, "nbformat_minor": 4}}',
+        "",
+        "{}",
+        "[]",
+        "null",
+        "<html>",
+        '{"cells": 1, "nbformat": 4}',
+        "[" * 200_000,
+        '{"nbformat": 99, "cells": []}',
+        b"\xff\0",
+    ],
+)
+def test_a_file_that_is_no_notebook_is_one_line(run_dir, tmp_path, content):
+    path = run_dir / "03_judge.ipynb"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(InputError, match=r"03_judge\.ipynb is not a notebook"):
+        walkthrough.publish(run_dir, tmp_path / "docs")
+
+
+def test_a_notebook_that_no_browser_would_show_is_not_read(run_dir, tmp_path):
+    with (run_dir / "03_judge.ipynb").open("ab") as file:
+        file.truncate(10 * 2**30)
+    with pytest.raises(InputError, match=r"03_judge\.ipynb is larger than 50 MiB"):
+        walkthrough.publish(run_dir, tmp_path / "docs")
+
+
+def test_the_command_says_where_to_begin_and_what_is_left_out(run_dir, tmp_path, capsys):
     assert walkthrough.main([str(run_dir), str(tmp_path / "docs")]) == 0
-    assert capsys.readouterr().out == f"done: 5 pages, begin with {tmp_path / 'docs' / 'index.html'}\n"
+    said = capsys.readouterr()
+    assert said.out == f"done: 5 pages, begin with {tmp_path / 'docs' / 'index.html'}\n"
+    assert said.err.splitlines()[0] == (
+        "01_rerank: outputs hold elements that no page of ours has, left out: script (1)"
+    )
