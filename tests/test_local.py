@@ -17,6 +17,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from nbutils import models
 from nbutils.engines import Request, Sampling
 from nbutils.engines.local import Draw, TransformersEngine, nucleus
 from nbutils.errors import InputError
@@ -172,11 +173,39 @@ def test_the_models_own_generation_defaults_do_not_mix_with_the_options_stated(e
         assert generate(opinionated, requests) == generate(engine, requests)
 
 
-def test_a_prompt_over_the_context_is_refused_with_its_beginning(engine):
+def test_nothing_but_prompts_over_the_context_is_refused_with_the_first_ones_beginning(tiny_llama, tmp_path):
     requests = ask("Bread", "A very long story", sampling=Sampling(max_tokens=2040))
     with pytest.raises(InputError, match=r"context of 2048 tokens.*leave out the prompt that begins 'Bread'") as caught:
-        generate(engine, requests)
+        generate(load(tiny_llama, tmp_path), requests)
     assert "\n" not in str(caught.value)
+
+
+def test_a_prompt_over_the_context_among_others_is_that_prompts_outcome(engine, store):
+    sampling = Sampling(max_tokens=12)
+    long, lungo = "word " * 4000, "parola " * 4000
+    replies = answer(store, engine, ask("Bread", long, "Pane", lungo, "Wine", sampling=sampling))
+    assert [bool(reply.samples) for reply in replies] == [True, False, True, False, True]
+    assert [reply.samples[0] for reply in replies if reply.samples] == [
+        reply.samples[0] for reply in generate(engine, ask("Bread", "Pane", "Wine", sampling=sampling))
+    ]
+    assert "leave out the prompt that begins 'parola" in replies[3].refused
+    calls = engine.tally.calls
+    assert answer(store, engine, ask("Bread", long, "Pane", lungo, "Wine", sampling=sampling)) == replies
+    assert engine.tally.calls == calls
+
+
+def test_a_prompt_the_chat_template_does_not_take_is_that_prompts_outcome(engine, monkeypatch):
+    render = models.render
+
+    def strict(tokenizer, prompt, kwargs):
+        if "odd" in prompt[-1]["content"]:
+            raise ValueError("Conversation roles must alternate")
+        return render(tokenizer, prompt, kwargs)
+
+    monkeypatch.setattr(models, "render", strict)
+    known = dict(engine.generate(ask("odd", "Bread", sampling=Sampling(max_tokens=5)), seed=0))
+    assert "roles must alternate" in known[0].refused
+    assert len(known[1].samples) == 1
 
 
 def test_an_unmerged_adapter_answers_as_the_merged_model_does(engine, adapter, tiny_llama, tmp_path):
@@ -272,19 +301,27 @@ def test_what_is_drawn_when_memory_runs_out_depends_on_the_chunk_alone(tiny_llam
     assert chunks == [4, 4, 4, 2]
 
 
-def test_one_sequence_that_does_not_fit_is_refused_and_finished_chunks_stay_stored(tiny_llama, tmp_path, monkeypatch):
+def test_one_sequence_that_does_not_fit_is_left_out_and_all_others_are_stored(
+    tiny_llama, tmp_path, monkeypatch, caplog
+):
     engine = load(tiny_llama, tmp_path)
     monkeypatch.setattr(type(engine), "chunk_size", 2)
     limit_memory(engine, monkeypatch, lambda rows, width: width < 150)
     requests = ask(*PROMPTS, n=2, sampling=DRAWN)  # the fifth is the long one
     length = len(engine.tokenizer.apply_chat_template(list(requests[4].messages), add_generation_prompt=True).input_ids)
-    with pytest.raises(InputError) as caught:
-        answer(Store(tmp_path / "store.sqlite"), engine, requests)
-    assert str(caught.value) == (
+    replies = answer(Store(tmp_path / "store.sqlite"), engine, requests)
+    fault = (
         f"the model {tiny_llama} and one sequence of {length + 12} tokens do not fit the memory of this machine (cpu); "
         "lower max_tokens, leave out the longest prompts or choose a smaller model"
     )
-    assert len(Store(tmp_path / "store.sqlite")) == 4
+    assert [reply is None for reply in replies] == [i == 4 for i in range(len(requests))]
+    assert (engine.tally.failures, fault in caplog.text) == (1, True)
+    assert len(Store(tmp_path / "store.sqlite")) == len(requests) - 1
+    fresh = load(tiny_llama, tmp_path)
+    limit_memory(fresh, monkeypatch, lambda rows, width: False)
+    with pytest.raises(InputError) as caught:
+        generate(fresh, [requests[4]])
+    assert str(caught.value) == fault
 
 
 def test_another_error_of_the_model_is_not_taken_for_lack_of_memory(tiny_llama, tmp_path, monkeypatch):

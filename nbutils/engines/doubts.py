@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
 from nbutils.engines import Reply
+from nbutils.errors import InputError
 
 # Prompts of at least so many tokens, so often the longest: below, chance can do it.
 _LEAST_TOKENS, _OFTEN = 256, 3
@@ -17,6 +18,18 @@ def of(replies: Sequence[Reply | None]) -> list[str]:
     sentences = [f"{n} of {len(replies)} requests were refused: {reason}" for reason, n in refused.most_common(SHOWN)]
     sentences += noted(Counter(note for reply in known for note in reply.notes), len(known))
     return sentences + cut_prompts(reply.prompt_tokens for reply in known)
+
+
+def answered(replies: Sequence[Reply | None]) -> tuple[list[Reply | None], int]:
+    """Return the replies with None for those that were refused, and how many were.
+
+    Raises:
+        InputError: if no request was answered.
+    """
+    kept = [None if reply is not None and reply.refused else reply for reply in replies]
+    if replies and not any(kept):
+        raise InputError(f"no request was answered: {'; '.join(of(replies)) or 'try again later'}")
+    return kept, sum(reply is not None and bool(reply.refused) for reply in replies)
 
 
 def noted(notes: Mapping[str, int], total: int) -> list[str]:

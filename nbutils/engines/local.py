@@ -7,7 +7,7 @@ on in new, full batches. A batch that does not fit the memory is drawn in halves
 
 import itertools
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -152,27 +152,36 @@ class TransformersEngine(Engine):
         """Yield one reply per request; the whole call is one chunk and draws from one seed.
 
         Where memory runs out, batches are halved for the rest of the chunk. The next chunk starts from `batch_size`
-        again: were the smaller size kept, a resumed run would draw other samples than an unbroken one.
+        again: were the smaller size kept, a resumed run would draw other samples than an unbroken one. A request of
+        which a single sequence does not fit the memory is left out: another machine may have more.
 
         Raises:
-            InputError: if a prompt and its completion would not fit the model's context, or a single one the memory.
+            InputError: if no prompt fits the model's context with its completion, or no sequence the memory.
         """
-        prompts = token_ids.prompts(self.tokenizer, requests, self.chat_template_kwargs, self.context)
+        prompts, refused = token_ids.prompts(self.tokenizer, requests, self.chat_template_kwargs, self.context)
+        token_ids.insist(refused.values(), len(requests), self.tally)
+        yield from refused.items()
         torch.manual_seed(seed)
         self._at_once = self.batch_size
         samples: dict[tuple[int, int], Sample] = {}
         pending: dict[tuple[int, int], list[int]] = {
-            (i, k): [] for i, request in enumerate(requests) for k in range(request.n)
+            (i, k): [] for i, request in enumerate(requests) if i in prompts for k in range(request.n)
         }
         options: dict[tuple[int, int], list[dict[int, float]]] = {job: [] for job in pending}
+        too_large = set[int]()
         stretch = STRETCH
         while pending:
             for sampling, batch in self._batches(requests, prompts, pending):
                 texts = [prompts[i] + pending[i, k] for i, k in batch]
                 left = sampling.max_tokens - len(pending[batch[0]])
                 watched = any(requests[i].logprobs for i, _ in batch)
-                drawn = self._continue(texts, sampling, min(stretch, left), watched)
-                for job, (new, seen) in zip(batch, drawn, strict=True):
+                drawn = self._continue(texts, sampling, min(stretch, left), watched, alone=not samples)
+                for job, piece in zip(batch, drawn, strict=True):
+                    if piece is None:
+                        too_large.add(job[0])
+                        del pending[job]
+                        continue
+                    new, seen = piece
                     pending[job] = pending[job] + new
                     if requests[job[0]].logprobs:  # beside it in the batch may be one without
                         options[job] += seen
@@ -180,13 +189,15 @@ class TransformersEngine(Engine):
                         seen_at = dict(enumerate(options.pop(job)))
                         samples[job] = token_ids.sample(self.tokenizer, pending.pop(job), self.stop_ids, seen_at)
             stretch *= 2
-        for i, request in enumerate(requests):
+        self.tally.failures += len(too_large)
+        for i in prompts.keys() - too_large:
+            request = requests[i]
             done = tuple(samples[i, k] for k in range(request.n))
             self.tally.calls += request.n
             yield i, Reply(done, len(prompts[i]), sum(s.n_tokens for s in done))
 
     def _batches(
-        self, requests: Sequence[Request], prompts: list[list[int]], pending: Iterable[tuple[int, int]]
+        self, requests: Sequence[Request], prompts: Mapping[int, list[int]], pending: Iterable[tuple[int, int]]
     ) -> Iterator[tuple[Sampling, list[tuple[int, int]]]]:
         """Yield batches of jobs drawn with the same options, sorted by length so that little is padded."""
         jobs = sorted(pending, key=lambda job: (str(requests[job[0]].sampling), len(prompts[job[0]]), job))
@@ -195,9 +206,16 @@ class TransformersEngine(Engine):
             for start in range(0, len(alike), self.batch_size):
                 yield sampling, alike[start : start + self.batch_size]
 
-    def _continue(self, texts: list[list[int]], sampling: Sampling, limit: int, watched: bool) -> list[Piece]:
-        """Return the piece that continues each text, in as many batches as the memory asks for."""
-        pieces: list[Piece] = []
+    def _continue(
+        self, texts: list[list[int]], sampling: Sampling, limit: int, watched: bool, *, alone: bool
+    ) -> list[Piece | None]:
+        """Return the piece that continues each text, in as many batches as the memory asks for.
+
+        Args:
+            alone: whether nothing was drawn before: then a text that does not fit the memory ends the run, else its
+                piece is None.
+        """
+        pieces: list[Piece | None] = []
         while len(pieces) < len(texts):
             batch = texts[len(pieces) : len(pieces) + self._at_once]
             drawn = self._try(batch, sampling, limit, watched)
@@ -205,11 +223,16 @@ class TransformersEngine(Engine):
                 pieces += drawn
                 continue
             if len(batch) == 1:
-                raise InputError(
+                fault = (
                     f"the model {self.identity['model']} and one sequence of {len(batch[0]) + limit} tokens do not fit "
                     f"the memory of this machine ({self.model.device}); lower max_tokens, leave out the longest "
                     "prompts or choose a smaller model"
                 )
+                if alone and not any(pieces) and not self.tally.calls:
+                    raise InputError(fault)
+                log.warning("%s", fault)
+                pieces.append(None)
+                continue
             self._at_once = len(batch) // 2
             log.warning(
                 "%d sequences at once do not fit the memory; the rest of this chunk is drawn with %d at a time",

@@ -1,34 +1,47 @@
 """Between messages and token ids, for the engines that run a model on this machine."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from nbutils import models
-from nbutils.engines import Request, Sample, numbers_in
-from nbutils.errors import InputError
+from nbutils.engines import Reply, Request, Sample, Tally, numbers_in
+from nbutils.errors import InputError, first_line
 
 
 def prompts(
     tokenizer: PreTrainedTokenizerBase, requests: Sequence[Request], template: dict[str, Any], context: int
-) -> list[list[int]]:
-    """Return the token ids each request's completion goes on from.
+) -> tuple[dict[int, list[int]], dict[int, Reply]]:
+    """Return the token ids each request's completion goes on from, and the replies of those that have none.
 
-    Raises:
-        InputError: if a prompt and its completion would not fit `context` tokens.
+    A prompt that would not fit `context` tokens with its completion, or that the chat template does not take, is
+    refused: that is its own outcome.
     """
-    result = []
-    for request in requests:
-        ids = models.render(tokenizer, [dict(m) for m in request.messages], template)
+    result, refused = {}, {}
+    for i, request in enumerate(requests):
+        begins = f"the prompt that begins {request.messages[-1]['content'][:60]!r}"
+        try:
+            ids = models.render(tokenizer, [dict(m) for m in request.messages], template)
+        except Exception as error:  # a template is a program, and refuses in its own way
+            reason = f"the chat template does not take {begins} ({first_line(error)})"
+            refused[i] = Reply((), refused=reason)
+            continue
         if len(ids) + request.sampling.max_tokens > context:
-            raise InputError(
+            reason = (
                 f"a prompt of {len(ids)} tokens and max_tokens={request.sampling.max_tokens} exceed the model's "
-                f"context of {context} tokens; lower max_tokens or leave out the prompt that begins "
-                f"{request.messages[-1]['content'][:60]!r}"
+                f"context of {context} tokens; lower max_tokens or leave out {begins}"
             )
-        result.append(ids)
-    return result
+            refused[i] = Reply((), refused=reason)
+        else:
+            result[i] = ids
+    return result, refused
+
+
+def insist(refused: Collection[Reply], asked: int, tally: Tally) -> None:
+    """Raise InputError if all that was ever asked was refused: then it is not the prompts that are at fault."""
+    if refused and len(refused) == asked and not tally.calls:
+        raise InputError(next(iter(refused)).refused)
 
 
 def sample(

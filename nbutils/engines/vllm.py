@@ -213,25 +213,22 @@ class VllmEngine(Engine):
         """Yield the replies of whole chunks as workers finish them.
 
         Raises:
-            InputError: if a prompt and its completion would not fit the model's context, or no worker is left.
+            InputError: if no prompt fits the model's context with its completion, or no worker is left.
         """
         if not chunks or time.monotonic() > deadline:
             return
-        prompts, longest = [], 0
-        for requests, _ in chunks:
-            rendered = token_ids.prompts(self.tokenizer, requests, self.chat_template_kwargs, self.context)
-            longest = max(
-                longest, *(len(ids) + r.sampling.max_tokens for ids, r in zip(rendered, requests, strict=True))
-            )
-            prompts.append([array("i", ids) for ids in rendered])
-        self.start(longest)
-        todo, lost = deque(range(len(chunks))), set[int]()
+        prompts, refusals, longest = self._rendered([requests for requests, _ in chunks])
+        if longest:
+            self.start(longest)
+        yield from ((c, i, reply) for c, known in enumerate(prompts) if not known for i, reply in refusals[c].items())
+        todo, failed = deque(c for c, known in enumerate(prompts) if known), set[int]()
         running: dict[int, int] = {}  # job -> chunk
         while True:
             for worker in self.workers:
                 if not worker.job and todo and time.monotonic() <= deadline:
                     c = todo.popleft()
-                    running[worker.draw(*chunks[c], prompts[c])] = c
+                    asked = [chunks[c][0][i] for i in prompts[c]]
+                    running[worker.draw(asked, chunks[c][1], list(prompts[c].values()))] = c
             if not running and (not todo or time.monotonic() > deadline):
                 return
             worker, message = self._events.get()
@@ -242,29 +239,46 @@ class VllmEngine(Engine):
             if "error" not in message:
                 if drawn is not None:
                     replies = self._replies(chunks[drawn][0], prompts[drawn], message)
-                    yield from ((drawn, i, reply) for i, reply in enumerate(replies))
+                    yield from ((drawn, i, reply) for i, reply in (*refusals[drawn].items(), *replies))
                 continue
             self.workers.remove(worker)
             fault = f"a vLLM worker stopped: {message['error']} (log: {worker.log})"
             if not self.workers:
                 raise InputError(f"{fault}; {GO_ON}, or use engine: transformers")
             log.warning("%s; going on with %d other(s)", fault, len(self.workers))
-            if drawn in lost:
+            if drawn in failed:
                 self.tally.failures += len(chunks[drawn][0])
             elif drawn is not None:
-                lost.add(drawn)
+                failed.add(drawn)
                 todo.appendleft(drawn)
 
+    def _rendered(
+        self, chunks: Sequence[Sequence[Request]]
+    ) -> tuple[list[dict[int, "array[int]"]], list[dict[int, Reply]], int]:
+        """Return for each chunk the tokens of its prompts by their index, and the replies of those that are refused.
+
+        The last value is the length of the longest prompt with its completion.
+        """
+        prompts, refusals, longest = [], [], 0
+        for requests in chunks:
+            rendered, refused = token_ids.prompts(self.tokenizer, requests, self.chat_template_kwargs, self.context)
+            longest = max([longest, *(len(ids) + requests[i].sampling.max_tokens for i, ids in rendered.items())])
+            prompts.append({i: array("i", ids) for i, ids in rendered.items()})
+            refusals.append(refused)
+        lost = [reply for refused in refusals for reply in refused.values()]
+        token_ids.insist(lost, sum(map(len, chunks)), self.tally)
+        return prompts, refusals, longest
+
     def _replies(
-        self, requests: Sequence[Request], prompts: Sequence[Sequence[int]], message: Mapping[str, Any]
-    ) -> Iterator[Reply]:
-        for request, ids, completions in zip(requests, prompts, message["outputs"], strict=True):
+        self, requests: Sequence[Request], prompts: Mapping[int, Sequence[int]], message: Mapping[str, Any]
+    ) -> Iterator[tuple[int, Reply]]:
+        for (i, ids), completions in zip(prompts.items(), message["outputs"], strict=True):
             samples = []
             for completion, digits in completions:
                 options = {int(p): {int(t): value for t, value in step.items()} for p, step in digits.items()}
                 samples.append(token_ids.sample(self.tokenizer, completion, self.stop_ids, options))
-            self.tally.calls += request.n
-            yield Reply(tuple(samples), len(ids), sum(s.n_tokens for s in samples))
+            self.tally.calls += requests[i].n
+            yield i, Reply(tuple(samples), len(ids), sum(s.n_tokens for s in samples))
 
 
 def _version(python: Path) -> str:
