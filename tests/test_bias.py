@@ -459,6 +459,50 @@ def test_the_report_adds_up_replies_tokens_and_what_they_cost():
     assert report["figures"]["source order kept"]["rows"] == 1
 
 
+def test_rows_that_are_refused_have_their_own_figure_and_cost_the_others_nothing():
+    refused = scored(["one", "two"], replies=[reply(0, "refused"), reply(1, "refused")], verdict="filtered:refused")
+    lost = scored(["one", "two"], replies=[reply(0, "unanswered")])
+    table = bias.figures([refused] * 2 + [lost] + [judged(WIN)] * 7)
+    assert {n: measured(table)[n] for n in ("unanswered", "refused", "unparsed")} == {
+        "unanswered": (0.1, 10), "refused": (0.2, 10), "unparsed": (0, 7),
+    }  # fmt: skip
+    assert table.opinion["refused"] == "look closer"
+    bias.insist(table)
+    assert any(s.startswith("refused: 20% [") for s in bias.warnings(Hand(first), [refused], table))
+    with pytest.raises(InputError, match=r"refused 60\.0% of 5 rows .*; read the reasons"):
+        bias.insist(bias.figures([refused] * 3 + [judged(WIN)] * 2))
+
+
+def test_tokens_a_server_does_not_count_make_the_cost_unknown_and_not_small():
+    rows = [judged(WIN) | {"replies": [reply(tokens=(1000, 100)), reply(1, tokens=(-1, -1))]}]
+    report = bias.report(Hand(first, price=(0.5, 2.0)), rows, bias.figures(rows))
+    assert (report["cost_usd"], report["uncounted"], report["tokens"]) == (None, 1, {"prompt": 1000, "completion": 100})
+    assert "cost unknown: the server does not count the tokens of 1 replies" in bias.in_words(report)
+    assert "0.00" not in bias.in_words(report)
+
+
+def test_what_is_odd_about_replies_stands_in_warnings_and_words():
+    hand = Hand(first, odd={"at the server's own temperature": 2, "by a model that calls itself x": 1})
+    rows = [judged(WIN)] * 2
+    sentences = [
+        "2 of 2 replies are at the server's own temperature",
+        "1 of 2 replies are by a model that calls itself x",
+    ]
+    assert bias.warnings(hand, rows, bias.figures(rows))[:2] == sentences
+    assert all(sentence in bias.in_words(bias.report(hand, rows, bias.figures(rows))) for sentence in sentences)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "cut"),
+    [([2048] * 3, True), ([4096] * 5 + [300, 77], True), ([2048] * 2, False), ([2048] * 9 + [2049], False),
+     ([2000] * 9, False), ([128] * 9, False), ([-1] * 9, False), ([0] * 9, False), ([], False), ([8192] * 40, True)],
+)  # fmt: skip
+def test_prompts_that_all_end_at_a_power_of_two_are_a_hint_that_they_are_cut(tokens, cut):
+    rows = [judged(WIN) | {"replies": [reply(tokens=(n, 9)), reply(1, tokens=(n, 9))]} for n in tokens]
+    found = bias.warnings(Hand(first), rows, bias.figures(rows))
+    assert any("may cut what is longer" in sentence for sentence in found) == cut
+
+
 def test_without_a_price_no_cost_is_made_up():
     assert bias.report(Hand(first), [judged(WIN)], bias.figures([judged(WIN)]))["cost_usd"] is None
 

@@ -181,7 +181,7 @@ def test_nothing_but_prompts_over_the_context_is_refused_with_the_first_ones_beg
 
 
 def test_a_prompt_over_the_context_among_others_is_that_prompts_outcome(engine, store):
-    sampling = Sampling(max_tokens=12)
+    sampling = Sampling(temperature=0.0, max_tokens=12)
     long, lungo = "word " * 4000, "parola " * 4000
     replies = answer(store, engine, ask("Bread", long, "Pane", lungo, "Wine", sampling=sampling))
     assert [bool(reply.samples) for reply in replies] == [True, False, True, False, True]

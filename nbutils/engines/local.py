@@ -175,7 +175,7 @@ class TransformersEngine(Engine):
                 texts = [prompts[i] + pending[i, k] for i, k in batch]
                 left = sampling.max_tokens - len(pending[batch[0]])
                 watched = any(requests[i].logprobs for i, _ in batch)
-                drawn = self._continue(texts, sampling, min(stretch, left), watched, alone=not samples)
+                drawn = self._continue(texts, sampling, min(stretch, left), watched, not samples)
                 for job, piece in zip(batch, drawn, strict=True):
                     if piece is None:
                         too_large.add(job[0])
@@ -207,7 +207,7 @@ class TransformersEngine(Engine):
                 yield sampling, alike[start : start + self.batch_size]
 
     def _continue(
-        self, texts: list[list[int]], sampling: Sampling, limit: int, watched: bool, *, alone: bool
+        self, texts: list[list[int]], sampling: Sampling, limit: int, watched: bool, alone: bool
     ) -> list[Piece | None]:
         """Return the piece that continues each text, in as many batches as the memory asks for.
 
