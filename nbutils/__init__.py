@@ -4,6 +4,7 @@ The layers, bottom up (an upper one may import a lower one, never the reverse):
 
     errors records stats verdicts          pure: rows, scores, verdicts, intervals
     disk files owned                       strangers' files within bounds; folders with a manifest
+    printed conversations                  pure: prompts and answers of every shape, row by row
     pairs prompts params                   pure: selection, validation
     store sources stages                   files: replies, datasets, stage folders
     models engines judges                  models and servers

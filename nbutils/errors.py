@@ -3,6 +3,7 @@
 import errno
 import os
 import re
+import reprlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -63,7 +64,10 @@ def first_line(error: BaseException) -> str:
     return lines[0][:200].encode("utf-8", "backslashreplace").decode()
 
 
-def shown(value: object) -> str:
+def shown(value: object, longest: int = 100) -> str:
     """Return a value as Python writes it, on one line and short enough for a sentence."""
-    text = repr(value)
-    return text if len(text) <= 100 else f"{text[:97]}..."
+    try:
+        text = repr(value[: longest + 1] if isinstance(value, str) else value)
+    except (RecursionError, ValueError):  # nested too deep, or a number of more digits than Python prints
+        text = reprlib.repr(value)
+    return text if len(text) <= longest else f"{text[: longest - 3]}..."

@@ -9,6 +9,7 @@ loads a model. `drop_report` counts the verdicts, which tell why each prompt gav
     filtered:<reason>                the responses were unusable, or the pair missed a threshold
 """
 
+import json
 import logging
 import math
 import random
@@ -18,8 +19,10 @@ from typing import Any, Literal
 
 import pandas as pd
 
+from nbutils.conversations import each, is_absent, pair_of, where
 from nbutils.errors import InputError, shown
-from nbutils.records import PROMPTS, Row, digest, encodable, finish_reason, messages, pair_id, prompt_id, row_name
+from nbutils.printed import Unusable
+from nbutils.records import PROMPTS, Messages, Row, digest, encodable, finish_reason, pair_id, prompt_id
 from nbutils.texts import language as language_of
 from nbutils.texts import loops
 from nbutils.verdicts import decide, mean_scores
@@ -41,9 +44,10 @@ def candidates(
 ) -> list[Row]:
     """Turn source rows of an off-policy dataset into rows ready to be judged, responses in the source's order.
 
-    Responses may be text or lists of messages, whose last turn is the answer. Rows that no pair can come from are
-    kept with a `filtered:` verdict, so that the drop report names them. Columns `chosen_model`, `chosen_finish_reason`
-    and their twins are used where the source has them.
+    Prompt and responses may be of any shape that `conversations` reads; of a conversation the last turn of the
+    assistant is the response, and what both stand behind belongs to the prompt. Rows that no pair can come from are
+    kept with a `filtered:` verdict, so that the drop report names them. Columns `chosen_model`,
+    `chosen_finish_reason` and their twins are used where the source has them.
 
     Args:
         label: column with a person's choice, empty for none: 1 or `chosen` for the chosen column, 2 or `rejected`,
@@ -51,28 +55,33 @@ def candidates(
         reference: column with the right answer, or a good one; empty for none.
 
     Raises:
-        InputError: naming column and row, if a prompt is empty, a response is not text or a label unknown.
+        InputError: naming row and column of the first, if most rows cannot be read, or most labels are unknown.
     """
-    result = []
     rows = list(rows)
     insist_on(rows, reference)
-    for number, row in enumerate(rows):
-        texts = [_response(row, column, number) for column in (chosen, rejected)]
+    labels = _labels(rows, label)
+
+    def read(row: Mapping[str, Any], notes: set[str]) -> Row:
+        source, texts = pair_of(row, prompt, chosen, rejected, notes)
         responses = [
             {
                 "text": text,
                 "n_tokens": -1,
-                "finish_reason": str(row.get(f"{side}_finish_reason") or "unknown"),
-                "model": str(row.get(f"{side}_model") or side),
+                "finish_reason": plain(row.get(f"{side}_finish_reason"), 200) or "unknown",
+                "model": plain(row.get(f"{side}_model"), 200) or side,
             }
             for side, text in zip(("chosen", "rejected"), texts, strict=True)
         ]
-        extra = {"responses": responses, "chat_template_kwargs": {}, "label": _label(row, label, number)}
-        # a given answer that loops is the judge's to see: people may have labelled the pair
-        result.append(screen(prompt_columns(row, prompt, number, reference) | extra, looping=False))
-    labels = Counter(row["label"] for row in result)
-    if min(labels["first"], labels["tie"]) >= 5 and not labels["second"]:
-        log.warning("column %r holds 0 and 1 but never 2; here 0 is a tie, 1 the chosen and 2 the rejected side", label)
+        return prompt_columns(row, source, reference) | {"responses": responses}
+
+    result = []
+    for found, choice in zip(each(rows, read), labels, strict=True):
+        extra = {"chat_template_kwargs": {}, "label": choice}
+        if isinstance(found, Unusable):
+            result.append(_unusable(found) | extra)
+        else:
+            # a given answer that loops is the judge's to see: people may have labelled the pair
+            result.append(screen(found | extra, looping=False))
     return result
 
 
@@ -89,28 +98,35 @@ def from_samples(row: Row, *, language: str = "") -> Row:
     return screen(kept | {"responses": responses, "label": ""}, language=language)
 
 
-def prompt_columns(row: Mapping[str, Any], column: str, number: int, reference: str = "") -> Row:
-    """Return what the `prompts` schema holds of a source row; an error names the column and the row's id or number.
+def prompt_columns(row: Mapping[str, Any], source: Messages, reference: str = "") -> Row:
+    """Return what the `prompts` schema holds of a source row with this prompt.
 
     Args:
-        column: with the prompt.
         reference: column with the right answer, empty for none.
     """
-    value = _column(row, column, number)
-    try:
-        source = messages(value)
-    except InputError as error:
-        raise InputError(f"{_where(row, number)}, column {column!r}: {error}") from None
-    checks = row.get("checks") or ""
-    if not isinstance(checks, str):
-        raise InputError(f"{_where(row, number)}, column 'checks': expected JSON as text, got {shown(checks)}")
+    category = row.get("task_category") if is_absent(row.get("category")) else row["category"]
     return {
         "prompt_id": prompt_id(source),
         "prompt": source,
-        "checks": checks,
+        "checks": plain(row.get("checks")),
         "reference": key_text(row.get(reference)) if reference else "",
-        "category": str(row.get("category") or row.get("task_category") or ""),
+        "category": plain(category, 200),
     }
+
+
+def plain(value: Any, longest: int = 0) -> str:
+    """Return a column's value as text: nothing for what is absent, JSON for what is no text.
+
+    Args:
+        longest: characters to keep; 0 for all.
+    """
+    if is_absent(value):
+        return ""
+    try:
+        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    except (ValueError, TypeError, RecursionError):
+        text = shown(value)
+    return text[: longest or None]
 
 
 def insist_on(rows: Sequence[Mapping[str, Any]], reference: str) -> None:
@@ -119,7 +135,7 @@ def insist_on(rows: Sequence[Mapping[str, Any]], reference: str) -> None:
     Raises:
         InputError: if no row has it.
     """
-    if reference and not any(reference in row for row in rows):
+    if reference and not any(isinstance(row, Mapping) and reference in row for row in rows):
         raise InputError(
             f"reference_column: no row has the column {reference!r}; they have "
             f"{', '.join(map(repr, rows[0] if rows else ()))[:300] or 'none'}"
@@ -384,35 +400,45 @@ def mix(off_policy: list[Row], on_policy: list[Row], *, on_policy_share: float, 
     return rng.sample(chosen, len(chosen))
 
 
-def _response(row: Mapping[str, Any], column: str, number: int) -> str:
-    value = _column(row, column, number)
-    if isinstance(value, list) and value and isinstance(value[-1], Mapping):
-        value = value[-1].get("content")
-    if not isinstance(value, str):
-        raise InputError(
-            f"{_where(row, number)}, column {column!r}: a response must be text, got {type(value).__name__} "
-            f"{str(value)[:40]!r}; remove the row or turn the value into text"
-        )
-    return str(encodable(value))  # as it will be stored: what is equal there is equal here
+def _unusable(fault: Unusable) -> Row:
+    """Return the judged row of a source row that cannot be read; the reason stands where its texts would."""
+    prompt: Messages = [{"role": "user", "content": f"({fault})"}]
+    blank = {"text": "", "n_tokens": -1, "finish_reason": "unknown", "mark": fault.reason}
+    return prompt_columns({}, prompt) | {
+        "responses": [blank | {"model": side} for side in ("chosen", "rejected")],
+        "verdict": f"filtered:{fault.reason}",
+    }
 
 
-def _label(row: Mapping[str, Any], column: str, number: int) -> str:
-    value = _column(row, column, number) if column else ""
+def _labels(rows: list[Any], column: str) -> list[str]:
+    """Return what people chose in each row; what is no choice is nobody's, unless most are none."""
+    if not column:
+        return [""] * len(rows)
+    if rows and not any(isinstance(row, Mapping) and column in row for row in rows):
+        has = ", ".join(map(repr, rows[0])) if isinstance(rows[0], Mapping) else shown(rows[0])
+        raise InputError(f"{where(rows[0], 0)} has no column {column!r}; it has {has[:300]}")
+    values = [row.get(column) if isinstance(row, Mapping) else None for row in rows]
     # a column of numbers with a gap is read as 1.0, 2.0, nan
-    name = str(value).strip().lower().removesuffix(".0")
-    if name not in LABELS:
-        raise InputError(
-            f"{_where(row, number)}, column {column!r}: expected 1 (chosen), 2 (rejected), 0 (tie) or nothing, "
-            f"got {str(value)[:40]!r}"
+    names = [(v if isinstance(v, str) else shown(v)).strip().lower().removesuffix(".0") for v in map(_number, values)]
+    odd = [i for i, name in enumerate(names) if name not in LABELS]
+    if odd:
+        said = (
+            f"{where(rows[odd[0]], odd[0])}, column {column!r}: expected 1 (chosen), 2 (rejected), 0 (tie) or nothing, "
+            f"got {shown(values[odd[0]], 40)}"
         )
-    return LABELS[name]
+        labelled = sum(LABELS.get(name) != "" for name in names)
+        if 2 * len(odd) >= labelled:
+            raise InputError(said)
+        log.warning("%d of %d labels are no choice and count as none; the first: %s", len(odd), labelled, said)
+    labels = [LABELS.get(name, "") for name in names]
+    counts = Counter(labels)
+    if min(counts["first"], counts["tie"]) >= 5 and not counts["second"]:
+        log.warning(
+            "column %r holds 0 and 1 but never 2; here 0 is a tie, 1 the chosen and 2 the rejected side", column
+        )
+    return labels
 
 
-def _column(row: Mapping[str, Any], column: str, number: int) -> Any:
-    if column not in row:
-        raise InputError(f"{_where(row, number)} has no column {column!r}; it has {', '.join(map(repr, row))[:300]}")
-    return row[column]
-
-
-def _where(row: Mapping[str, Any], number: int) -> str:
-    return f"row {row_name(row.get('id', number))}"
+def _number(value: Any) -> Any:
+    """Return a number of NumPy, or a number that is missing in its words, as text."""
+    return value if isinstance(value, str | bool | list | tuple | dict) else str(value)

@@ -17,9 +17,11 @@ from typing import Any
 
 from datasketch import MinHash, MinHashLSH
 
+from nbutils.conversations import each, prompt_of
 from nbutils.errors import InputError
 from nbutils.pairs import insist_on, prompt_columns
-from nbutils.records import Messages, Row, row_name
+from nbutils.printed import Unusable
+from nbutils.records import Messages, Row
 
 log = logging.getLogger(__name__)
 
@@ -33,29 +35,24 @@ PHRASE, COMMON = 5, 0.01
 
 
 def from_rows(rows: Iterable[Mapping[str, Any]], column: str, reference: str = "") -> list[Row]:
-    """Turn source rows into rows of the `prompts` schema.
+    """Turn source rows into rows of the `prompts` schema; those that hold no prompt are left out and counted.
+
+    A prompt may be of any shape that `conversations` reads; of a whole conversation the last answer is left out.
 
     Args:
         column: with the prompt.
         reference: column with the right answer, empty for none.
 
     Raises:
-        InputError: naming row and column, if a prompt is empty or neither text nor a list of messages, or if the
-            column holds both: then it is not the column it was taken for, or two sources were run together.
+        InputError: naming row and column of the first, if most rows hold no prompt.
     """
-    result = []
     rows = list(rows)
     insist_on(rows, reference)
-    kinds: dict[bool, Any] = {}
-    for number, row in enumerate(rows):
-        result.append(prompt_columns(row, column, number, reference))
-        kinds.setdefault(isinstance(row[column], str), row_name(row.get("id", number)))
-        if len(kinds) == 2:
-            raise InputError(
-                f"row {row_name(row.get('id', number))}, column {column!r}: prompts must be all text or all "
-                f"lists of messages; row {kinds[True]} holds text, row {kinds[False]} messages"
-            )
-    return result
+    texts = Counter(isinstance(row[column], str) for row in rows if isinstance(row, Mapping) and column in row)
+    if len(texts) == 2:
+        log.warning("column %r holds %d texts and %d lists or other values", column, texts[True], texts[False])
+    found = each(rows, lambda row, notes: prompt_columns(row, prompt_of(row, column, notes), reference))
+    return [row for row in found if not isinstance(row, Unusable)]
 
 
 def select(

@@ -10,7 +10,7 @@ An example of the `prompts` schema:
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from datasets import Dataset, Features, Json, List, Value, concatenate_datasets
@@ -145,28 +145,9 @@ def digest(value: Any, length: int = 16) -> str:
     return hashlib.sha256(text.encode("ascii")).hexdigest()[:length]
 
 
-def messages(prompt: Any) -> Messages:
-    """Turn a prompt, a string or a list of {role, content}, into a list of messages.
-
-    Raises:
-        InputError: if it is neither, or if it is empty.
-    """
-    if isinstance(prompt, str):
-        prompt = [{"role": "user", "content": prompt}]
-    if not isinstance(prompt, Sequence) or not prompt or not all(isinstance(m, Mapping) for m in prompt):
-        raise InputError(f"expected text or a list of messages, got {_show(prompt)}")
-    turns = [{"role": m.get("role"), "content": m.get("content")} for m in prompt]
-    for turn in turns:
-        if not all(isinstance(value, str) for value in turn.values()):
-            raise InputError(f"a message needs a text role and content, got {_show(turn)}")
-    if not turns[-1]["content"].strip():
-        raise InputError("the text is empty")
-    return [{key: encodable(value) for key, value in turn.items()} for turn in turns]
-
-
 def row_name(value: Any) -> str:
     """Return the id of a row as a sentence can hold it."""
-    text = str(value)
+    text = value if isinstance(value, str) else shown(value)
     return text if text.isprintable() and len(text) <= 60 else shown(text)
 
 
@@ -264,5 +245,4 @@ def _kind(feature: Any) -> str:
 
 
 def _show(value: Any) -> str:
-    text = repr(value)
-    return f"{type(value).__name__} {text if len(text) <= 60 else text[:57] + '...'}"
+    return f"{type(value).__name__} {shown(value, 60)}"

@@ -12,6 +12,7 @@ A judge scores the same pair twice, once in the order given and once reversed. W
 under `min_margin` is a tie as well. A mean of exactly zero is a tie whatever the margin.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Literal
 
@@ -33,7 +34,7 @@ def decide(differences: Sequence[float], *, min_margin: float = 0.0, eps: float 
     >>> decide([0.5, 0.25]), decide([0.5, -0.5]), decide([0.5, 0.0]), decide([0.0, 0.0])
     ('win', 'flip', 'win', 'tie')
     """
-    if not differences:
+    if not differences or not all(map(math.isfinite, differences)):
         return "unparsed"
     if max(differences) > eps + _ROUND and min(differences) < -eps - _ROUND:
         return "flip"

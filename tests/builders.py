@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from nbutils.conversations import messages
 from nbutils.engines import Engine, Reply, Request, Sample, Tally
 from nbutils.pairs import marked
-from nbutils.records import messages, prompt_id
+from nbutils.records import prompt_id
 
 DATA = Path(__file__).resolve().parents[2] / "shared/data"
 

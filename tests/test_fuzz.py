@@ -262,7 +262,7 @@ responses = st.fixed_dictionaries(
 )
 def test_any_samples_become_a_sound_pair_or_none(data, prompt, groups):
     rows = [
-        pairs.prompt_columns({"p": f"{prompt} {i}"}, "p", i)
+        prompts.from_rows([{"p": f"{prompt} {i}"}], "p")[0]
         | {"responses": group, "model": "m", "adapter": data.draw(st.sampled_from(("", "a"))), "sampling": ""}
         | {"chat_template_kwargs": {}}
         for i, group in enumerate(groups)

@@ -28,7 +28,7 @@ from nbutils.pairs import (
     usable,
 )
 from nbutils.prompts import from_rows
-from nbutils.records import PAIRS, dataset
+from nbutils.records import JUDGED, PAIRS, check, dataset
 
 COLUMNS = {"prompt": "q", "chosen": "good", "rejected": "bad"}
 grade = st.sampled_from([0.0, 0.25, 0.5, 0.75, 1.0])
@@ -86,7 +86,7 @@ def test_a_given_answer_that_loops_is_for_the_judge_to_see():
 @pytest.mark.parametrize(
     ("change", "fault"),
     [
-        ({"good": True}, "row r1, column 'good': a response must be text, got bool 'True'"),
+        ({"good": True}, "row r1, column 'good': a response must be text, got bool True"),
         ({"bad": None}, "row r1, column 'bad': a response must be text, got NoneType"),
         ({"bad": float("nan")}, "row r1, column 'bad': a response must be text, got float"),
         ({"bad": []}, "row r1, column 'bad': a response must be text, got list"),
@@ -106,15 +106,14 @@ def test_a_missing_column_is_named_with_those_there_are(column):
         candidates([row], **COLUMNS)
 
 
-def test_the_booleans_among_real_responses_are_refused_by_row():
+def test_the_booleans_among_real_responses_are_counted_and_the_other_rows_stay(caplog):
     rows = real("preferences/pandalm_999.json")
-    columns = {"prompt": "instruction", "chosen": "response1", "rejected": "response2"}
-    with pytest.raises(InputError, match="row 157, column 'response1': a response must be text, got bool 'True'"):
-        candidates(rows, **columns)
-    texts = [row for row in rows if isinstance(row["response1"], str) and isinstance(row["response2"], str)]
-    assert len(texts) == 993
-    with pytest.raises(InputError, match="row 460, column 'instruction': the text is empty"):
-        candidates(texts, **columns)
+    found = candidates(rows, prompt="instruction", chosen="response1", rejected="response2")
+    assert drop_report(row for row in found if row["verdict"])["filtered:shape"] == 6
+    assert "6 of 999 rows cannot be used and are left out; the first: row 157, column 'response1'" in caplog.text
+    assert "826 of 999 rows: the text of the input column is put after the instruction" in caplog.text
+    assert found[1]["prompt"][0]["content"] == f"{rows[1]['instruction']}\n\n{rows[1]['input']}".strip()
+    check(found[157] | {"scores": [], "replies": [], "feedback": [], "judge": "", "chosen": -1, "rejected": -1}, JUDGED)
 
 
 @pytest.mark.parametrize(
@@ -374,12 +373,41 @@ def test_answers_that_a_file_cannot_tell_apart_are_no_pair():
     assert found["verdict"] == "filtered:identical"
 
 
-def test_checks_that_are_no_text_are_told_before_a_judge_is_paid():
-    row = {"q": "Name a river.", "good": "Po", "bad": "Rhine", "checks": {"kwargs": []}, "id": "a\nb"}
-    with pytest.raises(
-        InputError, match=r"row 'a\\nb', column 'checks': expected JSON as text, got \{'kwargs': \[\]\}"
-    ):
-        candidates([row], prompt="q", chosen="good", rejected="bad")
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        ({"kwargs": []}, '{"kwargs": []}'),
+        (None, ""),
+        (math.nan, ""),
+        ("", ""),
+        ({}, ""),
+        ("{}", "{}"),
+        ([1, "due"], '[1, "due"]'),
+        (7, "7"),
+        (True, "true"),
+        ({"perché": "sì"}, '{"perché": "sì"}'),
+    ],
+)
+def test_checks_that_are_no_text_become_json(value, text):
+    (found,) = candidates([{"q": "Ciao?", "good": "A", "bad": "B", "checks": value}], **COLUMNS)
+    assert found["checks"] == text
+
+
+def nested(depth):
+    value = "deep"
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+@pytest.mark.parametrize("column", ["id", "checks", "category", "chosen_model", "rejected_finish_reason", "extra"])
+@pytest.mark.parametrize(
+    "value", [nested(100_000), ["a", "b"], {"a": {"b": 1}}, "\x00", "\ud83d", "x" * 10**6, 10**30, b"x"]
+)
+def test_an_odd_value_in_another_column_costs_no_row(column, value):
+    (found,) = candidates([{"q": "Ciao?", "good": "A", "bad": "B", column: value}], **COLUMNS)
+    assert found["verdict"] == ""
+    dataset([rerank(found | {"scores": [], "replies": [], "feedback": [], "judge": ""})], JUDGED)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 import itertools
 import json
 import logging
+import math
 from collections import Counter
 
 import pytest
@@ -54,18 +55,24 @@ def test_a_faulty_prompt_is_named_by_row_and_column(row, fault):
         from_rows([row], "text")
 
 
-@pytest.mark.parametrize("value", [None, 7, 1.5, False, {"role": "user", "content": "Ciao?"}])
-def test_a_value_that_is_no_prompt_is_named_wherever_it_stands(value):
-    with pytest.raises(InputError, match="row 2, column 'text': expected text or a list of messages"):
-        from_rows([{"text": "Ciao?"}, {"text": "Chi sei?"}, {"text": value}], "text")
+@pytest.mark.parametrize("value", [None, 7, 1.5, False, "", " ", [], {}, {"a": 1}, ["Ciao?"], math.nan, "absent", 3.0])
+def test_a_row_without_a_prompt_is_left_out_and_counted_and_the_others_stay(value, caplog):
+    odd = {} if value == "absent" else {"text": value}
+    rows = from_rows([{"text": "Ciao?"}, {"text": "Chi sei?"}, odd, "no row"][: 3 + (value is None)], "text")
+    assert [row["prompt"][0]["content"] for row in rows] == ["Ciao?", "Chi sei?"]
+    assert " rows cannot be used and are left out; the first: row 2" in caplog.text
 
 
-def test_a_column_of_texts_and_of_messages_is_ambiguous():
-    rows = [{"text": "Ciao?"}, {"id": "q7", "text": [{"role": "user", "content": "Ciao?"}]}]
-    with pytest.raises(InputError, match=r"row q7, column 'text': .* row 0 holds text, row q7 messages"):
+def test_most_rows_without_a_prompt_stop_the_run_and_the_first_is_named():
+    rows = [{"text": "Ciao?"}, {"id": "q7", "text": None}, {"text": 7}]
+    with pytest.raises(InputError, match=r"2 of 3 rows cannot be used; the first: row q7, column 'text': expected"):
         from_rows(rows, "text")
-    with pytest.raises(InputError, match=r"row 1, column 'text': .* row 1 holds text, row q7 messages"):
-        from_rows(rows[::-1], "text")
+
+
+def test_a_column_of_texts_and_of_messages_is_read_and_said(caplog):
+    rows = from_rows([{"text": "Ciao?"}, {"text": [{"role": "user", "content": "Ciao?"}]}], "text")
+    assert rows == [prompt_row("Ciao?")] * 2
+    assert "column 'text' holds 1 texts and 1 lists" in caplog.text
 
 
 def test_every_dropped_prompt_is_counted_under_its_reason():

@@ -6,37 +6,11 @@ from datasets import Dataset
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from nbutils.conversations import messages
 from nbutils.errors import InputError
-from nbutils.records import JUDGED, PAIRS, PROMPTS, check, dataset, messages, pair_id, prompt_id
+from nbutils.records import JUDGED, PAIRS, PROMPTS, check, dataset, pair_id, prompt_id
 
 any_text = st.text(st.characters())  # lone surrogates included
-
-
-def test_a_text_becomes_one_user_message():
-    assert messages("Ciao") == [{"role": "user", "content": "Ciao"}]
-
-
-def test_messages_keep_only_role_and_content():
-    assert messages([{"role": "user", "content": "Ciao", "id": 3}]) == [{"role": "user", "content": "Ciao"}]
-
-
-@pytest.mark.parametrize(
-    ("prompt", "fault"),
-    [
-        ("", "the text is empty"),
-        (" \n", "the text is empty"),
-        ([], "expected text or a list of messages, got list"),
-        (None, "expected text or a list of messages, got NoneType"),
-        (False, "expected text or a list of messages, got bool False"),
-        (["Ciao"], "expected text or a list of messages"),
-        ([{"role": "user"}], "a message needs a text role and content"),
-        ([{"role": "user", "content": False}], "a message needs a text role and content"),
-        ([{"role": "user", "content": "Ciao"}, {"role": "assistant", "content": " "}], "the text is empty"),
-    ],
-)
-def test_what_is_no_prompt_is_refused_in_one_sentence(prompt, fault):
-    with pytest.raises(InputError, match=fault):
-        messages(prompt)
 
 
 def test_ids_do_not_change_between_versions():

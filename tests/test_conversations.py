@@ -1,0 +1,497 @@
+# ruff: noqa: E501 - a row of a table stays on its line
+import csv
+import io
+import json
+import logging
+
+import numpy as np
+import pytest
+from builders import real
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nbutils.conversations import LONGEST, MOST_TURNS, messages
+from nbutils.errors import InputError
+from nbutils.pairs import candidates
+from nbutils.prompts import from_rows
+
+COLUMNS = {"prompt": "prompt", "chosen": "chosen", "rejected": "rejected"}
+ROLES = {"s": "system", "u": "user", "a": "assistant", "t": "tool"}
+
+
+def talk(*turns):
+    """Messages of turns written like "u:Ciao?"."""
+    return [{"role": ROLES[turn[0]], "content": turn[2:]} for turn in turns]
+
+
+def short(turns):
+    return [f"{turn['role'][0]}:{turn['content']}" for turn in turns]
+
+
+def read_pair(**row):
+    (found,) = candidates([row], **COLUMNS)
+    return short(found["prompt"]), [r["text"] for r in found["responses"]], found["verdict"]
+
+
+def verdict_of(**row):
+    """The verdict of one row among good ones."""
+    good = {"prompt": "Ciao?", "chosen": "A", "rejected": "B"}
+    return candidates([good, row, good], **COLUMNS)[1]["verdict"]
+
+
+def prompts_of(value, **columns):
+    (row,) = from_rows([{"prompt": value} | columns], "prompt")
+    return short(row["prompt"])
+
+
+TWO = talk("u:Chi sei?", "a:Un fiume.", "u:Quale?")
+
+
+# ---- messages
+
+
+def test_a_text_becomes_one_user_message():
+    assert messages("Ciao") == [{"role": "user", "content": "Ciao"}]
+
+
+def test_messages_keep_only_role_and_content():
+    assert messages([{"role": "user", "content": "Ciao", "id": 3}]) == [{"role": "user", "content": "Ciao"}]
+
+
+@pytest.mark.parametrize(
+    ("value", "fault"),
+    [
+        ([], "expected text or a list of messages, got list"),
+        (None, "expected text or a list of messages, got NoneType"),
+        (False, "expected text or a list of messages, got bool False"),
+        (["Ciao"], "expected text or a list of messages"),
+        (["Ciao?", "Salve."], "expected text or a list of messages"),
+        ([{"role": "user"}], "a message needs a text role and content"),
+        ([{"content": "Ciao"}], "a message needs a text role and content"),
+        ([{"role": 1, "content": "Ciao"}], "a message needs a text role and content"),
+        ([{"role": "user", "content": False}], "a message needs a text role and content"),
+        ([{"role": "user", "content": 7}], "a message needs a text role and content"),
+        ([{"role": "narrator", "content": "Ciao"}], "the role 'narrator' is none of user, assistant, system, tool"),
+        ([{"role": "user", "content": [{"type": "image"}]}], "a part of a turn is no text but 'image'"),
+        ([{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}], "no text but 'image_url'"),
+        ([{"role": "user", "content": [{"type": "input_audio"}, {"type": "text", "text": "?"}]}], "'input_audio'"),
+        ([{"role": "assistant", "content": None, "tool_calls": [{"id": 1}]}], "holds tool_calls"),
+        ([{"role": "assistant", "content": "", "function_call": {"name": "f"}}], "holds function_call"),
+        ([{"role": "user", "content": "x"}] * (MOST_TURNS + 1), "a conversation of 1,001 turns"),
+        ("x" * (LONGEST + 1), "a text of 1,000,001 characters"),
+        ([{"role": "user", "content": "x" * (LONGEST + 1)}], "a text of 1,000,001 characters"),
+    ],
+)
+def test_what_is_no_conversation_is_refused_in_one_sentence(value, fault):
+    with pytest.raises(InputError, match=fault):
+        messages(value)
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ([{"from": "human", "value": "Ciao?"}, {"from": "gpt", "value": "Salve."}], ["u:Ciao?", "a:Salve."]),
+        ([{"from": "system", "value": "Sii breve."}, {"from": "human", "value": "Ciao?"}], ["s:Sii breve.", "u:Ciao?"]),
+        ([{"role": "Human", "content": "Hi"}, {"role": "BOT", "content": "Yes?"}], ["u:Hi", "a:Yes?"]),
+        ([{"role": "user", "content": "Hi"}, {"role": "model", "content": "Yes?"}], ["u:Hi", "a:Yes?"]),
+        ([{"role": "prompter", "text": "Hi"}, {"role": "assistant", "text": "Yes?"}], ["u:Hi", "a:Yes?"]),
+        ([{"speaker": "utente", "text": "Ciao"}, {"speaker": "assistente", "text": "Sì?"}], ["u:Ciao", "a:Sì?"]),
+        ([{"role": "developer", "content": "Be brief."}, {"role": "user", "content": "Hi"}], ["s:Be brief.", "u:Hi"]),
+        ([{"role": "function", "content": "42"}], ["t:42"]),
+        ([{"from": None, "role": "user", "value": None, "content": "Hi"}], ["u:Hi"]),
+        (
+            [{"role": "user", "content": [{"type": "text", "text": "Ciao"}, {"type": "text", "text": "tu"}]}],
+            ["u:Ciao\ntu"],
+        ),
+        ([{"role": "user", "content": ["Ciao", "tu"]}], ["u:Ciao\ntu"]),
+        ([{"role": "user", "content": {"type": "text", "text": "Ciao"}}], ["u:Ciao"]),
+        ([{"role": "user", "content": [{"type": "text", "text": "Hi", "image_url": None}]}], ["u:Hi"]),
+        ([{"role": "user", "content": [{"type": "input_text", "text": "Hi"}]}], ["u:Hi"]),
+        ([{"role": "user", "content": "[{'type': 'text', 'text': 'Hi'}]"}], ["u:Hi"]),
+        ([{"type": "text", "text": "Ciao"}], ["u:Ciao"]),
+        ({"role": "user", "content": "Hi"}, ["u:Hi"]),
+        (({"role": "user", "content": "Hi"},), ["u:Hi"]),
+        (np.array([{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes?"}]), ["u:Hi", "a:Yes?"]),
+        ([{"role": "user", "content": "Hi"}, None, {"role": None, "content": None}], ["u:Hi"]),
+        ([{"role": "user", "content": "a\ud83d\x00b"}], ["u:a\ufffd\x00b"]),
+    ],
+)
+def test_turns_of_every_dialect_are_read(value, said):
+    assert short(messages(value)) == said
+
+
+# ---- prompts
+
+
+@pytest.mark.parametrize(
+    ("value", "columns", "prompt", "note"),
+    [
+        (talk("u:Ciao?", "a:Salve."), {}, ["u:Ciao?"], "left out of the prompt"),
+        (talk("u:Chi sei?", "a:Un fiume.", "u:Quale?", "a:Il Po."), {}, short(TWO), "left out of the prompt"),
+        (talk("u:Ciao?", "a:Salve.", "a:Dimmi."), {}, ["u:Ciao?"], "left out of the prompt"),
+        (talk("s:Sii breve.", "u:Ciao?", "a:Salve."), {}, ["s:Sii breve.", "u:Ciao?"], "left out of the prompt"),
+        (talk("u:Ciao?", "a:"), {}, ["u:Ciao?"], "left out of the prompt"),
+        (talk("u:Ciao?"), {}, ["u:Ciao?"], ""),
+        (talk("u:Quanto fa?", "t:42"), {}, ["u:Quanto fa?", "t:42"], ""),
+        (talk("u:Ciao?", "s:Sii breve."), {}, ["s:Sii breve.", "u:Ciao?"], "a system turn is put first"),
+        (talk("s:", "u:Ciao?"), {}, ["u:Ciao?"], ""),
+        ([None, *talk("u:Ciao?"), None], {}, ["u:Ciao?"], "turns without anything in them"),
+        ("Ciao?", {"system": "Sii breve."}, ["s:Sii breve.", "u:Ciao?"], "the text of the system column"),
+        ("Ciao?", {"system_prompt": "Be brief."}, ["s:Be brief.", "u:Ciao?"], "the text of the system column"),
+        (talk("u:Ciao?", "a:Sì?"), {"system": "Sii breve."}, ["s:Sii breve.", "u:Ciao?"], "the system column"),
+        (talk("s:Sii breve. ", "u:Ciao?"), {"system": "Sii breve."}, ["s:Sii breve.", "u:Ciao?"], "system column"),
+        ("Ciao?", {"system": None}, ["u:Ciao?"], ""),
+        ("Ciao?", {"system": ""}, ["u:Ciao?"], ""),
+        ("Ciao?", {"system": float("nan")}, ["u:Ciao?"], ""),
+        ("Quale?", {"history": [["Chi sei?", "Un fiume."]]}, short(TWO), "the turns of the column 'history'"),
+        ("Ciao?", {"history": []}, ["u:Ciao?"], ""),
+        ("Ciao?", {"input": "not Alpaca"}, ["u:Ciao?"], ""),
+    ],
+)
+def test_a_prompt_ends_in_a_user_or_a_tool_and_what_is_left_out_is_said(value, columns, prompt, note, caplog):
+    assert prompts_of(value, **columns) == prompt
+    assert (note or "rows") in (caplog.text or "rows")
+    assert bool(note) == bool(caplog.text)
+
+
+@pytest.mark.parametrize(
+    ("value", "columns", "fault"),
+    [
+        ("", {}, "the text is empty"),
+        (" \n", {}, "the text is empty"),
+        (talk("u: "), {}, "the text is empty"),
+        (talk("u:Ciao?", "a:Sì?", "u:"), {}, "the text is empty"),
+        (talk("u:Ciao?", "a:", "u:Ancora?"), {}, "turn 2 of 3 is empty"),
+        (talk("a:Salve."), {}, "no turn of a user"),
+        (talk("s:Sii breve."), {}, "no turn of a user"),
+        (talk("s:Sii breve.", "a:Sì."), {}, "no turn of a user"),
+        ([None, None], {}, "no turn of a user"),
+        (talk("s:Sii breve.", "s:Sii lungo.", "u:Ciao?"), {}, "two system turns"),
+        (talk("s:Sii breve.", "u:Ciao?"), {"system": "Sii lungo."}, "two system turns"),
+        ("Ciao?", {"system": 7}, "the column 'system' should be text"),
+        ("Ciao?", {"history": ["Chi sei?"]}, "the column 'history'"),
+        ("Che cos'è?", {"images": [{"bytes": b"x"}]}, "the row holds an image"),
+        ("What is it?", {"image": {"path": "x"}}, "the row holds an image"),
+    ],
+)
+def test_a_prompt_that_cannot_be_read_is_named(value, columns, fault):
+    with pytest.raises(InputError, match=f"row 0, column 'prompt': .*{fault}"):
+        prompts_of(value, **columns)
+
+
+@pytest.mark.parametrize("column", ["instruction", "instruction_it"])
+def test_an_instruction_is_read_with_its_input(column, caplog):
+    rows = [{column: "Traduci.", column.replace("instruction", "input"): i} for i in ("Good morning.", "", None, " ")]
+    assert [row["prompt"][0]["content"] for row in from_rows(rows, column)] == [
+        "Traduci.\n\nGood morning.", "Traduci.", "Traduci.", "Traduci.",
+    ]  # fmt: skip
+    assert "1 of 4 rows: the text of the input column is put after the instruction" in caplog.text
+
+
+# ---- pairs
+
+
+@pytest.mark.parametrize(
+    ("row", "prompt", "answers"),
+    [
+        # text beside text, as ever
+        ({"prompt": "Ciao?", "chosen": "A", "rejected": "B"}, ["u:Ciao?"], ["A", "B"]),
+        # the prompt is the first question, the answers whole conversations
+        ({"prompt": "Chi sei?", "chosen": [*TWO, *talk("a:A")], "rejected": [*TWO, *talk("a:B")]}, short(TWO), ["A", "B"]),
+        # the prompt is the last question
+        ({"prompt": "Quale?", "chosen": [*TWO, *talk("a:A")], "rejected": [*TWO, *talk("a:B")]}, short(TWO), ["A", "B"]),
+        # the prompt is the whole context
+        ({"prompt": TWO, "chosen": [*TWO, *talk("a:A")], "rejected": [*TWO, *talk("a:B")]}, short(TWO), ["A", "B"]),
+        # the answers repeat the last question only
+        ({"prompt": TWO, "chosen": talk("u:Quale?", "a:A"), "rejected": talk("u:Quale?", "a:B")}, short(TWO), ["A", "B"]),
+        # the answers are turns of their own
+        ({"prompt": TWO, "chosen": talk("a:A"), "rejected": talk("a:B")}, short(TWO), ["A", "B"]),
+        ({"prompt": TWO, "chosen": talk("a:A")[0], "rejected": talk("a:B")[0]}, short(TWO), ["A", "B"]),
+        # they go on for several turns, alike but for the last
+        ({"prompt": "Chi sei?", "chosen": [*TWO[1:], *talk("a:A")], "rejected": [*TWO[1:], *talk("a:B")]},
+         short(TWO), ["A", "B"]),
+        # no prompt column, or nothing in it
+        ({"chosen": talk("u:Ciao?", "a:A"), "rejected": talk("u:Ciao?", "a:B")}, ["u:Ciao?"], ["A", "B"]),
+        ({"prompt": None, "chosen": talk("u:Ciao?", "a:A"), "rejected": talk("u:Ciao?", "a:B")}, ["u:Ciao?"], ["A", "B"]),
+        ({"prompt": "", "chosen": [*TWO, *talk("a:A")], "rejected": [*TWO, *talk("a:B")]}, short(TWO), ["A", "B"]),
+        ({"chosen": "\n\nHuman: Ciao?\n\nAssistant: A", "rejected": "\n\nHuman: Ciao?\n\nAssistant: B"},
+         ["u:Ciao?"], ["A", "B"]),
+        ({"chosen": "\n\nHuman: Hi\n\nAssistant: Yes?\n\nHuman: Who?\n\nAssistant: A",
+          "rejected": "\n\nHuman: Hi\n\nAssistant: Yes?\n\nHuman: Who?\n\nAssistant: B"},
+         ["u:Hi", "a:Yes?", "u:Who?"], ["A", "B"]),
+        # the prompt is a set's own conversation, gold answer and all
+        ({"prompt": talk("u:Ciao?", "a:Oro."), "chosen": "A", "rejected": "B"}, ["u:Ciao?"], ["A", "B"]),
+        ({"prompt": talk("u:Ciao?", "a:Oro."), "chosen": talk("u:Ciao?", "a:A"), "rejected": "B"}, ["u:Ciao?"], ["A", "B"]),
+        # system turns, wherever they stand
+        ({"system": "Sii breve.", "prompt": "Ciao?", "chosen": "A", "rejected": "B"}, ["s:Sii breve.", "u:Ciao?"], ["A", "B"]),
+        ({"prompt": talk("s:Sii breve.", "u:Ciao?"), "chosen": talk("u:Ciao?", "a:A"), "rejected": talk("u:Ciao?", "a:B")},
+         ["s:Sii breve.", "u:Ciao?"], ["A", "B"]),
+        # the user has the last word
+        ({"prompt": "Ciao?", "chosen": talk("u:Ciao?", "a:A", "u:Grazie"), "rejected": talk("u:Ciao?", "a:B", "u:No")},
+         ["u:Ciao?"], ["A", "B"]),
+        # other words for the same
+        ({"prompt": [{"from": "human", "value": "Hi"}], "chosen": {"from": "gpt", "value": "A"},
+          "rejected": {"from": "gpt", "value": "B"}}, ["u:Hi"], ["A", "B"]),
+        ({"prompt": "Ciao? ", "chosen": talk("u: Ciao?", "a:A"), "rejected": talk("u:Ciao?", "a:B")}, ["u: Ciao?"], ["A", "B"]),
+        # an answer in parts, an ordinary answer that begins with a bracket
+        ({"prompt": "Ciao?", "chosen": [{"type": "text", "text": "A"}], "rejected": "[B] no"}, ["u:Ciao?"], ["A", "[B] no"]),
+    ],
+)  # fmt: skip
+def test_the_turns_before_the_answers_are_the_prompt_and_none_is_lost(row, prompt, answers):
+    assert read_pair(**row) == (prompt, answers, "")
+
+
+@pytest.mark.parametrize(
+    ("row", "verdict"),
+    [
+        ({"prompt": "Ciao?", "chosen": talk("u:Ciao?", "a:X", "u:E?", "a:A"), "rejected": talk("u:Ciao?", "a:Y", "u:E?", "a:B")},
+         "filtered:diverging"),
+        ({"chosen": talk("u:Ciao?", "a:X", "u:E?", "a:A"), "rejected": talk("u:Ciao?", "a:B")}, "filtered:diverging"),
+        ({"chosen": talk("u:Ciao?", "a:A"), "rejected": talk("u:Chi?", "a:B")}, "filtered:diverging"),
+        ({"prompt": "Ciao?", "chosen": talk("s:Sii breve.", "u:Ciao?", "a:A"), "rejected": talk("u:Ciao?", "a:B")},
+         "filtered:diverging"),
+        ({"prompt": "Dove?", "chosen": talk("u:Ciao?", "a:A"), "rejected": talk("u:Ciao?", "a:B")}, "filtered:diverging"),
+        ({"prompt": "Ciao?", "chosen": talk("u:Ciao?"), "rejected": "B"}, "filtered:shape"),
+        ({"prompt": "Ciao?", "chosen": talk("u:Ciao?", "a:X", "a:A"), "rejected": talk("u:Ciao?", "a:X", "a:B")}, "filtered:shape"),
+        ({"prompt": "Ciao?", "chosen": [], "rejected": "B"}, "filtered:shape"),
+        ({"prompt": "Ciao?", "chosen": None, "rejected": "B"}, "filtered:shape"),
+        ({"prompt": "Ciao?", "chosen": True, "rejected": "B"}, "filtered:shape"),
+        ({"prompt": "Ciao?", "chosen": ["A"], "rejected": "B"}, "filtered:shape"),
+        ({"prompt": "Ciao?", "rejected": "B"}, "filtered:shape"),
+        ({"chosen": "A", "rejected": "B"}, "filtered:shape"),
+        ({"prompt": None, "chosen": "A", "rejected": "B"}, "filtered:shape"),
+        ({"prompt": "Ciao?", "chosen": [{"type": "image"}], "rejected": "B"}, "filtered:shape"),
+        ({"prompt": "Ciao?", "chosen": talk("u:Ciao?", "a:"), "rejected": talk("u:Ciao?", "a:B")}, "filtered:empty"),
+        ({"prompt": "Ciao?", "chosen": [*talk("u:Ciao?"), {"role": "assistant", "content": None}], "rejected": "B"},
+         "filtered:empty"),
+        ({"prompt": "x" * (LONGEST + 1), "chosen": "A", "rejected": "B"}, "filtered:size"),
+        ({"prompt": "Ciao?", "chosen": "x" * (LONGEST + 1), "rejected": "B"}, "filtered:size"),
+        ({"prompt": talk("u:x") * (MOST_TURNS + 1), "chosen": "A", "rejected": "B"}, "filtered:size"),
+    ],
+)  # fmt: skip
+def test_a_row_that_cannot_be_read_is_counted_under_its_reason(row, verdict):
+    assert verdict_of(**row) == verdict
+
+
+@pytest.mark.parametrize("row", [None, 7, "Ciao?", ["Ciao?", "A", "B"], True, [], float("nan")])
+def test_a_row_that_is_no_object_is_counted(row):
+    good = {"prompt": "Ciao?", "chosen": "A", "rejected": "B"}
+    assert [found["verdict"] for found in candidates([good, row, good], **COLUMNS)] == ["", "filtered:shape", ""]
+
+
+def test_what_is_left_out_is_said_once_with_a_count(caplog):
+    rows = [{"prompt": talk("u:Ciao?", "a:Oro."), "chosen": "A", "rejected": "B"}] * 3
+    candidates([*rows, {"prompt": "Chi?", "chosen": "A", "rejected": "B"}], **COLUMNS)
+    assert [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING] == [
+        "3 of 4 rows: what the assistant says last is left out of the prompt, which would hold its own answer"
+    ]
+
+
+# ---- lists that became text
+
+MANY = talk(
+    's:Sii "breve" e l\'altro.',
+    "u:Chi sei?\nDimmi: [1] {2}",
+    "a:It's a \\ river, d'accordo?",
+    "u:Quale \u201c\u00e8\u201d?",
+)
+
+
+def numpy_text(turns):
+    return str(np.array(turns, dtype=object))
+
+
+def through_csv(turns):
+    file = io.StringIO()
+    csv.writer(file).writerow([turns])
+    return next(csv.reader(io.StringIO(file.getvalue())))[0]
+
+
+PRINTERS = {
+    "python": repr,
+    "csv": through_csv,
+    "numpy": numpy_text,
+    "numpy repr": lambda turns: repr(np.array(turns, dtype=object)),
+    "json": json.dumps,
+    "json, not ascii": lambda turns: json.dumps(turns, ensure_ascii=False, indent=1),
+    "json in json": lambda turns: json.dumps(json.dumps(turns)),
+    "json three times": lambda turns: json.dumps(json.dumps(json.dumps(turns))),
+    "python of json": lambda turns: repr(json.dumps(turns)),
+    "other dialect": lambda turns: json.dumps([{"from": t["role"], "value": t["content"]} for t in turns]),
+    "padded": lambda turns: json.dumps([{"id": None, **t, "weight": 1.5, "tools": None} for t in turns]),
+    "padded python": lambda turns: repr([{"content": t["content"], "role": t["role"], "n": None} for t in turns]),
+    "in a list": lambda turns: repr([turns]),
+    "tuple": lambda turns: repr(tuple(turns)),
+    "with NaN": lambda turns: json.dumps([{**t, "weight": float("nan")} for t in turns]),
+}
+
+
+@pytest.mark.parametrize("printer", PRINTERS)
+def test_a_list_that_became_text_is_read_back(printer, caplog):
+    text = PRINTERS[printer](MANY)
+    assert isinstance(text, str)
+    assert messages(text) == MANY
+    assert prompts_of(text) == short(MANY)
+    assert "1 of 1 rows: a list of messages that had become text is read as messages" in caplog.text
+    sides = {side: PRINTERS[printer]([*MANY, *talk(f"a:{side}")]) for side in ("chosen", "rejected")}
+    assert read_pair(prompt="", **sides) == (short(MANY), ["chosen", "rejected"], "")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[{'role': 'user', 'content': 'Ciao, sono un tes",
+        '[{"role": "user", "content": "Hello, I am cut o',
+        "[{'role': 'user', 'content': 'Ciao'}, {'role': 'assistant', 'content': 'Sì'",
+        '[{""role"": ""user"", ""content"": ""Ciao""}]',
+        "[{'role': 'user', 'content': Message('Ciao')}]",
+        "[{'role': 'user', 'content': 'it's broken'}]",
+        '"[{\\"role\\": \\"user\\", \\"content\\": \\"Hi',
+        "[{'role': 'user', 'content': 'Ciao'} ... {'role': 'user', 'content': 'Ciao'}]",
+        "[" * 3 + "{'role': 'user', 'content': " + "[" * 100_000,
+        '[{"role": "user", "content": ' + "[" * 100_000,
+        "[{'from': 'human', 'value': datetime.now()}]",
+    ],
+)
+def test_a_list_that_was_cut_off_is_never_taken_for_text(text):
+    with pytest.raises(InputError):
+        prompts_of(text)
+    assert verdict_of(prompt="Ciao?", chosen=text, rejected="B") == "filtered:shape"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[1] La risposta sta nella nota.",
+        "[user] who are you?",
+        "[]",
+        "[{}]",
+        "{ ... }",
+        "[1, 2, 3]",
+        '["Roma", "Milano"]',
+        '{"name": "Po", "length": 652}',
+        '[{"from": "Roma", "to": "Milano", "value": 480}]',
+        '[{"role": "captain", "text": "Ahoy"}]',
+        '{"role": "king", "content": "of Italy"}',
+        "{% for message in messages %}",
+        "[INST] Ciao [/INST]",
+        '"Ciao," disse il gatto.',
+        "'role': 'user' is a pair of a key and a value",
+        'What does [{"role": "user", "content": "x"}] mean?',
+        '[{"role": "user", "content": "Hi"}] is JSON. What does it mean?',
+        "[{'a': 1}, {'b': 2}]",
+        '[{"type": "text", "value": "a field"}]',
+        "[" * 1000,
+        "{" * 1000,
+        "[ " * 100_000 + "{",
+        " " * 500_000 + "x",
+        "'\\" * 200_000,
+        "[{'" * 100_000,
+        "array([" * 50_000,
+        '\\"' * 100_000,
+    ],
+)
+def test_an_ordinary_text_is_a_text_whatever_it_begins_with(text, caplog):
+    assert messages(text) == [{"role": "user", "content": text}]
+    assert read_pair(prompt="Ciao?", chosen=text, rejected="B")[1:] == ([text, "B"], "")
+    assert not caplog.text
+
+
+# ---- every shape
+
+said = st.text(st.characters(exclude_categories=("Cs",)), min_size=1, max_size=12).filter(lambda t: t.strip())
+spellings = {
+    "user": ("user", "human", "User"),
+    "assistant": ("assistant", "gpt", "bot", "model"),
+    "tool": ("tool", "function"),
+    "system": ("system",),
+}
+keys = st.sampled_from([("role", "content"), ("from", "value"), ("role", "text")])
+
+
+@st.composite
+def conversations(draw):
+    """Turns in order, a system turn or none, an answer or none, and the same in the words and the form of a dataset."""
+    count = draw(st.integers(1, 7))
+    turns = [{"role": "assistant" if i % 2 else draw(st.sampled_from(("user", "user", "tool")) if i else st.just("user")),
+              "content": draw(said)} for i in range(count)]  # fmt: skip
+    if draw(st.booleans()):
+        turns.insert(0, {"role": "system", "content": draw(said)})
+    return turns
+
+
+@st.composite
+def written(draw, turns):
+    """The turns as some dataset would write them."""
+    role, text = draw(keys)
+    in_parts = draw(st.booleans())
+    as_list = [
+        {role: draw(st.sampled_from(spellings[t["role"]])),
+         text: [{"type": "text", "text": t["content"]}] if in_parts and text == "content" else t["content"]}
+        for t in turns
+    ]  # fmt: skip
+    form = draw(
+        st.sampled_from((None, None, *(name for name in PRINTERS if name not in ("other dialect", "padded python"))))
+    )
+    return PRINTERS[form](as_list) if form else as_list
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data(), conversations(), st.sampled_from(("same", "first", "last", "none")), st.booleans())
+def test_of_any_shape_every_earlier_turn_is_kept_and_no_prompt_ends_in_an_answer(data, turns, given_prompt, column):
+    system = [t for t in turns if t["role"] == "system"]
+    rest = [t for t in turns if t["role"] != "system"]
+    prompt = rest[:-1] if rest[-1]["role"] == "assistant" else rest
+    sides = [[*prompt, {"role": "assistant", "content": data.draw(said)}] for _ in range(2)]
+    inside = [] if column else system
+    row = {side: data.draw(written(inside + value)) for side, value in zip(("chosen", "rejected"), sides, strict=True)}
+    row |= {"system": system[0]["content"]} if column and system else {}
+    shapes = {"same": inside + prompt, "first": prompt[:1], "last": prompt[-1:]}
+    if given_prompt != "none":
+        row["prompt"] = data.draw(written(shapes[given_prompt]))
+    (found,) = candidates([row], **COLUMNS)
+    texts = [(t["role"], t["content"].strip()) for t in found["prompt"]]
+    assert texts == [(t["role"], t["content"].strip()) for t in system + prompt]
+    assert [r["text"] for r in found["responses"]] == [side[-1]["content"] for side in sides]
+    (asked,) = from_rows([{"messages": data.draw(written(inside + sides[0]))} | row], "messages")
+    assert [(t["role"], t["content"].strip()) for t in asked["prompt"]] == texts
+    assert asked["prompt"][-1]["role"] in ("user", "tool")
+
+
+anything = st.recursive(
+    st.none() | st.booleans() | st.floats() | st.integers() | st.text(max_size=6),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(("role", "content", "type", "text")), inner)
+    ),
+    max_leaves=8,
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(anything, anything, anything)
+def test_any_value_is_read_counted_or_refused_in_one_sentence(prompt, chosen, rejected):
+    rows = [{"prompt": "Ciao?", "chosen": "A", "rejected": "B"}] * 2
+    for found in candidates([{"prompt": prompt, "chosen": chosen, "rejected": rejected}, *rows], **COLUMNS):
+        assert found["prompt"][-1]["role"] in ("user", "tool")
+        assert not found["verdict"] or found["verdict"].startswith("filtered:")
+    assert len(from_rows([{"prompt": prompt}, *rows], "prompt")) >= 2
+
+
+# ---- real data
+
+
+def test_questions_in_two_turns_say_not_who_speaks_and_are_refused_by_name():
+    rows = real("prompts/mt_bench_it_80.jsonl")
+    with pytest.raises(
+        InputError, match="80 of 80 rows cannot be used; the first: row 0, column 'turns': expected text"
+    ):
+        from_rows(rows, "turns")
+
+
+def test_real_questions_in_two_turns_keep_the_first_exchange():
+    rows = real("prompts/mt_bench_it_80.jsonl")
+    for row in rows:
+        first, second = row["turns"]
+        context = talk(f"u:{first}", "a:Una prima risposta.", f"u:{second}")
+        sides = {side: through_csv([*context, *talk(f"a:{side}")]) for side in ("chosen", "rejected")}
+        assert read_pair(prompt=first, **sides) == (short(context), ["chosen", "rejected"], "")
