@@ -111,6 +111,10 @@ class Sample:
     finish_reason: str = "stop"
     numbers: Mapping[int, Mapping[str, float]] = field(default_factory=dict)
 
+    def row(self) -> dict[str, Any]:
+        """Return what the `samples` schema keeps of it."""
+        return {"text": self.text, "n_tokens": self.n_tokens, "finish_reason": self.finish_reason}
+
 
 @dataclass(frozen=True)
 class Reply:

@@ -1,10 +1,14 @@
 """What a user should know of a server's replies before trusting them: what was refused, left out, or looks cut."""
 
+import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from nbutils.engines import Reply
 from nbutils.errors import InputError
+
+log = logging.getLogger(__name__)
 
 # Prompts of at least so many tokens, so often the longest: below, chance can do it.
 _LEAST_TOKENS, _OFTEN = 256, 3
@@ -20,16 +24,19 @@ def of(replies: Sequence[Reply | None]) -> list[str]:
     return sentences + cut_prompts(reply.prompt_tokens for reply in known)
 
 
-def answered(replies: Sequence[Reply | None]) -> tuple[list[Reply | None], int]:
-    """Return the replies with None for those that were refused, and how many were.
+def answered(replies: Sequence[Reply | None]) -> tuple[list[Reply | None], dict[str, Any]]:
+    """Return the replies with None for those that were refused; and how many were, with all doubts, which are logged.
 
     Raises:
         InputError: if no request was answered.
     """
+    doubts = of(replies)
     kept = [None if reply is not None and reply.refused else reply for reply in replies]
     if replies and not any(kept):
-        raise InputError(f"no request was answered: {'; '.join(of(replies)) or 'try again later'}")
-    return kept, sum(reply is not None and bool(reply.refused) for reply in replies)
+        raise InputError(f"no request was answered: {'; '.join(doubts) or 'try again later'}")
+    for sentence in doubts:
+        log.warning("%s", sentence)
+    return kept, {"refused": sum(bool(reply and reply.refused) for reply in replies), "doubts": doubts}
 
 
 def noted(notes: Mapping[str, int], total: int) -> list[str]:
