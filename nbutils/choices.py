@@ -5,6 +5,8 @@ effect), `choice1`, `choice2` and `label` (0 or 1). Prompts and measures are tho
 (tasks `xcopa_it`, `copa`): no chat template, the premise without its full stop, a connector, the choice in lower case.
 """
 
+import logging
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +19,8 @@ from nbutils import sources
 from nbutils.errors import InputError
 from nbutils.records import Row
 from nbutils.stats import bootstrap_mean
+
+log = logging.getLogger(__name__)
 
 # "because" and "therefore"; Italian and English as in lm-evaluation-harness
 CONNECTORS = {
@@ -46,15 +50,26 @@ class Choice(NamedTuple):
 def read(name: str, language: str, *, run_dir: Path) -> list[Row]:
     """Return the rows of a labelled set, checked before a model is loaded; none for an empty name.
 
+    A row that lacks a column, or has a question or label that is not expected, is left out with a warning.
+
     Raises:
-        InputError: if no connectors are known for the language, a row lacks a column, or has a question or label that
-            is not expected.
+        InputError: if no connectors are known for the language, or more than half of the rows would be left out.
     """
     rows = sources.read(name, run_dir=run_dir) if name else []
-    rows = [row | {"label": int(row["label"])} if str(row.get("label")) in ("0", "1") else row for row in rows]
+    kept, said = [], ""
     for row in rows:
-        _texts(row, language)
-    return rows
+        label = str(row.get("label")).strip().removesuffix(".0")  # a column with a gap is read as 1.0, nan
+        row = row | {"label": int(label)} if label in ("0", "1") else row  # noqa: PLW2901
+        try:
+            _texts(row, language)
+            kept.append(row)
+        except InputError as error:
+            said = said or str(error)
+    if 2 * len(kept) < len(rows) or (rows and not kept):
+        raise InputError(f"{name}: {len(rows) - len(kept)} of {len(rows)} rows cannot be asked; the first: {said}")
+    if said:
+        log.warning("%s: %d of %d rows are left out; the first: %s", name, len(rows) - len(kept), len(rows), said)
+    return kept
 
 
 def choose(
@@ -85,7 +100,8 @@ def choose(
         first, second = sums[2 * i : 2 * i + 2]
         lengths = [len(row[name]) for name in ("choice1", "choice2")]
         picks = second > first, second / lengths[1] > first / lengths[0]
-        result.append(Choice(*(pick == row["label"] for pick in picks)))
+        known = math.isfinite(first) and math.isfinite(second)  # a model that overflows knows neither
+        result.append(Choice(*(known and pick == row["label"] for pick in picks)))
     return result
 
 
@@ -144,7 +160,9 @@ def _texts(row: Mapping[str, Any], language: str) -> list[tuple[str, str]]:
             f"knowledge: no words for because and therefore are known in language {language!r} (known: "
             f"{', '.join(CONNECTORS)}); set language, or add them to CONNECTORS in nbutils/choices.py"
         )
-    missing = [name for name in COLUMNS if row.get(name) in (None, "")]
+    texts = [name for name in COLUMNS if name != "label"]
+    missing = [name for name in texts if not isinstance(row.get(name), str) or not row[name].strip()]
+    missing += ["label"] if row.get("label") in (None, "") else []
     connectors = CONNECTORS[language]
     if missing or row["question"] not in connectors or row["label"] not in (0, 1):
         what = f"no {missing[0]}" if missing else f"question {row['question']!r}, label {row['label']!r}"

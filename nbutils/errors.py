@@ -58,6 +58,21 @@ def writing(place: Path) -> Iterator[None]:
         ) from None
 
 
+@contextmanager
+def telling(what: str, remedy: str) -> Iterator[None]:
+    """Give whatever a library raises as one sentence that begins with what was being done; the error hangs on it.
+
+    Raises:
+        InputError: naming the library's error; those that are sentences already pass.
+    """
+    try:
+        yield
+    except (InputError, Interrupted):
+        raise
+    except Exception as error:
+        raise InputError(f"while {what}: {type(error).__name__}: {first_line(error)}; {remedy}") from error
+
+
 def first_line(error: BaseException) -> str:
     """Return what another library's error says, short enough for one sentence of ours."""
     lines = str(error).strip().splitlines() or [type(error).__name__]

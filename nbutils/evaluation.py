@@ -4,55 +4,86 @@ Used by 04. Intervals resample whole topics (the `category` of a prompt), since 
 other. Beside the score stand length, variety and truncation: a score that rises while these fall is not a gain.
 """
 
+import functools
+import logging
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
-from nbutils import sources
+from nbutils import health, sources
 from nbutils.engines import Engine, Request, Sample, Sampling
 from nbutils.errors import InputError
 from nbutils.judges import Judge, bias
-from nbutils.judges.verifier import check, parse_checks
+from nbutils.judges.verifier import check, faults_of, parse_checks
 from nbutils.prompts import Near, from_rows
-from nbutils.records import PROMPTS, Row
+from nbutils.records import PROMPTS, Row, digest
 from nbutils.stats import bootstrap_mean, distinct
 from nbutils.store import Store, answer
 from nbutils.texts import language as language_of
 from nbutils.verdicts import decide, mean_scores
 from nbutils.winrates import win_rate
 
+log = logging.getLogger(__name__)
+
 
 def held_out(
-    names: Sequence[str], column: str, *, trained_on: Sequence[Row], run_dir: Path, reference: str = ""
-) -> tuple[dict[str, list[Row]], dict[str, int]]:
-    """Return the prompts of each held-out set that resemble no training prompt, and how many did.
+    names: Sequence[str],
+    column: str,
+    *,
+    trained_on: Sequence[Row],
+    run_dir: Path,
+    reference: str = "",
+    fits: Callable[[Row], bool] | None = None,
+) -> tuple[dict[str, list[Row]], dict[str, int], dict[str, int]]:
+    """Return the prompts of each held-out set that resemble no training prompt, how many did, and how many are unfit.
+
+    A set without a prompt left is left out with a warning, as long as there is another.
 
     Args:
         names: of datasets; a set goes by `sources.label` of its name.
         column: with the prompt.
         reference: column with the right answer, empty for none.
         trained_on: rows with the prompts that must not be asked again.
+        fits: whether the model can be asked a prompt; one at which it raises cannot.
 
     Raises:
-        InputError: if two sets share a label, or none of a set's prompts is left.
+        InputError: if two sets share a label, or no prompt of any set is left.
     """
     near = Near(trained_on)
     kept: dict[str, list[Row]] = {}
-    overlapped = {}
+    overlapped: dict[str, int] = {}
+    unfit: dict[str, int] = {}
     for name in names:
         label = sources.label(name)
-        if label in kept:
+        if label in overlapped:
             raise InputError(f"eval_prompts: two sets would be called {label!r}, {name} the second; rename a file")
         rows = from_rows(sources.read(name, run_dir=run_dir), column, reference)
-        kept[label] = [row for row in rows if not near.holds(row)]
-        overlapped[label] = len(rows) - len(kept[label])
+        fresh = [row for row in rows if not near.holds(row)]
+        kept[label] = [row for row in fresh if fits is None or _can(fits, row)]
+        overlapped[label], unfit[label] = len(rows) - len(fresh), len(fresh) - len(kept[label])
+        if unfit[label]:
+            log.warning("%s: %d of %d prompts cannot be asked, too long or refused", name, unfit[label], len(rows))
         if not kept[label]:
-            raise InputError(f"eval_prompts: all {len(rows)} prompts of {name} resemble training prompts; name others")
-    return kept, overlapped
+            del kept[label]
+            log.warning("%s: none of %d prompts is left, the set is left out", name, len(rows))
+    if not kept:
+        raise InputError(
+            f"eval_prompts: no prompt of {', '.join(names)} is left, {sum(overlapped.values())} resemble training "
+            f"prompts and {sum(unfit.values())} are too long or refused by the chat template; name others"
+        )
+    return kept, overlapped, unfit
+
+
+def _can(fits: Callable[[Row], bool], row: Row) -> bool:
+    try:
+        return fits(row)
+    except Exception:  # whatever a chat template raises
+        return False
 
 
 def sample(
@@ -65,17 +96,18 @@ def sample(
     store: Store,
     deadline: float,
 ) -> dict[str, list[tuple[Sample, ...]]]:
-    """Return n samples for every prompt of every held-out set, in the order of the rows.
+    """Return n samples for every prompt of every held-out set, in their order; none where there was no answer.
 
     Raises:
-        InputError: if the engine left prompts unanswered.
+        InputError: if the engine left more prompts unanswered than a judge may leave rows.
     """
-    result = {}
+    result: dict[str, list[tuple[Sample, ...]]] = {}
     for name, rows in held_out.items():
         requests = [Request(tuple(row["prompt"]), n=n, sampling=sampling) for row in rows]
         replies = answer(store, engine, requests, seed=seed, deadline=deadline, title="sampling")
-        result[name] = [reply.samples for reply in replies if reply is not None]
-        if missing := len(rows) - len(result[name]):
+        result[name] = [reply.samples if reply else () for reply in replies]
+        missing = result[name].count(())
+        if missing > bias.MOST["unanswered"] * len(rows):
             raise InputError(f"{name}: {missing} of {len(rows)} prompts got no answer; run the same command again")
     return result
 
@@ -91,30 +123,57 @@ def compare(
 ) -> dict[str, list[Row]]:
     """Judge the i-th answer before against the i-th after, for every prompt of every held-out set.
 
+    As many rows as the judge's `gate_rows` are judged first, as a trial. A prompt without an answer on either side is
+    passed over.
+
     Returns:
         For each set one row per pair of answers with text, score (0..1, NaN if unparsed), tokens and finish reason of
         both, and `verdict` as seen from the tuned model: win, tie, loss, flip or unparsed.
+
+    Raises:
+        InputError: if more of the trial stays unanswered or unreadable than the gate of 01 and 03 allows, before
+            the rest is paid for; or if more of all stays unanswered. What was answered is stored.
     """
-    return {name: _compare(judge, rows, before[name], after[name], store, deadline) for name, rows in held_out.items()}
+    asked = {
+        name: [
+            (row, couple)
+            for row, *sides in zip(rows, before[name], after[name], strict=True)
+            if all(sides)
+            for couple in zip(*sides, strict=True)
+        ]
+        for name, rows in held_out.items()
+    }
+    every = sorted(
+        (part for parts in asked.values() for part in parts),
+        key=lambda part: digest([part[0]["prompt"], part[1][0].text]),
+    )
+    if trial := every[: getattr(judge.file, "gate_rows", 0)]:
+        _insist(judge, _compare(judge, trial, store, deadline), "unanswered", "refused", "unparsed")
+    compared = {name: _compare(judge, parts, store, deadline) for name, parts in asked.items()}
+    _insist(judge, [row for rows in compared.values() for row in rows], "unanswered")
+    return compared
+
+
+def _insist(judge: Judge, compared: Sequence[Row], *limits: str) -> None:
+    try:
+        table = bias.figures(_judged(compared))
+        bias.insist(table[table.index.isin(limits)])
+    except InputError as error:
+        raise InputError(
+            f"eval_judge {judge.name}: {error}; samples, training and adapter are kept: run again with the same or "
+            "another eval_judge"
+        ) from None
 
 
 def _compare(
-    judge: Judge,
-    rows: Sequence[Row],
-    before: Sequence[Sequence[Sample]],
-    after: Sequence[Sequence[Sample]],
-    store: Store,
-    deadline: float,
+    judge: Judge, parts: Sequence[tuple[Row, tuple[Sample, Sample]]], store: Store, deadline: float
 ) -> list[Row]:
-    asked = [
-        row | {"responses": [{"text": s.text} for s in couple]}
-        for row, olds, news in zip(rows, before, after, strict=True)
-        for couple in zip(olds, news, strict=True)
-    ]
-    couples = [c for olds, news in zip(before, after, strict=True) for c in zip(olds, news, strict=True)]
+    asked = [row | {"responses": [{"text": drawn.text} for drawn in couple]} for row, couple in parts]
     result = []
-    for row, couple, said in zip(asked, couples, judge.score(asked, store, deadline=deadline), strict=True):
-        scores = mean_scores(said.scores) or [math.nan, math.nan]
+    for (row, couple), said in zip(parts, judge.score(asked, store, deadline=deadline), strict=True):
+        # an order without two numbers was not understood: compared with NaN, everything is a loss
+        orders = [order for order in said.scores if all(map(math.isfinite, order))]
+        scores = mean_scores(orders) or [math.nan, math.nan]
         record = {key: row[key] for key in PROMPTS if key in row}
         for side, drawn, score in zip(("before", "after"), couple, scores, strict=True):
             record |= {
@@ -123,25 +182,28 @@ def _compare(
                 f"{side}_tokens": drawn.n_tokens,
                 f"{side}_finish_reason": drawn.finish_reason,
             }
-        verdict = decide([new - old for old, new in said.scores])
-        result.append(
-            record | {"scores": said.scores, "replies": said.replies, "verdict": verdict, "judge": judge.name}
-        )
+        verdict = decide([new - old for old, new in orders])
+        result.append(record | {"scores": orders, "replies": said.replies, "verdict": verdict, "judge": judge.name})
     return result
+
+
+def _judged(compared: Sequence[Row]) -> list[Row]:
+    return [row | {"responses": [{"text": row[f"{side}_text"]} for side in ("before", "after")]} for row in compared]
 
 
 def judge_report(judge: Judge, compared: Mapping[str, Sequence[Row]]) -> dict[str, Any]:
     """Return `judges.bias.report` on each held-out set; the answer before is the first response."""
-    result = {}
-    for name, rows in compared.items():
-        judged = [row | {"responses": [{"text": row[f"{side}_text"]} for side in ("before", "after")]} for row in rows]
-        result[name] = bias.report(judge, judged, bias.figures(judged))
-    return result
+    return {
+        name: bias.report(judge, judged, bias.figures(judged))
+        for name, judged in ((name, _judged(rows)) for name, rows in compared.items())
+    }
 
 
 def summarise(rows: Sequence[Row], *, language: str = "", seed: int = 0) -> dict[str, Any]:
     """Return the numbers of one held-out set; intervals are 95%, by bootstrap over topics.
 
+    What rests on scores is of the answers that were `measured`, with both scores readable; it is None where none was.
+    `bounds` is the headline's change with all others counted as losses, and as wins; None where all were measured.
     `passed_all` is the share of answers with the judge's highest score (for the verifier: every check passed).
     `tokens_ratio` and `distinct_2` are there to be distrusted: see RESULTS.md.
 
@@ -151,16 +213,21 @@ def summarise(rows: Sequence[Row], *, language: str = "", seed: int = 0) -> dict
     """
     rows = [row | {"category": row["category"] or row["prompt_id"]} for row in rows]  # without one, each its own topic
     frame = pd.DataFrame(rows)
-    scored = frame.dropna(subset=["before_score", "after_score"])
-    if scored.empty:
-        raise InputError("the judge gave no readable score for any held-out answer; look at its replies in the store")
+    read = np.isfinite(frame[["before_score", "after_score"]].astype(float)).all(axis=1)
+    scored = frame[read]
+    passed = (scored.before_score >= 1 - 1e-9, scored.after_score >= 1 - 1e-9)
     result: dict[str, Any] = {
         "prompts": int(frame.prompt_id.nunique()),
         "answers": len(frame),
         "topics": int(frame.category.nunique()),
         "unparsed": len(frame) - len(scored),
-        "score": _change(scored.before_score, scored.after_score, scored.category, seed),
-        "passed_all": _change(scored.before_score >= 1 - 1e-9, scored.after_score >= 1 - 1e-9, scored.category, seed),
+        "measured": {
+            "prompts": int(scored.prompt_id.nunique()),
+            "answers": len(scored),
+            "topics": int(scored.category.nunique()),
+        },
+        "score": _change(scored.before_score, scored.after_score, scored.category, seed) if len(scored) else None,
+        "passed_all": _change(*passed, scored.category, seed) if len(scored) else None,
         "verdicts": dict(sorted(Counter(frame.verdict).items())),
         "win_rate": win_rate(rows, seed=seed),
         "checks": _per_check(rows, seed),
@@ -172,6 +239,18 @@ def summarise(rows: Sequence[Row], *, language: str = "", seed: int = 0) -> dict
         "tokens": {side: float(frame[f"{side}_tokens"].mean()) for side in ("before", "after")},
         "distinct_2": {side: distinct(frame[f"{side}_text"]) for side in ("before", "after")},
     }
+    before, after = passed if result["checks"] else (scored.before_score, scored.after_score)
+    change = after.astype(float) - before.astype(float)
+    result["bounds"] = (
+        {
+            word: bootstrap_mean(
+                list(change.reindex(frame.index).fillna(worst)), list(frame.category), seed=seed
+            )._asdict()
+            for word, worst in (("losses", -1.0), ("wins", 1.0))
+        }
+        if len(scored) < len(frame)
+        else None
+    )
     for unit in ("tokens", "characters"):
         result[f"{unit}_ratio"] = result[unit]["after"] / max(result[unit]["before"], 1e-9)
     return result
@@ -192,22 +271,36 @@ def same_judge_warnings(training: Iterable[str], judge: str) -> list[str]:
     ]
 
 
-def headline(summary: Mapping[str, Any]) -> tuple[str, dict[str, float]]:
+def headline(summary: Mapping[str, Any]) -> tuple[str, dict[str, float] | None]:
     """Return the change that the verdict goes by, with its name: the share that passed all checks, or the mean score.
 
-    Only where prompts carry checks has the highest score a meaning of its own; a reward model never gives it.
+    Only where prompts carry checks has the highest score a meaning of its own; a reward model never gives it. None
+    where nothing was measured.
     """
     return ("all passed", summary["passed_all"]) if summary["checks"] else ("mean score", summary["score"])
 
 
 def in_words(summary: Mapping[str, Any]) -> str:
-    """Return the verdict: better, worse or not shown, by the interval of the headline's change."""
+    """Return the verdict (better, worse, not shown) by the interval of the headline's change, and what it rests on."""
     name, change = headline(summary)
+    measured, prompts = summary["measured"], summary["prompts"]
+    if change is None:
+        return f"not measured: the judge gave no readable score on any of {prompts} prompts"
     word = "better" if change["low"] > 0 else "worse" if change["high"] < 0 else "not shown to differ"
+    text = (
+        f"{word}{' where measured' if health.unmeasured(summary) else ''}: {name} {100 * change['before']:.1f}% to "
+        f"{100 * change['after']:.1f}%, {100 * change['change']:+.1f} points [{100 * change['low']:+.1f}, "
+        f"{100 * change['high']:+.1f}] on {measured['prompts']} "
+    )
+    if not summary["bounds"]:
+        return f"{text}prompts, {measured['topics']} topics"
+    bounds = ", ".join(
+        f"{100 * bound['value']:+.1f} points [{100 * bound['low']:+.1f}, {100 * bound['high']:+.1f}] as {word}"
+        for word, bound in summary["bounds"].items()
+    )
     return (
-        f"{word}: {name} {100 * change['before']:.1f}% to {100 * change['after']:.1f}%, "
-        f"{100 * change['change']:+.1f} points [{100 * change['low']:+.1f}, {100 * change['high']:+.1f}] "
-        f"on {summary['prompts']} prompts, {summary['topics']} topics"
+        f"{text}of {prompts} prompts that were measured ({measured['answers']} of {summary['answers']} answers), "
+        f"{measured['topics']} topics; the others counted: {bounds}"
     )
 
 
@@ -281,11 +374,11 @@ def _per_check(rows: Sequence[Row], seed: int) -> dict[str, dict[str, float]]:
     """Return the change of every kind of check, where prompts carry checks; a prompt's own topic word apart."""
     table = []
     for row in rows:
-        if row["checks"]:
+        if row["checks"] and _checkable(row["checks"]):
             sides = [check(row["checks"], row[f"{side}_text"]) for side in ("before", "after")]
             topic = row["category"]
             names = [
-                "topic named" if name == "keywords:existence" and options["keywords"] == [topic] else name
+                "topic named" if name == "keywords:existence" and options.get("keywords") == [topic] else name
                 for name, options in parse_checks(row["checks"])
             ]
             table += [
@@ -296,3 +389,12 @@ def _per_check(rows: Sequence[Row], seed: int) -> dict[str, dict[str, float]]:
         return {}
     groups = pd.DataFrame(table).groupby("name")
     return {str(name): _change(g.before, g.after, g.topic, seed) for name, g in groups}
+
+
+@functools.cache
+def _checkable(checks: str) -> bool:
+    """Tell whether a prompt's checks are rules that can be followed: one row's garbled ones stop nobody's proof."""
+    try:
+        return not faults_of(checks, "en")
+    except InputError:
+        return False

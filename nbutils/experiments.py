@@ -21,9 +21,10 @@ from typing import Any
 import datasets
 import pandas as pd
 
-from nbutils import fitting, models, outcomes, pairs, params, plots, records, run, sources, training
+from nbutils import fitting, models, outcomes, pairs, params, plots, records, run, settings, sources, training
 from nbutils.errors import InputError
 from nbutils.records import Row
+from nbutils.trainers import updates
 
 ARMS = ORIGINAL, RERANKED, ON_POLICY, MIX = ("off-policy, original labels", "off-policy, re-ranked", "on-policy", "mix")
 MOST_PASSES = 8.0  # over few pairs; more would test memory
@@ -71,14 +72,15 @@ def ablation(profile: Path, run_dir: Path, *, seeds: int = 2) -> pd.DataFrame:
             f"the ablation compares the pairs of 01_rerank and 03_judge, and 04 is to train on {dpo.off_policy!r} and "
             f"{dpo.on_policy!r}; leave off_policy and on_policy at their defaults"
         )
-    options, template = training.read_options(dpo.training), params.template_kwargs(dpo.chat_template_kwargs)
-    tokenizer = models.load_tokenizer(models.resolve(dpo.model, run_dir.parent / "models"))
+    options, template = settings.read_options(dpo.training), params.template_kwargs(dpo.chat_template_kwargs)
+    model_path = models.resolve(dpo.model, run_dir.parent / "models")
+    tokenizer, limits = models.load_tokenizer(model_path), models.limits(model_path, options["max_length"])
 
     def read(name: str) -> list[Row]:
         return sources.read_checked(name, "pairs", records.PAIRS, run_dir=run_dir) if name else []
 
     def fit(rows: Sequence[Row]) -> list[Row]:
-        return fitting.fit(rows, tokenizer, template, options["max_length"])[0]
+        return fitting.fit(rows, tokenizer, template, **limits)[0]
 
     mixing = {"on_policy_share": dpo.on_policy_share, "max_pairs": dpo.max_pairs, "seed": dpo.seed}
     mixed = fit(pairs.mix(read(dpo.off_policy), read(dpo.on_policy), **mixing))
@@ -221,12 +223,6 @@ def equal_size(off: Sequence[Row], own: Sequence[Row], options: Mapping[str, int
             f"one batch of {batch}; lower gradient_accumulation_steps, or see max_pairs and the reports of 01 and 03"
         )
     return n
-
-
-def updates(count: int, options: Mapping[str, int]) -> int:
-    """Return the optimizer steps of one pass over so many pairs; the trainer makes one of what is left at the end."""
-    batches = math.ceil(count / options["per_device_train_batch_size"])
-    return math.ceil(batches / options["gradient_accumulation_steps"])
 
 
 def passes_for(steps: int, count: int, options: Mapping[str, int]) -> float:

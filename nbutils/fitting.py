@@ -30,6 +30,7 @@ class Pair:
     tokenizer: PreTrainedTokenizerBase
     template: Mapping[str, Any]
     max_length: int
+    vocabulary: int
 
     @cached_property
     def prompt(self) -> list[int]:
@@ -100,6 +101,12 @@ def _said(answer: str) -> Messages:
     return [{"role": "assistant", "content": answer}]
 
 
+def _tokens(pair: Pair) -> str:
+    highest = max(map(max, pair.whole))
+    known = pair.vocabulary
+    return f"it has the token {highest}, the model knows {known} of them" if known and highest >= known else ""
+
+
 def _equal(pair: Pair) -> str:
     return "chosen and rejected become the same tokens" if pair.whole[0] == pair.whole[1] else ""
 
@@ -133,6 +140,11 @@ REASONS = {
         "agree ('enable_thinking: false' for some models), or choose another model",
         _prefix,
     ),
+    "tokens": Check(
+        "tokens that the model has no weights for",
+        "tokens were added to the tokenizer alone: take the tokenizer the model was saved with",
+        _tokens,
+    ),
     "equal": Check("answers that render alike", "mend the source of the pairs", _equal),
     "too_long": Check("longer than max_length", "raise max_length in the training file", _too_long),
 }
@@ -140,7 +152,11 @@ FINE = {"too_long"}  # no fault of the pairs or the template, however many they 
 
 
 def fit(
-    pairs: Sequence[Row], tokenizer: PreTrainedTokenizerBase, template: Mapping[str, Any], max_length: int
+    pairs: Sequence[Row],
+    tokenizer: PreTrainedTokenizerBase,
+    template: Mapping[str, Any],
+    max_length: int,
+    vocabulary: int = 0,
 ) -> tuple[list[Row], dict[str, int]]:
     """Return the pairs that can be trained on, each with the template's arguments, and how many cannot for what.
 
@@ -149,6 +165,7 @@ def fit(
 
     Args:
         template: the arguments of the chat template that the policy is sampled and trained with.
+        max_length, vocabulary: from `models.limits`; a vocabulary of 0 is not looked at.
 
     Returns:
         Pairs and counts: `too_long` always, `filtered:<reason>` for each other of REASONS that occurs.
@@ -160,7 +177,7 @@ def fit(
     lost: Counter[str] = Counter()
     first: dict[str, str] = {}
     for row in pairs:
-        reason, said = fault(Pair(row, tokenizer, template, max_length))
+        reason, said = fault(Pair(row, tokenizer, template, max_length, vocabulary))
         if reason:
             lost[reason] += 1
             first.setdefault(reason, f"pair {row['id']}: {said}")
@@ -192,7 +209,7 @@ def breaking(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, template: 
     """
     causes: Counter[str] = Counter()
     for row in rows:
-        pair = Pair(row, tokenizer, template, 0)
+        pair = Pair(row, tokenizer, template, 0, 0)
         for text in (response["text"] for response in row["responses"]):
             try:
                 if text.strip() and pair.answered(_said(text))[: len(pair.prompt)] != pair.prompt:

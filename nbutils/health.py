@@ -8,8 +8,10 @@ Used by 04, while it trains and beside its curves. `check` reads the trainer's l
     fleeing        the margin grows while chosen falls: both answers lose, rejected faster
     trivial        almost from the start every pair is ordered rightly
     contradicted   held-out pairs are ordered the other way than training pairs
+    still          to the end no answer has become more or less likely: the loss stays where it began, at log 2
 
-The first three are serious: going on costs time and mends nothing. `drift` compares the answers before and after.
+The first three are serious: going on costs time and mends nothing. `drift` compares the answers before and after, and
+says how many of them the judge did not measure.
 
 A reward is beta * (log p - log p before training), so reward / beta is an answer's change in nats. Batches are of
 different pairs: their figures are averaged over a window of steps. Held-out points are always of the same pairs.
@@ -38,6 +40,9 @@ EARLY = 0.1  # share of the training in which no honest pairs are all told apart
 # Answers 0.65 times as long went with a gain that was none, 0.33 times with collapse, 0.73 times with a real gain
 # (measured on the demo's model); the demo's own distinct-2 falls by 5%.
 SHORTEST, LONGEST, LEAST_VARIETY = 0.7, 1.4, 0.85
+
+STILL = 0.05  # nats, on average over the second half: rounding alone moves an answer by less
+UNMEASURED = 0.10  # of the answers; with more the headline says little about the rest, as in the gate of 01 and 03
 
 FORWARD = ["loss", "rewards/chosen", "rewards/rejected", "rewards/margins", "logps/chosen", "logps/rejected"]
 
@@ -72,17 +77,26 @@ def check(log: pd.DataFrame, *, beta: float, steps: int = 0) -> list[Finding]:
     moved = pd.concat([early, held_out])
     found = [_not_finite(rows), _no_gradient(rows), _trivial(rows, window, steps)]
     found += [_falling(moved), _fleeing(moved), _contradicted(held_out, training)]
+    if last >= steps and not any(found):
+        found.append(_still(rows, beta))
     return sorted((f for f in found if f), key=lambda f: f.step or 0)
 
 
 def drift(proof: Mapping[str, Mapping[str, Any]]) -> list[Finding]:
-    """Return what the answers of the proof have lost: a length far from before, or variety.
+    """Return what the answers of the proof have lost: a length far from before, variety, or their measure.
 
     Args:
         proof: held-out set -> `evaluation.summarise` of it.
     """
     found = []
     for name, summary in proof.items():
+        if unmeasured(summary):
+            measured, answers = summary["measured"]["answers"], summary["answers"]
+            sentence = (
+                f"{name}: the judge measured {measured} of {answers} answers, so nothing is known of the others; read "
+                "its replies, raise max_tokens in its file if they are cut off, or name another eval_judge"
+            )
+            found.append(Finding("unmeasured", None, sentence))
         tokens, variety, ratio = summary["tokens"], summary["distinct_2"], summary["tokens_ratio"]
         if not SHORTEST <= ratio <= LONGEST:
             sentence = (
@@ -98,6 +112,23 @@ def drift(proof: Mapping[str, Mapping[str, Any]]) -> list[Finding]:
             )
             found.append(Finding("variety", None, sentence))
     return found
+
+
+def unmeasured(summary: Mapping[str, Any]) -> bool:
+    """Tell whether more answers of a held-out set than a gate would allow have no readable score."""
+    return bool(summary["answers"] - summary["measured"]["answers"] > UNMEASURED * summary["answers"])
+
+
+def _still(rows: pd.DataFrame, beta: float) -> Finding | None:
+    late = rows[len(rows) // 2 :].filter(["rewards/chosen", "rewards/rejected"]).dropna().abs().mean() / beta
+    # the first row is of the model as it was, and a few steps of warm-up move it little
+    if len(rows) < WINDOW_STEPS or len(late) < 2 or not late.max() < STILL:
+        return None
+    sentence = (
+        f"to the end answers moved by {late.max():.3f} nats on average, the loss stayed where it began and nothing was "
+        "learnt; raise learning_rate, and look whether warmup_steps leave any step to train and the adapter fits"
+    )
+    return Finding("still", int(rows.step.max()), sentence)
 
 
 def _not_finite(rows: pd.DataFrame) -> Finding | None:

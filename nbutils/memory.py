@@ -13,11 +13,11 @@ from typing import Any
 
 import pandas as pd
 import torch
-from transformers import AutoConfig
 
 from nbutils import models, simulate
-from nbutils.errors import InputError
+from nbutils.errors import InputError, telling
 from nbutils.preflight import Device
+from nbutils.settings import CHANGE
 
 MIB, GIB = 2**20, 2**30
 # The CUDA context with the kernels of torch and cuBLAS and their workspaces: some 0.3 to 0.5 GiB on these cards.
@@ -138,19 +138,18 @@ def plan(path: str, *, tuning: str, options: Mapping[str, Any], card: Card, leng
     Args:
         path: of the model, from `models.resolve`; only its config is read.
         tuning: `lora`, `qlora` or `full`.
-        options: from `training.read_options`; without `gradient_checkpointing` TRL's default holds, which is on.
+        options: from `settings.read_options`; without `gradient_checkpointing` TRL's default holds, which is on.
         length: of the longest pair in tokens, prompt and answer together; `max_length` when not given.
 
     Raises:
         InputError: if there is no such model, or no length.
     """
-    models.model_type(path)  # refuses a name that is no model
     longest = length or options["max_length"]
     if not longest:
         raise InputError("training file: max_length is empty, expected a number of tokens; the plan needs one")
     options = {"gradient_checkpointing": True} | dict(options)
-    config = AutoConfig.from_pretrained(path)
-    parts = simulate.peak(config, tuning=tuning, options=options, device=card.device, length=longest)
+    with telling(f"planning a training step of {path}", CHANGE):
+        parts = simulate.peak(models.config(path), tuning=tuning, options=options, device=card.device, length=longest)
     batch, accumulation = options["per_device_train_batch_size"], options["gradient_accumulation_steps"]
     evaluated: int = options.get("per_device_eval_batch_size") or batch
     return Plan(card, parts, longest, batch, accumulation, options["gradient_checkpointing"], evaluated)

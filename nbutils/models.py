@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -215,6 +216,17 @@ def merge(path: str, adapter: str, folder: Path) -> Path:
     return folder
 
 
+def config(path: str) -> Any:
+    """Return the model's config; no weight is loaded for it."""
+    return _from_pretrained(AutoConfig, path)
+
+
+def limits(path: str, max_length: int) -> dict[str, int]:
+    """Return what bounds a pair, as `fitting.fit` takes it: tokens, no more than the context, and the vocabulary."""
+    own = config(path).get_text_config()
+    return {"max_length": min(max_length, int(own.max_position_embeddings)), "vocabulary": int(own.vocab_size)}
+
+
 def model_type(path: str) -> str:
     """Return the architecture name in the model's config, e.g. `qwen3`."""
     return str(_from_pretrained(AutoConfig, path).model_type)
@@ -243,6 +255,12 @@ def room(path: str, max_tokens: int) -> int:
             f"sampling: max_tokens is {max_tokens} and the model's context is {context} tokens; lower max_tokens"
         )
     return context - max_tokens
+
+
+def fits(path: str, chat_template_kwargs: dict[str, Any], max_tokens: int) -> Callable[[dict[str, Any]], bool]:
+    """Return what tells whether a row's prompt leaves the model room for an answer of `max_tokens`."""
+    tokenizer, most = load_tokenizer(path), room(path, max_tokens)
+    return lambda row: len(render(tokenizer, row["prompt"], chat_template_kwargs)) <= most
 
 
 def render(tokenizer: PreTrainedTokenizerBase, prompt: Messages, chat_template_kwargs: dict[str, Any]) -> list[int]:

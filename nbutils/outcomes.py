@@ -39,7 +39,8 @@ def _measured(metrics: dict[str, Any]) -> list[Row]:
     rows = []
     for name, summary in metrics["proof"].items():
         headline, change = evaluation.headline(summary)
-        numbers = change | {
+        nothing = dict.fromkeys(("before", "after", "change", "low", "high"), math.nan)  # was measured
+        numbers = (change or nothing) | {
             "tokens_ratio": summary["tokens_ratio"],
             **{f"distinct_2_{side}": summary["distinct_2"][side] for side in ("before", "after")},
             "win_share": summary["win_rate"]["all"]["share"],

@@ -100,7 +100,7 @@ class Common(BaseModel):
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
     run_dir: Name
-    seed: Count
+    seed: Annotated[int, Field(ge=0, lt=2**32)]  # what numpy takes
     time_budget_hours: Annotated[float, Field(ge=0)]
     push_to_hub: str
 
@@ -203,7 +203,7 @@ def validate(stem: str, values: Mapping[str, Any]) -> Any:
     try:
         return MODELS[stem].model_validate(dict(values))
     except ValidationError as error:
-        faults = [_fault(e, MODELS[stem]) for e in error.errors()]
+        faults = [fault(e, MODELS[stem]) for e in error.errors()]
         raise InputError(f"{stem}, {len(faults)} wrong parameter(s): {'; '.join(faults)}") from None
 
 
@@ -285,7 +285,8 @@ def _written(node: ast.expr) -> str:
         return "an expression too deep to show"
 
 
-def _fault(error: Any, model: type[Common]) -> str:
+def fault(error: Any, model: type[BaseModel]) -> str:
+    """Return one of pydantic's errors as part of a sentence: the name, its value, what was expected."""
     name = ".".join(map(str, error["loc"]))
     name = name if name.isprintable() else shown(name)
     if error["type"] == "extra_forbidden":

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from nbutils.evaluation import headline
-from nbutils.health import Finding
+from nbutils.health import Finding, unmeasured
 from nbutils.judges.bias import LEAST, MOST, TASTES
 from nbutils.pairs import MARKS
 from nbutils.stats import Interval, wilson
@@ -224,8 +224,12 @@ def plot_before_after(summary: Mapping[str, Any], *, ax: Axes | None = None) -> 
 
     In percentage points with 95% intervals; one that crosses zero is not shown to exist.
     """
-    changes = dict([headline(summary)]) | summary["checks"]
-    ax = _axes(ax, "Did it help on held-out prompts?", "change (percentage points), 95% interval", "")
+    name, overall = headline(summary)
+    changes = ({name: overall} if overall else {}) | summary["checks"]
+    title = "Did it help on held-out prompts?"
+    if unmeasured(summary):
+        title += f"\nmeasured: {summary['measured']['answers']} of {summary['answers']} answers"
+    ax = _axes(ax, title, "change (percentage points), 95% interval", "")
     names = [name.rpartition(":")[2] for name in changes]
     _forest(ax, names, [Interval(*(100 * c[k] for k in ("change", "low", "high"))) for c in changes.values()])
     ax.axvline(0, color="black", linewidth=0.8)

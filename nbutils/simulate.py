@@ -23,7 +23,6 @@ from unittest.mock import patch
 
 import torch
 import trl.kernels.chunked_logprob
-from accelerate.state import AcceleratorState, GradientState, PartialState
 from datasets import Dataset
 from peft.helpers import disable_input_dtype_casting
 from tokenizers import Tokenizer
@@ -40,6 +39,7 @@ from trl.kernels import ChunkedLogProbFunction
 from nbutils import models
 from nbutils.preflight import Device
 from nbutils.reference import answers_only
+from nbutils.settings import apart
 from nbutils.trainers import arguments, precision
 
 # what the memory of a step is for
@@ -116,7 +116,7 @@ def peak(config: Any, *, tuning: str, options: Mapping[str, Any], device: Device
     Args:
         config: of the model.
         tuning: `lora`, `qlora` or `full`.
-        options: from `training.read_options`.
+        options: from `settings.read_options`.
         device: that the step is planned for.
         length: of every answer with its prompt, in tokens.
     """
@@ -125,10 +125,7 @@ def peak(config: Any, *, tuning: str, options: Mapping[str, Any], device: Device
         row |= {"ref_chosen_logps": 0.0, "ref_rejected_logps": 0.0}
     with ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory())
-        # trainers of this process share accelerate's settings and the random numbers: they stay as they were
-        for state in (PartialState, AcceleratorState, GradientState):
-            stack.enter_context(patch.dict(state._shared_state))
-        stack.enter_context(torch.random.fork_rng(devices=[]))
+        stack.enter_context(apart())
         # as on a GPU, and as `training.train` does on a CPU, TRL 1.16 scores the answers' positions only ...
         stack.enter_context(answers_only(True))
         if device.name == "cuda":  # ... where its kernels also work in place
@@ -158,6 +155,8 @@ def _trainer(config: Any, tuning: str, options: Mapping[str, Any], device: Devic
     if settings.get("optim", "").removeprefix("paged_").endswith("8bit"):  # its kernels know no fake tensors; too high
         del settings["optim"]
     settings |= {
+        "lr_scheduler_type": "constant",  # some follow held-out losses, and all take no memory
+        "lr_scheduler_kwargs": None,
         "eval_strategy": "no",
         "load_best_model_at_end": False,
         "use_cpu": True,

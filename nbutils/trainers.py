@@ -12,15 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM
 from trl import DPOConfig
 
 from nbutils import choices, launch, models, params, reference, sources, stages
-from nbutils.errors import InputError
+from nbutils.errors import InputError, shown, telling
 from nbutils.preflight import Device
 from nbutils.records import PAIRS, Row, dataset, digest
 from nbutils.reference import answers_only
-from nbutils.training import OURS, take_checkpoints
+from nbutils.settings import CHANGE, OURS, of_trainer
+from nbutils.training import take_checkpoints
 
 log = logging.getLogger(__name__)
 
@@ -61,8 +63,7 @@ def arguments(options: Mapping[str, Any]) -> tuple[dict[str, Any], LoraConfig]:
         target_modules=options["lora_target_modules"],
         task_type="CAUSAL_LM",
     )
-    ours = {name for name in options if name.startswith("lora_")} | OURS
-    return {name: value for name, value in options.items() if name not in ours}, lora
+    return of_trainer(options), lora
 
 
 class Trainer(reference.Trainer):
@@ -117,6 +118,59 @@ def release() -> None:
         torch.cuda.empty_cache()
 
 
+def updates(count: int, options: Mapping[str, int]) -> int:
+    """Return the optimizer steps of one pass over so many pairs; the trainer makes one of what is left at the end."""
+    batches = math.ceil(count / options["per_device_train_batch_size"])
+    return math.ceil(batches / options["gradient_accumulation_steps"])
+
+
+def check(given: params.Dpo, options: Mapping[str, Any], path: str, pairs: int, held_out: int) -> None:
+    """Refuse what cannot be done with so many pairs and this model; its config is read, no weight is loaded.
+
+    Args:
+        options: from `read_options`.
+        path: of the model, from `models.resolve`.
+
+    Raises:
+        InputError: if the pairs are fewer than one batch, a setting waits for more steps than there are or for
+            held-out pairs that there are not, or the adapter's modules are not in the model.
+    """
+    batch = options["per_device_train_batch_size"] * options["gradient_accumulation_steps"]
+    if pairs < batch:
+        raise InputError(
+            f"{pairs} training pairs are fewer than one batch of {batch}; lower "
+            "gradient_accumulation_steps in the training file, or see the drop reports of 01 and 03 for more pairs"
+        )
+    steps = max(options.get("max_steps", -1), 0) or math.ceil(given.epochs * updates(pairs, options))
+    for name in ("warmup_steps", "logging_steps"):
+        if 1 <= options[name] > steps:
+            raise InputError(
+                f"training file: {name} is {options[name]} and this training has {steps} steps; lower it, or write a "
+                "share of all steps (0.1)"
+            )
+    waits = options.get("load_best_model_at_end") or options.get("save_strategy") == "best"
+    if not held_out and (waits or options["lr_scheduler_type"] in ("reduce_lr_on_plateau", "greedy")):
+        raise InputError(
+            "training file: load_best_model_at_end, save_strategy best and schedules that follow the held-out loss "
+            "need held-out pairs, and there are none (all pairs are of one prompt); leave them out"
+        )
+    if given.adapter or given.tuning == "full":
+        return
+    with torch.device("meta"), telling(f"looking for lora_target_modules in {given.model}", CHANGE):
+        model = AutoModelForCausalLM.from_config(models.config(path))
+        names = [name for name, _ in model.named_modules()]
+        wanted = options["lora_target_modules"]
+        for module in [] if wanted == "all-linear" else wanted:
+            if not any(f".{name}".endswith(f".{module}") for name in names):
+                linear = (name for name, layer in model.named_modules() if type(layer) is torch.nn.Linear)
+                leaves = sorted({name.rpartition(".")[2] for name in linear})
+                raise InputError(
+                    f"training file: lora_target_modules: the model has no {shown(module)}; its linear layers are "
+                    + ", ".join(leaves)
+                )
+        get_peft_model(model, arguments(options)[1])
+
+
 def build_trainer(
     given: params.Dpo,
     options: Mapping[str, Any],
@@ -140,8 +194,8 @@ def build_trainer(
         deadline: `time.monotonic()` at which to stop computing those.
 
     Raises:
-        InputError: if there are fewer pairs than one batch takes, the adapter to go on from does not fit, or there is
-            no room for the copies.
+        InputError: from `check`, or if the adapter to go on from does not fit, there is no room for the copies, or
+            TRL or a library below it raises, naming what was being done.
         Interrupted: at the deadline; the same call goes on.
     """
     release()
@@ -157,12 +211,7 @@ def build_trainer(
         log.info("going on from %s as it is, rank %d: lora_* options do not apply", given.adapter, rank)
     tokenizer = models.load_tokenizer(path)
     dtype, flags = precision(device, models.model_type(path), given.tuning)
-    batch = options["per_device_train_batch_size"] * options["gradient_accumulation_steps"]
-    if len(pairs) < batch:
-        raise InputError(
-            f"{len(pairs)} training pairs are fewer than one batch of {batch}; lower "
-            "gradient_accumulation_steps in the training file, or see the drop reports of 01 and 03 for more pairs"
-        )
+    check(given, options, path, len(pairs), len(held_out))
     settings, lora = arguments(options)
     if not held_out:
         settings["eval_strategy"] = "no"
@@ -174,24 +223,25 @@ def build_trainer(
             given.model_dump(include={"model", "tuning", "learning_rate", "epochs", "beta", "seed"}),
             *start,
             str(tokenizer.chat_template),
-            batch,
+            options["per_device_train_batch_size"] * options["gradient_accumulation_steps"],
             {k: v for k, v in options.items() if k not in OURS | PLANNED},
             [[p["id"], p["chat_template_kwargs"]] for p in pairs],
         ]
     )
-    config = DPOConfig(
-        output_dir=str(scratch / run),
-        learning_rate=given.learning_rate,
-        num_train_epochs=given.epochs,
-        beta=given.beta,
-        seed=given.seed,
-        use_cpu=device.name == "cpu",
-        dataloader_pin_memory=device.name != "cpu",
-        report_to="none",
-        disable_tqdm=True,
-        **flags,
-        **settings,
-    )
+    with telling("reading the settings of the training", CHANGE):
+        config = DPOConfig(
+            output_dir=str(scratch / run),
+            learning_rate=given.learning_rate,
+            num_train_epochs=given.epochs,
+            beta=given.beta,
+            seed=given.seed,
+            use_cpu=device.name == "cpu",
+            dataloader_pin_memory=device.name != "cpu",
+            report_to="none",
+            disable_tqdm=True,
+            **flags,
+            **settings,
+        )
     if config.world_size == 1:
         launch.write_job(scratch / run / "job", given, options, pairs, held_out, cache)
         take_checkpoints(scratch / run)
@@ -201,7 +251,7 @@ def build_trainer(
     model = models.load_model(path, device, dtype=dtype, four_bit=four_bit)
     if given.adapter:  # its frozen copy becomes the reference
         model = models.load_adapter(model, adapter, trainable=True)
-    with answers_only(config.use_cpu):
+    with telling(f"building the trainer of {given.model}", CHANGE), answers_only(config.use_cpu):
         return Trainer(
             folder=scratch / "reference",
             reference=digest([given.model, *start, four_bit, str(dtype), flags]),

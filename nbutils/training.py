@@ -1,9 +1,8 @@
 """Training with TRL's DPOTrainer: few parameters, checkpoints that survive a kill, a log in CSV.
 
-Used by 04. Everything beyond the notebook's parameters comes from one `training` file with TRL's own names.
+Used by 04; `settings` reads the `training` file.
 """
 
-import dataclasses
 import fcntl
 import json
 import logging
@@ -18,89 +17,17 @@ import pandas as pd
 from accelerate.utils import broadcast_object_list
 from transformers import PrinterCallback, TrainerCallback
 from transformers.trainer_callback import TrainerControl, TrainerState
-from trl import DPOConfig, DPOTrainer
+from trl import DPOTrainer
 
-from nbutils import health, params, sources, stages
-from nbutils.errors import InputError, Interrupted, out_of_time, shown, writing
+from nbutils import health, sources, stages
+from nbutils.errors import GO_ON, InputError, Interrupted, out_of_time, telling, writing
 from nbutils.records import Row, digest
 from nbutils.reference import answers_only
+from nbutils.settings import CHANGE, DEFAULTS
 
 log = logging.getLogger(__name__)
 
-# What a T4 run starts from; a `training` file overrides any of it.
-DEFAULTS: dict[str, Any] = {
-    "max_length": 1024,
-    "per_device_train_batch_size": 2,
-    "gradient_accumulation_steps": 8,
-    "loss_type": ["sigmoid"],
-    "precompute_ref_log_probs": True,
-    "lr_scheduler_type": "cosine",
-    "warmup_steps": 0.1,  # below 1: a share of all steps
-    "logging_steps": 1,
-    "eval_strategy": "steps",
-    "eval_steps": 0.25,
-    "save_steps": 0.1,
-    "save_total_limit": 2,
-    "lora_r": 16,
-    "lora_alpha": 32,
-    "lora_dropout": 0.0,
-    "lora_target_modules": "all-linear",
-    "stop_on_warning": False,
-    "save_minutes": 20,  # a checkpoint at least this often, beside save_steps; 0 for those only
-}
-OURS = {"stop_on_warning", "save_minutes"}  # read here and not by the trainer: they change no weight
-# Named here, in the notebook or by the machine; a `training` file must not fight them.
-RESERVED = {
-    "output_dir", "learning_rate", "num_train_epochs", "beta", "seed", "fp16", "bf16", "use_cpu", "report_to",
-    "trust_remote_code", "model_init_kwargs", "push_to_hub", "resume_from_checkpoint",
-}  # fmt: skip
 HELD_OUT = 0.1  # share of the prompts kept for the curves
-LOSSES = ({"sigmoid"}, {"sigmoid_norm"}, {"sigmoid", "sft"})
-
-
-def read_options(name: str) -> dict[str, Any]:
-    """Return DEFAULTS overridden by a `training` file; an empty name overrides nothing.
-
-    Raises:
-        InputError: if there is no such file, naming an unknown or reserved key, or a loss this kit does not offer.
-    """
-    path = sources.find(name) if name else None
-    if name and path is None:
-        raise InputError(f"training: there is no file {shown(name)}; check the path (relative to {Path.cwd()})")
-    given = params.read_overrides(path) if path else {}
-    known = {f.name for f in dataclasses.fields(DPOConfig)} | {k for k in DEFAULTS if k.startswith("lora_")} | OURS
-    for key in given:
-        if key in RESERVED:
-            raise InputError(f"training file: {key} is set by a parameter of the notebook or by the machine, not here")
-        if key not in known:
-            raise InputError(
-                f"training file: unknown key {shown(key)}; it takes TRL's DPOConfig fields, lora_*, "
-                f"{' and '.join(sorted(OURS))}"
-            )
-    options = DEFAULTS | given
-    if not isinstance(options["stop_on_warning"], bool):
-        raise InputError(
-            f"training file: stop_on_warning is {shown(options['stop_on_warning'])}, expected true or false"
-        )
-    minutes = options["save_minutes"]
-    if isinstance(minutes, bool) or not isinstance(minutes, int | float) or not 0 <= minutes < float("inf"):
-        raise InputError(f"training file: save_minutes is {shown(minutes)}, expected a positive number, or 0 for never")
-    if not isinstance(options["max_length"], int) or options["max_length"] < 1:
-        raise InputError(f"training file: max_length is {shown(options['max_length'])}, expected a number of tokens")
-    if options["lora_dropout"] and options.get("disable_dropout", True):
-        raise InputError(
-            f"training file: lora_dropout {shown(options['lora_dropout'])} has no effect as disable_dropout is on by "
-            "default; add disable_dropout: false"
-        )
-    losses = options["loss_type"] if isinstance(options["loss_type"], list) else [options["loss_type"]]
-    if set(map(str, losses)) not in LOSSES:
-        raise InputError(
-            f"training file: loss_type is {shown(losses)}, expected sigmoid, sigmoid_norm or [sigmoid, sft]"
-        )
-    weights = options.get("loss_weights")
-    if len(losses) > 1 and not (isinstance(weights, list) and len(weights) == len(losses)):
-        raise InputError(f"training file: loss_type {losses} needs loss_weights with {len(losses)} numbers")
-    return options | {"loss_type": losses}
 
 
 def held_out_count(prompts: int, share: float = HELD_OUT) -> int:
@@ -139,7 +66,7 @@ def train(
         save_minutes: a checkpoint is also saved when the last one is this old; 0 for never.
 
     Raises:
-        InputError: if another process trains in the same folder.
+        InputError: if another process trains in the same folder, or a library raises.
         Interrupted: at the deadline; the same call goes on from the checkpoint. At a serious finding, too; there the
             same call goes on only with `stop_on_warning=False`.
     """
@@ -148,7 +75,12 @@ def train(
     trainer.add_callback(watch)
     folder, main = Path(str(trainer.args.output_dir)), trainer.is_world_process_zero()
     try:
-        with writing(folder), _only_one(folder) if main else nullcontext(), answers_only(trainer.args.use_cpu):
+        with (
+            telling("training", f"{GO_ON}; if it comes back, {CHANGE}"),
+            writing(folder),
+            _only_one(folder) if main else nullcontext(),
+            answers_only(trainer.args.use_cpu),
+        ):
             checkpoint = _as_main(last_complete(folder) if main else None)
             if checkpoint and _take_over(trainer, checkpoint):
                 table(trainer.state.log_history).to_csv(csv, index=False)

@@ -32,13 +32,13 @@ def win_rate(rows: Sequence[Row], *, seed: int = 0) -> dict[str, dict[str, float
         From LEAST_PROMPTS prompts on also `length-controlled`, see there.
     """
     parts: dict[str, Counter[str]] = {name: Counter() for name in ("all", "shorter", "alike", "longer")}
+    rows = [row for row in rows if row["verdict"] != "unparsed"]
     for row in rows:
-        if row["verdict"] != "unparsed":
-            verdict = "tie" if row["verdict"] == "flip" else row["verdict"]
-            before, after = row["before_tokens"], row["after_tokens"]
-            alike = abs(after - before) <= ALIKE * max(before, after)
-            for name in ("all", "alike" if alike else "shorter" if after < before else "longer"):
-                parts[name][verdict] += 1
+        verdict = "tie" if row["verdict"] == "flip" else row["verdict"]
+        before, after = row["before_tokens"], row["after_tokens"]
+        alike = abs(after - before) <= ALIKE * max(before, after)
+        for name in ("all", "alike" if alike else "shorter" if after < before else "longer"):
+            parts[name][verdict] += 1
     result: dict[str, dict[str, float | None]] = {}
     for name, counts in parts.items():
         decided = counts["win"] + counts["loss"]

@@ -8,8 +8,8 @@ from tiny import SENTENCES
 from nbutils.pairs import build
 from nbutils.params import Dpo
 from nbutils.preflight import Device
+from nbutils.settings import read_options
 from nbutils.trainers import build_trainer
-from nbutils.training import read_options
 
 CPU = Device("cpu", (0, 0), "a test")
 WORDS = " ".join(SENTENCES[:3]).split()

@@ -1,5 +1,8 @@
 """choices.py: log-probabilities against forward passes by hand, and XCOPA in Italian."""
 
+import json
+import math
+
 import pytest
 import torch
 from builders import real
@@ -118,7 +121,7 @@ def test_a_set_is_checked_when_it_is_read_and_an_empty_name_asks_nothing(tmp_pat
     with pytest.raises(InputError, match=r"in language 'xx' \(known: de, en, "):
         choices.read(str(path), "xx", run_dir=tmp_path)
     path.write_text("premise,question\nIt rained.,effect\n")
-    with pytest.raises(InputError, match="one has no choice1"):
+    with pytest.raises(InputError, match=r"1 of 1 rows cannot be asked; the first: .* one has no choice1"):
         choices.read(str(path), "en", run_dir=tmp_path)
     assert choices.read("", "xx", run_dir=tmp_path) == []
     assert choices.compare([], []) == {}
@@ -145,3 +148,27 @@ def test_real_xcopa_can_be_read(loaded):
     assert len(chosen) == 100
     swapped = [row | {"label": 1 - row["label"]} for row in rows]
     assert [c.acc for c in choose(*loaded, swapped)] == [not c.acc for c in chosen]
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"label": 2}, {"label": None}, {"label": "a"}, {"question": "why"}, {"question": None}, {"question": 3},
+        {"premise": ""}, {"premise": None}, {"premise": 7}, {"choice1": "  "}, {"choice2": ["x"]}, {"choice1": None},
+    ],
+)  # fmt: skip
+def test_a_malformed_question_is_left_out_and_said_and_most_are_an_error(changed, tmp_path, caplog):
+    path = tmp_path / "set.jsonl"
+    good = {"premise": "Ha piovuto.", "question": "effect", "choice1": "È bagnato.", "choice2": "È secco.", "label": 1}
+    rows = [good, good | changed, good | {"label": "0"}, good | {"label": 1.0}]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert [row["label"] for row in choices.read(str(path), "it", run_dir=tmp_path)] == [1, 0, 1]
+    assert "1 of 4 rows are left out" in caplog.text
+    path.write_text("".join(json.dumps(row) + "\n" for row in [good, good | changed, good | changed]))
+    with pytest.raises(InputError, match="2 of 3 rows cannot be asked"):
+        choices.read(str(path), "it", run_dir=tmp_path)
+
+
+def test_a_model_that_overflows_knows_nothing(loaded, monkeypatch):
+    monkeypatch.setattr(choices, "log_probabilities", lambda model, tokenizer, texts: [math.nan] * len(texts))
+    assert choose(*loaded, [ROWS[0] | {"label": label} for label in (0, 1)]) == [Choice(False, False)] * 2

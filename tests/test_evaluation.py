@@ -11,6 +11,8 @@ from nbutils.errors import InputError
 from nbutils.evaluation import (
     compare,
     examples,
+    findings,
+    got_worse,
     held_out,
     in_words,
     judge_report,
@@ -112,9 +114,7 @@ def test_each_kind_of_check_is_counted_for_itself():
     assert [checks["punctuation:no_comma"][side] for side in ("before", "after")] == [0.0, 0.5]
 
 
-def test_a_judge_that_was_never_understood_is_an_error_and_not_a_result():
-    with pytest.raises(InputError, match="no readable score for any held-out answer"):
-        summarise([ROWS[3]])
+ALL = {"prompts": 72, "answers": 216, "topics": 12}
 
 
 @pytest.mark.parametrize(
@@ -129,7 +129,8 @@ def test_a_judge_that_was_never_understood_is_an_error_and_not_a_result():
 )
 def test_the_verdict_in_words_follows_the_interval(low, high, word):
     change = {"before": 0.326, "after": 0.4, "change": 0.074, "low": low, "high": high}
-    text = in_words({"passed_all": change, "checks": {"no_comma": change}, "prompts": 72, "topics": 12})
+    summary = {"passed_all": change, "checks": {"no_comma": change}, "measured": ALL, "bounds": None}
+    text = in_words(summary | {"prompts": 72, "answers": 216})
     assert text.startswith(f"{word}all passed 32.6% to 40.0%, +7.4 points [{100 * low:+.1f}, {100 * high:+.1f}]")
     assert text.endswith("on 72 prompts, 12 topics")
 
@@ -200,10 +201,24 @@ def test_held_out_prompts_are_sampled_in_their_order_with_the_options_given(stor
     assert {(r.n, r.sampling) for r in engine.asked} == {(2, sampling)}
 
 
-def test_an_unanswered_held_out_prompt_stops_the_comparison(store):
-    engine = ScriptedEngine(lambda asked, rng: None if asked.messages[0]["content"] == "b" else "x")
-    rows = {"held": [prompt_row("a"), prompt_row("b")]}
-    with pytest.raises(InputError, match="held: 1 of 2 prompts got no answer; run the same command again"):
+@pytest.mark.parametrize(("lost", "of"), [(1, 10), (2, 20), (3, 40)])
+def test_a_held_out_prompt_without_an_answer_is_passed_over(lost, of, store):
+    engine = ScriptedEngine(lambda asked, rng: None if asked.messages[0]["content"] in map(str, range(lost)) else "x")
+    rows = {"held": [prompt_row(str(i)) for i in range(of)]}
+    drawn = sample(engine, rows, Sampling(), n=1, seed=0, store=store, deadline=math.inf)
+    assert [len(samples) for samples in drawn["held"]] == [0] * lost + [1] * (of - lost)
+    judge = ScriptedJudge(*[[[0.0, 1.0]]] * (of - lost))
+    full = {"held": [(Sample("y"),)] * of}
+    compared = compare(judge, rows, full, drawn, store=store)["held"]
+    assert [row["prompt"][0]["content"] for row in compared] == [str(i) for i in range(lost, of)]
+    assert len(compare(judge, rows, drawn, full, store=store)["held"]) == of - lost
+
+
+@pytest.mark.parametrize(("lost", "of"), [(1, 2), (1, 9), (3, 20), (5, 5)])
+def test_held_out_prompts_of_which_many_get_no_answer_stop_the_comparison(lost, of, store):
+    engine = ScriptedEngine(lambda asked, rng: None if asked.messages[0]["content"] in map(str, range(lost)) else "x")
+    rows = {"held": [prompt_row(str(i)) for i in range(of)]}
+    with pytest.raises(InputError, match=f"held: {lost} of {of} prompts got no answer; run the same command again"):
         sample(engine, rows, Sampling(), n=1, seed=0, store=store, deadline=math.inf)
 
 
@@ -220,18 +235,42 @@ def test_held_out_prompts_that_resemble_training_prompts_are_removed_and_counted
     first = write_prompts(tmp_path / "first.jsonl", RIVERS, BREAD)
     second = write_prompts(tmp_path / "second.jsonl", BREAD)
     trained_on = [prompt_row(RIVERS.replace(", please", ""))]
-    kept, overlapped = held_out([first, second], "prompt", trained_on=trained_on, run_dir=tmp_path)
+    kept, overlapped, unfit = held_out([first, second], "prompt", trained_on=trained_on, run_dir=tmp_path)
     assert {name: [row["prompt"][-1]["content"] for row in rows] for name, rows in kept.items()} == {
         "first": [BREAD],
         "second": [BREAD],
     }
-    assert overlapped == {"first": 1, "second": 0}
+    assert (overlapped, unfit) == ({"first": 1, "second": 0}, {"first": 0, "second": 0})
 
 
-def test_a_held_out_set_without_a_prompt_left_is_refused_before_anything_is_sampled(tmp_path):
-    name = write_prompts(tmp_path / "held.jsonl", RIVERS)
-    with pytest.raises(InputError, match=r"all 1 prompts of .*held\.jsonl resemble training prompts; name others"):
-        held_out([name], "prompt", trained_on=[prompt_row(RIVERS)], run_dir=tmp_path)
+def test_a_held_out_set_without_a_prompt_left_is_left_out_and_said(tmp_path, caplog):
+    names = [write_prompts(tmp_path / f"{name}.jsonl", text) for name, text in (("a", RIVERS), ("b", BREAD))]
+    kept, overlapped, _ = held_out(names, "prompt", trained_on=[prompt_row(RIVERS)], run_dir=tmp_path)
+    assert (list(kept), overlapped) == (["b"], {"a": 1, "b": 0})
+    assert "a.jsonl: none of 1 prompts is left, the set is left out" in caplog.text
+
+
+def test_held_out_sets_without_any_prompt_left_are_refused_before_anything_is_sampled(tmp_path):
+    names = [write_prompts(tmp_path / f"{name}.jsonl", text) for name, text in (("a", RIVERS), ("b", BREAD))]
+    with pytest.raises(
+        InputError, match=r"no prompt of .*a\.jsonl, .*b\.jsonl is left, 2 resemble training prompts and"
+    ):
+        held_out(names, "prompt", trained_on=[prompt_row(RIVERS), prompt_row(BREAD)], run_dir=tmp_path)
+
+
+def test_a_prompt_that_the_model_cannot_be_asked_is_left_out_and_counted(tmp_path, caplog):
+    def fits(row):
+        if "bread" in row["prompt"][0]["content"]:
+            raise ValueError("a template that takes no bread")
+        return len(row["prompt"][0]["content"]) < 80
+
+    name = write_prompts(tmp_path / "held.jsonl", RIVERS, BREAD, "Spiega in molte parole " * 9)
+    kept, overlapped, unfit = held_out([name], "prompt", trained_on=[], run_dir=tmp_path, fits=fits)
+    assert [row["prompt"][0]["content"] for row in kept["held"]] == [RIVERS]
+    assert (overlapped, unfit) == ({"held": 0}, {"held": 2})
+    assert "2 of 3 prompts cannot be asked" in caplog.text
+    with pytest.raises(InputError, match="1 are too long or refused by the chat template"):
+        held_out([write_prompts(tmp_path / "b.jsonl", BREAD)], "prompt", trained_on=[], run_dir=tmp_path, fits=fits)
 
 
 def test_two_held_out_sets_of_one_name_are_refused_instead_of_one_being_lost(tmp_path):
@@ -286,3 +325,152 @@ def test_the_judge_of_the_proof_that_made_the_training_pairs_is_told():
     ]
     assert same_judge_warnings(["verifier", ""], "rating_it") == []
     assert same_judge_warnings([], "rating_it") == []
+
+
+# --- what was not measured
+
+NAN, INF = math.nan, math.inf
+
+
+def measured_in_part(measured, unmeasured, *, score=(0.0, 1.0), lost=(NAN, NAN), verdict="unparsed"):
+    """Prompts of topics of their own, of which a judge could read some only."""
+    won = [row(("a b", score[0]), ("b c", score[1]), f"t{i}", prompt_id=f"m{i}") for i in range(measured)]
+    return won + [row(("a b", lost[0]), ("b c", lost[1]), f"u{i}", verdict, f"u{i}") for i in range(unmeasured)]
+
+
+def test_the_headline_counts_what_was_measured_and_gives_the_bounds():
+    summary = summarise(measured_in_part(20, 80))
+    text = in_words(summary)
+    assert text.startswith("better where measured: mean score 0.0% to 100.0%, +100.0 points [+100.0, +100.0] ")
+    assert "on 20 of 100 prompts that were measured (20 of 100 answers), 20 topics; the others counted: -60.0" in text
+    assert text.endswith("as losses, +100.0 points [+100.0, +100.0] as wins")
+    assert summary["bounds"]["losses"]["value"] == pytest.approx((20 - 80) / 100)
+    assert summary["bounds"]["wins"]["value"] == 1.0
+    json.dumps(summary, allow_nan=False)
+    [finding] = drift({"held": summary})
+    assert finding.name == "unmeasured"
+    assert "held: the judge measured 20 of 100 answers" in finding.sentence
+
+
+@pytest.mark.parametrize(
+    ("measured", "unmeasured", "found"),
+    [(100, 0, False), (99, 1, False), (90, 10, False), (89, 11, True), (50, 50, True), (9, 1, False), (1, 9, True)],
+)
+def test_above_a_tenth_unmeasured_is_a_finding(measured, unmeasured, found):
+    summary = summarise(measured_in_part(measured, unmeasured))
+    assert [f.name for f in drift({"held": summary})] == ["unmeasured"] * found
+    assert (" where measured: " in in_words(summary)) == found
+    assert (f"on {measured} of {measured + unmeasured} prompts that were measured" in in_words(summary)) == (
+        unmeasured > 0
+    )
+    assert (summary["bounds"] is None) == (unmeasured == 0)
+
+
+@pytest.mark.parametrize("lost", [(NAN, 1.0), (0.0, NAN), (NAN, NAN), (INF, 1.0), (0.5, -INF), (None, None)])
+def test_a_score_that_is_no_number_is_not_measured_on_either_side(lost):
+    summary = summarise(measured_in_part(8, 2, score=(0.25, 0.5), lost=lost))
+    assert summary["measured"] == {"prompts": 8, "answers": 8, "topics": 8}
+    assert summary["score"] == pytest.approx({"before": 0.25, "after": 0.5, "change": 0.25, "low": 0.25, "high": 0.25})
+    assert summary["bounds"]["losses"]["value"] == pytest.approx((8 * 0.25 - 2) / 10)
+    assert summary["bounds"]["wins"]["value"] == pytest.approx((8 * 0.25 + 2) / 10)
+
+
+def test_a_prompt_with_one_measured_answer_counts_as_measured_with_its_answers_beside():
+    rows = [row(("a", 0.5), ("b", s), "A", prompt_id="p") for s in (1.0, NAN, NAN)]
+    assert "on 1 of 1 prompts that were measured (1 of 3 answers), 1 topics" in in_words(summarise(rows))
+
+
+def test_a_set_that_was_not_measured_at_all_raises_nothing_and_is_called_so():
+    proof = {"good": summarise(measured_in_part(5, 0)), "lost": summarise(measured_in_part(0, 7))}
+    good, lost = findings(proof)
+    assert good.startswith("good: better: mean score")
+    assert lost == "lost: not measured: the judge gave no readable score on any of 7 prompts"
+    assert [f.sentence.partition(":")[0] for f in drift(proof)] == ["lost"]
+    assert (proof["lost"]["score"], proof["lost"]["passed_all"], got_worse(proof["lost"])) == (None, None, [])
+    json.dumps(proof, allow_nan=False)
+    assert list(side_effects(proof).index) == ["good", "lost"]
+
+
+class Gated(ScriptedJudge):
+    """Understood on the rows it is told, and asked for a trial first."""
+
+    def __init__(self, rows, outcome="unparsed", gate_rows=10):
+        super().__init__()
+        self.file, self.rows, self.outcome = VerifierFile(kind="verifier", gate_rows=gate_rows), rows, outcome
+        self.asked = 0
+
+    def score(self, rows, store, *, deadline):
+        self.asked += len(rows)
+        said = {"order": 0, "attempt": 1, "text": "", "prompt_tokens": 0, "completion_tokens": 0, "shortened": 0}
+        return [
+            Judgement([[0.0, 1.0]] if self.rows(row) else [], [], [said | {"outcome": self.outcome}]) for row in rows
+        ]
+
+
+def sets_of(*sizes):
+    rows = {f"s{k}": [prompt_row(f"{k} {i}") for i in range(size)] for k, size in enumerate(sizes)}
+    sides = [
+        {name: [(Sample(f"{side} {i}"),) for i in range(len(part))] for name, part in rows.items()} for side in "ba"
+    ]
+    return rows, *sides
+
+
+@pytest.mark.parametrize("outcome", ["unparsed", "unanswered", "refused"])
+def test_a_judge_that_fails_its_trial_is_not_paid_for_the_whole(outcome, store):
+    judge = Gated(lambda row: False, outcome)
+    with pytest.raises(
+        InputError, match=rf"eval_judge scripted: the judge failed its trial: {outcome} 100\.0% of 10"
+    ) as e:
+        compare(judge, *sets_of(30, 40), store=store)
+    assert "samples, training and adapter are kept" in str(e.value)
+    assert judge.asked == 10
+
+
+def test_a_judge_without_a_trial_or_that_passes_it_judges_all(store):
+    for gate_rows, asked in ((0, 30), (10, 40), (100, 60)):
+        judge = Gated(lambda row: True, gate_rows=gate_rows)
+        compared = compare(judge, *sets_of(20, 10), store=store)
+        assert ({name: len(rows) for name, rows in compared.items()}, judge.asked) == ({"s0": 20, "s1": 10}, asked)
+
+
+def test_a_server_that_dies_after_the_trial_is_asked_again_and_one_that_is_not_understood_is_reported(store):
+    def some(row):
+        return row["prompt"][0]["content"].startswith("0")
+
+    with pytest.raises(InputError, match=r"unanswered 50\.0% of 40 rows"):
+        compare(Gated(some, "unanswered", 0), *sets_of(20, 20), store=store)
+    compared = compare(Gated(some, "unparsed", 0), *sets_of(20, 20), store=store)
+    assert [summarise(rows)["measured"]["answers"] for rows in compared.values()] == [20, 0]
+
+
+@pytest.mark.parametrize(
+    ("scores", "verdict"),
+    [
+        ([[0.0, 1.0], [NAN, NAN]], "win"),
+        ([[1.0, 0.0], [0.0, NAN]], "loss"),
+        ([[NAN, 1.0]], "unparsed"),
+        ([[NAN, NAN], [NAN, NAN]], "unparsed"),
+        ([[INF, 0.0]], "unparsed"),
+        ([[0.5, -INF], [0.5, 0.5]], "tie"),
+        ([], "unparsed"),
+    ],
+)
+def test_an_order_that_is_no_number_decides_nothing(scores, verdict, store):
+    [result] = compare(ScriptedJudge(scores), *sets_of(1), store=store)["s0"]
+    assert result["verdict"] == verdict
+    assert math.isnan(result["after_score"]) == (verdict == "unparsed")
+
+
+@pytest.mark.parametrize(
+    "checks",
+    [
+        "{", "[]", "3", '{"instruction_id_list": ["punctuation:no_comma"], "kwargs": []}',
+        '{"instruction_id_list": ["no:such"], "kwargs": [{}]}', '{"kwargs": []}', "nessuna virgola",
+        '{"instruction_id_list": ["keywords:existence"], "kwargs": [{}]}',
+    ],
+)  # fmt: skip
+def test_a_row_with_garbled_checks_is_left_out_of_the_kinds_alone(checks):
+    rows = [row(("a", 0.0), ("the river", 1.0), "A", checks=RIVER), row(("b", 0.0), ("c", 0.0), "B", checks=checks)]
+    summary = summarise(rows)
+    assert {name: change["after"] for name, change in summary["checks"].items()} == {"keywords:existence": 1.0}
+    assert summary["measured"]["answers"] == 2

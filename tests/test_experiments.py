@@ -8,7 +8,7 @@ import pytest
 import yaml
 from builders import prompt_row, scored
 
-from nbutils import evaluation, experiments, outcomes, pairs, params, records, run, sources, training
+from nbutils import evaluation, experiments, outcomes, pairs, params, records, run, sources, trainers, training
 from nbutils.errors import InputError
 from nbutils.experiments import ARMS, ORIGINAL, RERANKED
 from nbutils.stages import Stage
@@ -161,7 +161,7 @@ def test_every_arm_gets_equal_pairs_with_different_prompts_and_the_mix_half_of_e
 @pytest.mark.parametrize(("count", "steps"), [(104, 13), (18, 3), (8, 1), (1, 1), (9, 2)])
 def test_the_steps_of_a_pass_are_those_the_trainer_makes(count, steps):
     # 104 pairs of the demo in three passes are the 39 steps its log shows
-    assert experiments.updates(count, BATCH_OF_8) == steps
+    assert trainers.updates(count, BATCH_OF_8) == steps
 
 
 @pytest.mark.parametrize(

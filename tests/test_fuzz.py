@@ -32,7 +32,7 @@ from nbutils.judges import Judgement, template
 from nbutils.judges.replies import expected_score, read
 from nbutils.judges.template import Template
 from nbutils.records import JUDGED, PAIRS, PROMPTS, SAMPLES, check, dataset, encodable, pair_id, prompt_id
-from nbutils.training import DEFAULTS, read_options
+from nbutils.settings import DEFAULTS, read_options
 
 FURTHER = float(os.environ.get("FUZZ", "0"))
 EXAMPLES = {

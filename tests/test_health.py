@@ -9,7 +9,8 @@ from dpo import WORDS, pair, small_trainer
 
 from nbutils.errors import InputError, Interrupted
 from nbutils.health import check, drift
-from nbutils.training import last_complete, read_options, train
+from nbutils.settings import read_options
+from nbutils.training import last_complete, train
 
 # The demo's own training: 39 steps, beta 0.1, held-out points at steps 20 and 39.
 DEMO = {
@@ -39,9 +40,9 @@ HELD_OUT = {
 
 
 def log_of(steps=20, held_out=(), every=1, **changed):
-    """A log in which nothing happens but what is changed; held-out points are (step, chosen, margin, accuracy)."""
+    """A log in which little happens but what is changed; held-out points are (step, chosen, margin, accuracy)."""
     columns = {
-        "loss": 0.7, "grad_norm": 1.0, "learning_rate": 1e-5, "rewards/chosen": 0.0, "rewards/rejected": 0.0,
+        "loss": 0.7, "grad_norm": 1.0, "learning_rate": 1e-5, "rewards/chosen": 0.0, "rewards/rejected": -0.01,
         "rewards/margins": 0.0, "rewards/accuracies": 0.5, "logps/chosen": -50.0, "logps/rejected": -50.0,
     }  # fmt: skip
     changed = {name.replace("__", "/"): value for name, value in changed.items()}
@@ -178,6 +179,8 @@ def test_rows_that_hold_only_held_out_figures_are_not_taken_for_broken_steps():
 def summary(tokens, variety):
     sides = ("before", "after")
     return {
+        "answers": 10,
+        "measured": {"answers": 10},
         "tokens": dict(zip(sides, tokens, strict=True)),
         "tokens_ratio": tokens[1] / tokens[0],
         "distinct_2": dict(zip(sides, variety, strict=True)),
@@ -296,7 +299,7 @@ def test_the_training_file_says_whether_to_stop(tmp_path):
     file.write_text("stop_on_warning: true")
     assert (read_options(str(file))["stop_on_warning"], read_options("")["stop_on_warning"]) == (True, False)
     file.write_text("stop_on_warning: always")
-    with pytest.raises(InputError, match="stop_on_warning is 'always', expected true or false"):
+    with pytest.raises(InputError, match="stop_on_warning is 'always': Input should be a valid boolean"):
         read_options(str(file))
 
 
@@ -312,3 +315,38 @@ def test_a_fall_stops_a_training_that_asks_for_it_and_the_warning_is_logged_once
         trained(tiny_llama, tmp_path, pairs, held_out, stop=True, learning_rate=1e-2)
     warned = [r.getMessage() for r in caplog.records if r.name == "nbutils.training" and r.levelname == "WARNING"]
     assert [w.startswith("falling: chosen answers") for w in warned].count(True) == 1
+
+
+# --- nothing learnt, nothing measured
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({}, False),
+        ({"rewards__rejected": 0.0}, True),
+        ({"rewards__rejected": 0.004, "rewards__chosen": -0.004}, True),  # 0.04 nats
+        ({"rewards__rejected": 0.0, "rewards__chosen": 0.006}, False),
+        ({"rewards__rejected": [0.0] * 10 + [0.1] * 10}, False),
+        ({"rewards__rejected": [0.1] * 10 + [0.0] * 10}, True),  # moved and came back to where it was
+        ({"rewards__rejected": 0.0, "grad_norm": 0.0}, False),  # told already, as no gradient
+        ({"rewards__rejected": 0.0, "loss": 1.9}, True),  # with sft the loss does not begin at log 2
+    ],
+    ids=str,
+)
+def test_a_training_after_which_no_answer_has_moved_has_learnt_nothing(changed, told):
+    assert ("still" in found(log_of(20, **changed))) == told
+    assert "still" not in found(log_of(20, **changed), steps=40)  # it may yet
+
+
+def test_a_few_steps_say_nothing_of_what_was_learnt():
+    assert [("still" in found(log_of(n, rewards__rejected=0.0))) for n in (1, 2, 4, 5)] == [False, False, False, True]
+
+
+@pytest.mark.parametrize("rate", [1e-9, 1e-12])
+def test_a_rate_too_low_to_move_anything_is_told(rate, tiny_llama, tmp_path):
+    log = trained(tiny_llama, tmp_path, wordy(24, "Name"), [], learning_rate=rate)
+    [finding] = check(log, beta=0.1)
+    assert (finding.name, finding.step) == ("still", 6)
+    assert "answers moved by 0.000 nats" in finding.sentence
+    assert "raise learning_rate" in finding.sentence

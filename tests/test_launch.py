@@ -13,8 +13,9 @@ from dpo import CPU, dpo_params, some_pairs
 
 from nbutils import launch
 from nbutils.errors import InputError
+from nbutils.settings import read_options
 from nbutils.trainers import build_trainer, divided
-from nbutils.training import last_complete, read_options, train
+from nbutils.training import last_complete, train
 
 HELD_OUT = 4  # pairs: two processes take them in one round of two each
 OPTIONS = {

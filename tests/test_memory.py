@@ -10,7 +10,7 @@ from nbutils import memory
 from nbutils.errors import InputError
 from nbutils.memory import CARDS, CONTEXT, GIB, MIB, Card, Plan, detected, fit, plan
 from nbutils.preflight import Device
-from nbutils.training import read_options
+from nbutils.settings import read_options
 
 T4 = CARDS["t4"].device
 LENGTH = 64

@@ -12,6 +12,8 @@ from nbutils.health import Finding
 from nbutils.judges import bias
 
 ROW = {"scores": [[1.0, 0.5, math.nan], [0.5, 0.5, math.nan]]}
+MEASURED = {"answers": 100, "measured": {"answers": 95}}
+UNMEASURED = {"answers": 100, "measured": {"answers": 20}}
 CHANGE = {"change": 0.1, "low": -0.1, "high": 0.3}
 LOG = pd.DataFrame({name: [0.7, 0.6] for name in ("loss", "rewards/margins", "rewards/accuracies", "rewards/chosen")})
 FULL_LOG = LOG.assign(step=[1, 2], eval_loss=[math.nan, 0.65], **{"rewards/rejected": [-1.0, -2.0]})
@@ -35,7 +37,8 @@ DRAWN = [
     (plots.plot_waterfall, ({"on_policy": 3, "tie": 2, "flip": 1},)),
     (plots.plot_margins, ([0.25, 1.0],)),
     (plots.plot_length_gap, ([-10, 20],)),
-    (plots.plot_before_after, ({"passed_all": CHANGE, "checks": {"no_comma": CHANGE}},)),
+    (plots.plot_before_after, ({"passed_all": CHANGE, "checks": {"no_comma": CHANGE}} | MEASURED,)),
+    (plots.plot_before_after, ({"score": None, "passed_all": None, "checks": {}} | UNMEASURED,)),
     (plots.plot_bias, (ASKED_ONCE,)),
 ]
 NOTHING = [
@@ -195,3 +198,9 @@ def test_rounds_are_a_line_from_the_base_with_the_interval_of_each_change():
     assert list(line.get_ydata()) == pytest.approx([30, 40, 50])
     ends = [segment[:, 1] for segment in ax.collections[0].get_segments()]
     assert [list(end) for end in ends] == [pytest.approx([20, 60]), pytest.approx([30, 70])]
+
+
+def test_a_proof_that_was_measured_in_part_says_so_in_its_title():
+    summary = {"score": CHANGE, "passed_all": CHANGE, "checks": {}}
+    titles = [plots.plot_before_after(summary | part).get_title() for part in (MEASURED, UNMEASURED)]
+    assert titles == [titles[0], f"{titles[0]}\nmeasured: 20 of 100 answers"]

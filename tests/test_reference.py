@@ -17,8 +17,9 @@ from dpo import CPU, dpo_params, pair, small_trainer, some_pairs, templated
 
 from nbutils import models, reference
 from nbutils.errors import InputError, Interrupted
+from nbutils.settings import read_options
 from nbutils.trainers import build_trainer
-from nbutils.training import read_options, train
+from nbutils.training import train
 
 LIVE = {"precompute_ref_log_probs": False}
 SIDES = ("chosen", "rejected")

@@ -17,7 +17,7 @@ from test_pipeline import QUESTIONS, grades, judge_file, shown, write_jsonl, wri
 from nbutils import engines, judges, params
 from nbutils.engines.api import ApiEngine
 from nbutils.errors import InputError
-from nbutils.training import read_options
+from nbutils.settings import read_options
 
 HUB, KEY = "hf_markedHubTokenOfThisVeryTestAlone", "sk-marked0Judge1Token2Of3This4Very5Test"
 SECRETS = (HUB, KEY)

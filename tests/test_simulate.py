@@ -11,9 +11,10 @@ from dpo import CPU, small_trainer, some_pairs
 
 from nbutils import models
 from nbutils.memory import CARDS, Plan, plan
+from nbutils.settings import read_options
 from nbutils.simulate import Tracker
 from nbutils.simulate import _quantize as quantize
-from nbutils.training import read_options, train
+from nbutils.training import train
 
 ROOT = Path(__file__).resolve().parents[1]
 

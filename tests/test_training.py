@@ -25,10 +25,10 @@ from nbutils import models, sources, training
 from nbutils.errors import InputError, Interrupted
 from nbutils.preflight import Device
 from nbutils.records import PAIRS, dataset
+from nbutils.settings import read_options
 from nbutils.trainers import build_trainer
 from nbutils.training import (
     last_complete,
-    read_options,
     save,
     split,
     table,
@@ -68,15 +68,15 @@ def unbroken(tiny_llama, tmp_path_factory):
         ("learning_rate: 1.0e-4", "learning_rate is set by a parameter of the notebook"),
         ("output_dir: here", "output_dir is set by"),
         ("trust_remote_code: true", "trust_remote_code is set by"),
-        ("save_minutes: -1", "save_minutes is -1, expected a positive number, or 0 for never"),
-        ("save_minutes: .inf", "save_minutes is inf, expected"),
-        ("save_minutes: true", "save_minutes is True, expected"),
-        ("save_minutes: often", "save_minutes is 'often', expected"),
+        ("save_minutes: -1", "save_minutes is -1: Input should be greater than or equal to 0"),
+        ("save_minutes: .inf", "is no finite number"),
+        ("save_minutes: true", "save_minutes is True: Input should be a valid number"),
+        ("save_minutes: often", "save_minutes is 'often': Input should be a valid number"),
         ("loss_type: ipo", r"loss_type is \['ipo'\], expected sigmoid, sigmoid_norm or \[sigmoid, sft\]"),
         ("loss_type: [sigmoid, sft]", "needs loss_weights with 2 numbers"),
         ("loss_type: [sigmoid, sft]\nloss_weights: [1.0]", "needs loss_weights with 2 numbers"),
-        ("loss_type: [sigmoid, sft]\nloss_weights: 1", "needs loss_weights with 2 numbers"),
-        ("loss_type: [[sigmoid]]", r"loss_type is \[\['sigmoid'\]\], expected"),
+        ("loss_type: [sigmoid, sft]\nloss_weights: 1", "loss_weights is 1: Input should be a valid list"),
+        ("loss_type: [[sigmoid]]", r"loss_type is \[\['sigmoid'\]\]: Input should be"),
         ("- max_length", "expected 'name: value' lines"),
     ],
 )
@@ -526,7 +526,7 @@ def test_another_chat_template_is_another_training(tiny_llama, tmp_path):
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("max_length: null", "max_length is None, expected a number of tokens"),
+        ("max_length: null", "max_length is None: Input should be a valid integer"),
         ("lora_dropout: 0.1", "lora_dropout 0.1 has no effect .*; add disable_dropout: false"),
     ],
 )

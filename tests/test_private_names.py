@@ -1,0 +1,142 @@
+"""Names of other libraries that they do not promise to keep: each is in the table, and one that is gone is named."""
+
+import ast
+import importlib
+import inspect
+import re
+from importlib.metadata import version
+
+import pytest
+from packaging.requirements import Requirement
+
+from nbutils.sources import CHECKOUT
+
+# module, name in it, and which module of ours would fail or do something else without it
+TABLE = [
+    ("accelerate.state", "AcceleratorState._shared_state", "settings"),
+    ("accelerate.state", "GradientState._shared_state", "settings"),
+    ("accelerate.state", "PartialState._shared_state", "settings"),
+    ("accelerate.utils", "broadcast_object_list", "reference, training"),
+    ("accelerate.utils", "gather_object", "reference"),
+    ("datasets.exceptions", "DatasetsError", "sources"),
+    ("huggingface_hub.hf_api", "RepoFile", "hub"),
+    ("huggingface_hub.utils", "validate_repo_id", "hub"),
+    ("if_verifiable.common", "evaluate_instructions", "judges.verifier"),
+    ("if_verifiable.ifeval.instructions_registry", "INSTRUCTION_DICT", "judges.verifier"),
+    ("nbconvert.filters.markdown_mistune", "IPythonRenderer", "lessons"),
+    ("nbconvert.filters.markdown_mistune", "MarkdownWithMath", "lessons"),
+    ("papermill.iorw", "load_notebook_node", "kaggle"),
+    ("papermill.iorw", "write_ipynb", "kaggle"),
+    ("papermill.parameterize", "parameterize_notebook", "kaggle"),
+    ("peft.helpers", "disable_input_dtype_casting", "simulate"),
+    ("peft.utils", "load_peft_weights", "models"),
+    ("py3langid.langid", "LanguageIdentifier", "texts"),
+    ("py3langid.langid", "MODEL_FILE", "texts"),
+    ("torch", "UntypedStorage._cdata", "simulate"),
+    ("torch", "ops.aten._local_scalar_dense.default", "simulate"),
+    ("torch._subclasses.fake_tensor", "FakeTensorMode", "simulate"),
+    ("torch.utils._python_dispatch", "TorchDispatchMode", "simulate"),
+    ("torch.utils._pytree", "tree_leaves", "simulate"),
+    ("transformers", "Trainer._load_from_checkpoint", "training"),
+    ("transformers", "Trainer._prepare_inputs", "reference"),
+    ("transformers", "Trainer._save", "trainers"),
+    ("transformers", "Trainer._save_rng_state", "trainers"),
+    ("transformers", "Trainer.get_optimizer_cls_and_kwargs", "settings"),
+    ("transformers.quantizers.base", "get_keys_to_not_convert", "simulate"),
+    ("transformers.quantizers.quantizers_utils", "should_convert_module", "simulate"),
+    ("transformers.training_args", "OptimizerNames", "settings"),
+    ("transformers.utils.hub", "extract_commit_hash", "models"),
+    ("transformers.utils.peft_utils", "find_adapter_config_file", "models"),
+    ("trl", "DPOTrainer._precompute_ref_logps", "reference"),
+    ("trl", "DPOTrainer._prepare_dataset", "simulate"),
+    ("trl", "DPOTrainer.compute_ref_log_probs", "reference"),
+    ("trl.kernels", "ChunkedLogProbFunction.backward", "simulate"),
+    ("trl.kernels", "ChunkedLogProbFunction.forward", "simulate"),
+    ("trl.kernels.chunked_logprob", "_addmm_fp32", "simulate"),
+    ("trl.kernels.chunked_logprob", "_backward_tile", "simulate"),
+    ("trl.kernels.chunked_logprob", "_forward_tile", "simulate"),
+    ("trl.trainer.dpo_trainer", "hash_module", "reference"),
+    ("trl.trainer.utils", "_use_triton", "reference"),
+]
+# vllm's stands in an environment of its own (make test-vllm); a config's own commit is looked up with a default
+ELSEWHERE = {"LoRARequest", "_commit_hash", "_name_or_path"}
+# with each library's first minor version that was never tried: what is private may be gone there
+UNTRIED = {
+    "transformers": "5.24.0", "trl": "1.17.0", "peft": "0.22.0", "accelerate": "1.16.0", "datasets": "5.3.0",
+    "huggingface_hub": "2.5.0",
+}  # fmt: skip
+FILES = sorted((CHECKOUT / "nbutils").rglob("*.py"))
+
+
+@pytest.mark.parametrize(("module", "name", "used_in"), TABLE, ids=lambda value: value)
+def test_a_private_name_is_still_there(module, name, used_in):
+    place = importlib.import_module(module)
+    for part in name.split("."):
+        assert hasattr(place, part), (
+            f"{module}.{name} is gone, which nbutils.{used_in.replace(', ', ' and nbutils.')} uses"
+        )
+        place = getattr(place, part)
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("_precompute_ref_logps", ["self", "dataset", "name", "batch_size"]),
+        ("_save", ["self", "output_dir", "state_dict"]),
+        ("_save_rng_state", ["self", "output_dir"]),
+        ("_load_from_checkpoint", ["self", "resume_from_checkpoint"]),
+    ],
+)
+def test_a_private_method_that_is_replaced_takes_what_it_took(name, parameters):
+    from trl import DPOTrainer
+
+    assert list(inspect.signature(getattr(DPOTrainer, name)).parameters)[: len(parameters)] == parameters
+
+
+def private_names():
+    """What nbutils touches with a leading underscore and does not define: attributes, texts that name one, imports."""
+    trees = [ast.parse(file.read_text(encoding="utf-8")) for file in FILES]
+    nodes = [node for tree in trees for node in ast.walk(tree)]
+    own = {node.name for node in nodes if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)}
+    own |= {node.attr for node in nodes if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store)}
+    own |= {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+    own |= {node.target.id for node in nodes if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)}
+    found = {node.attr for node in nodes if isinstance(node, ast.Attribute)} - own
+    found |= {
+        call.func.attr
+        for call in nodes
+        if isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute) and "super()" in ast.unparse(call.func)
+    }
+    quoted = {"getattr", "patch.object"}
+    found |= {
+        arg.value
+        for call in nodes
+        if isinstance(call, ast.Call) and ast.unparse(call.func) in quoted
+        for arg in call.args
+        if isinstance(arg, ast.Constant) and isinstance(arg.value, str)
+    }
+    imported = [node for node in nodes if isinstance(node, ast.ImportFrom) and "._" in f".{node.module}"]
+    found |= {alias.name for node in imported for alias in node.names if not (node.module or "").startswith("nbutils")}
+    public = {"_asdict", "_fields", "_exit"}  # documented in spite of their underscore
+    return {
+        n for n in found if not re.fullmatch(r"__\w+__", n) and (n.startswith("_") or n in _from(imported))
+    } - public
+
+
+def _from(imported):
+    return {alias.name for node in imported for alias in node.names} - {"annotations"}
+
+
+def test_every_private_name_that_the_package_touches_is_in_the_table():
+    known = {part for _, name, _ in TABLE for part in name.split(".")} | ELSEWHERE
+    assert private_names() - known == set()
+    assert {"_shared_state", "_cdata", "_save_rng_state", "FakeTensorMode"} <= private_names()  # the search finds some
+
+
+def test_the_requirements_stop_before_what_was_never_tried_and_leave_kaggles_torch_alone():
+    lines = (CHECKOUT / "requirements.txt").read_text().splitlines()
+    needs = {r.name: r.specifier for r in map(Requirement, (line for line in lines if line and line[0] != "#"))}
+    for name, untried in UNTRIED.items():
+        assert untried not in needs[name], f"requirements.txt lets {name} {untried} in"
+        assert version(name) in needs[name]
+    assert [v for v in ("2.9.0", "2.10.0", "2.13.0", "2.14.0") if v in needs["torch"]] == ["2.10.0", "2.13.0", "2.14.0"]
