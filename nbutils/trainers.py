@@ -21,7 +21,7 @@ from nbutils.errors import InputError, shown, telling
 from nbutils.preflight import Device
 from nbutils.records import PAIRS, Row, dataset, digest
 from nbutils.reference import answers_only
-from nbutils.settings import CHANGE, OURS, of_trainer
+from nbutils.settings import CHANGE, OURS, apart, of_trainer
 from nbutils.training import take_checkpoints
 
 log = logging.getLogger(__name__)
@@ -156,7 +156,7 @@ def check(given: params.Dpo, options: Mapping[str, Any], path: str, pairs: int, 
         )
     if given.adapter or given.tuning == "full":
         return
-    with torch.device("meta"), telling(f"looking for lora_target_modules in {given.model}", CHANGE):
+    with apart(), torch.device("meta"), telling(f"looking for lora_target_modules in {given.model}", CHANGE):
         model = AutoModelForCausalLM.from_config(models.config(path))
         names = [name for name, _ in model.named_modules()]
         wanted = options["lora_target_modules"]

@@ -146,10 +146,11 @@ def test_what_was_fine_stays_as_it_was_written():
     assert checked({}) == DEFAULTS
 
 
-def test_looking_at_settings_leaves_no_trace(tmp_path, monkeypatch):
+def test_looking_at_settings_leaves_no_trace(tiny_llama, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     before, state = torch.get_rng_state(), dict(PartialState._shared_state)
-    checked({"optim": "sgd", "data_seed": 3})
+    options = checked({"optim": "sgd", "data_seed": 3})
+    trainers.check(dpo_params(tiny_llama), options, str(tiny_llama), 100, 10)
     assert torch.equal(torch.get_rng_state(), before)
     assert PartialState._shared_state == state
     assert not list(tmp_path.iterdir())
