@@ -501,6 +501,34 @@ def test_a_row_that_is_always_refused_is_that_rows_outcome_and_not_asked_again(s
     assert f"1 of 3 requests were refused, and are not asked again: {status}: " in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("raw", "reason"),
+    [
+        ('{"error": {"message": "too\\nlong\\u2028by far"}}', "400: too long by far"),
+        ('{"error": {"message": "\\ud800 no"}}', "400: \ufffd no"),
+        ('{"error": "troppo lungo"}', '400: {"error": "troppo lungo"}'),
+        (
+            '{"detail": [{"loc": ["body"], "msg": "too long"}]}',
+            '400: {"detail": [{"loc": ["body"], "msg": "too long"}]}',
+        ),
+        ('{"error": {"message": {"a": 1}}}', '400: {"error": {"message": {"a": 1}}}'),
+        ("null", "400: null"),
+        ("", "400: "),
+        (b"\xff\xfe", "400: \ufffd\ufffd"),
+        ("<html>\n<b>Errore</b>", "400: <html> <b>Errore</b>"),
+        ("[" * 200_000, "400: " + "[" * 50),
+    ],
+)
+def test_a_refusal_in_any_form_is_one_line_that_can_be_stored(store, raw, reason):
+    script = lambda body: Answer(echo(body), status=400, raw=raw) if echo(body) == "bad" else echo(body)  # noqa: E731
+    with ChatServer(script) as server:
+        bad, _ = answer(store, engine(server), ask("bad", "a"))
+        assert answer(store, engine(server), ask("bad", "a"))[0] == bad
+    assert bad.refused.startswith(reason)
+    assert len(bad.refused) < 200
+    assert bad.refused.isprintable()
+
+
 @pytest.mark.parametrize("concurrency", [1, 8])
 def test_a_block_of_refused_rows_does_not_stop_a_server_that_answers_others(store, concurrency):
     bad = {str(i) for i in range(10, 45)}

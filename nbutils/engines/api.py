@@ -22,6 +22,7 @@ from tenacity.wait import wait_exponential, wait_random
 
 from nbutils.engines import Engine, Reply, Request, Tally, completions, dialect, wire
 from nbutils.errors import InputError, Interrupted
+from nbutils.records import encodable
 
 log = logging.getLogger(__name__)
 
@@ -257,7 +258,7 @@ class ApiEngine(Engine):
 
     def _no_more(self, error: RefusedError, count: int) -> InputError:
         reason = _REASONS.get(error.status, _REASONS[400]).format(key=self._key_variable or "its token")
-        said = "" if error.status in _REASONS.keys() - {400} else f" (it said: {error.said})"
+        said = f" (it said: {error.said})" if error.said and error.status not in _REASONS.keys() - {400} else ""
         many = f"; it refused {count} different requests in a row" if count > 1 else ""
         return InputError(f"{self._server} answered {error.status}: {reason}{said}{many}")
 
@@ -364,7 +365,7 @@ class ApiEngine(Engine):
 
     def _brief(self, error: BaseException | None) -> str:
         """Name a failure in one line, without the token: some servers repeat it in their answer."""
-        first = next(iter(str(error).splitlines()), "")
+        first = " ".join(encodable(str(error)).split())
         if isinstance(error, openai.APIStatusError) and " - " not in first:  # an error in a form of its own
             first += f" - {' '.join(error.response.text.split())}"
         return f"{type(error).__name__}: {first.replace(self._key, '***') if self._key_variable else first}"[:160]

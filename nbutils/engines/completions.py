@@ -58,7 +58,7 @@ def read(body: str, model: str, max_tokens: int) -> Reply:
         numbers = numbers_in(text, _tokens(text, choice["logprobs"]["content"]))
     notes = [] if text or not _thinks(message) else [THOUGHTS_ONLY]
     if (other := completion.get("model")) and isinstance(other, str) and not same_model(model, other):
-        notes.append(f"by a model that calls itself {encodable(other)[:60]}")
+        notes.append(f"by a model that calls itself {' '.join(encodable(other)[:60].split())}")
     return Reply((Sample(text, tokens, finish, numbers),), prompt_tokens, tokens, notes=tuple(notes))
 
 

@@ -102,7 +102,7 @@ def neutral(text: str, special_tokens: Sequence[str] = ()) -> str:
     """
     clean = _CONTROL.sub("", encodable(text).replace("\r\n", "\n").replace("\r", "\n"))
     frames = _frames(tuple(special_tokens))
-    if clean.isascii():
+    if not _UNSEEN.search(clean) and unicodedata.is_normalized("NFKC", clean):  # it looks as it is
         return frames.sub(r"\g<0> ", clean)
     clean = _HIDDEN.sub(lambda run: run[1] or "", clean)
     # the text as it looks, and where in the text each of its letters stands
@@ -120,8 +120,9 @@ def neutral(text: str, special_tokens: Sequence[str] = ()) -> str:
 def _frames(special_tokens: tuple[str, ...]) -> re.Pattern[str]:
     own = sorted((visible(token) for token in special_tokens), key=len, reverse=True)
     frames = "|".join([*(re.escape(token) for token in own if len(token) > 1), *_FRAMES])
+    begin = re.escape("".join({"<", "[", "]", ">", "\u25c1", *(token[0] for token in own if token)}))
     # looked for at every place, since one may stand inside another
-    return re.compile(rf"(?=({frames})).", re.DOTALL)
+    return re.compile(rf"(?=[{begin}])(?=({frames})).", re.DOTALL)
 
 
 def nonce(seed: int, texts: Sequence[str]) -> str:
