@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from nbutils import health, sources
+from nbutils import health, prompts, sources
 from nbutils.engines import Engine, Request, Sample, Sampling
 from nbutils.errors import InputError
 from nbutils.judges import Judge, bias
@@ -64,26 +64,19 @@ def held_out(
             raise InputError(f"eval_prompts: two sets would be called {label!r}, {name} the second; rename a file")
         rows = from_rows(sources.read(name, run_dir=run_dir), column, reference)
         fresh = [row for row in rows if not near.holds(row)]
-        kept[label] = [row for row in fresh if fits is None or _can(fits, row)]
+        kept[label] = [row for row in fresh if not prompts.unfit(row, fits)]
         overlapped[label], unfit[label] = len(rows) - len(fresh), len(fresh) - len(kept[label])
         if unfit[label]:
-            log.warning("%s: %d of %d prompts cannot be asked, too long or refused", name, unfit[label], len(rows))
+            log.warning("%s: %d of %d prompts cannot be asked, over context or refused", name, unfit[label], len(rows))
         if not kept[label]:
             del kept[label]
             log.warning("%s: none of %d prompts is left, the set is left out", name, len(rows))
     if not kept:
         raise InputError(
             f"eval_prompts: no prompt of {', '.join(names)} is left, {sum(overlapped.values())} resemble training "
-            f"prompts and {sum(unfit.values())} are too long or refused by the chat template; name others"
+            f"prompts and {sum(unfit.values())} are over context or {prompts.REFUSED}; name others"
         )
     return kept, overlapped, unfit
-
-
-def _can(fits: Callable[[Row], bool], row: Row) -> bool:
-    try:
-        return fits(row)
-    except Exception:  # whatever a chat template raises
-        return False
 
 
 def sample(

@@ -294,6 +294,8 @@ def fault(error: Any, model: type[BaseModel]) -> str:
     if error["type"] == "missing":
         return f"{name} is missing"
     hint = ""
+    if isinstance(error["input"], bool) and error["type"] == "literal_error":
+        hint = "; put yes and no into quotes, which YAML takes for true and false"
     if isinstance(error["input"], str) and error["type"] in ("float_type", "int_type"):
         hint = "; write 5.0e-7, not 5e-7, in YAML" if "e" in error["input"].lower() else "; leave out the quotes"
     return f"{name} is {shown(error['input'])}: {error['msg'].removeprefix('Value error, ')}{hint}"

@@ -18,7 +18,7 @@ from typing import Any
 from datasketch import MinHash, MinHashLSH
 
 from nbutils.conversations import each, prompt_of
-from nbutils.errors import InputError
+from nbutils.errors import InputError, first_line
 from nbutils.pairs import insist_on, prompt_columns
 from nbutils.printed import Unusable
 from nbutils.records import Messages, Row
@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 NEAR = 0.7
 # words in a row that two prompts share by no accident (Brown et al. 2020, appendix C)
 RUN = 13
+REFUSED = "refused by the chat template"
 # words of a stock phrase, and the share of all prompts that hold it; below 100 prompts nothing can be called frequent
 PHRASE, COMMON = 5, 0.01
 
@@ -93,9 +94,8 @@ def select(
             "in exclude": lambda: held_out.holds(row) or passages.holds(row),
             "duplicate": lambda: row["prompt_id"] in ids,
             "near-duplicate": lambda: seen.holds(row),
-            "over context": lambda: fits is not None and not fits(row),
         }
-        return next((reason for reason, holds in checks.items() if holds()), "")
+        return next((reason for reason, holds in checks.items() if holds()), "") or unfit(row, fits)
 
     dropped: Counter[str] = Counter()
     kept: list[Row] = []
@@ -119,12 +119,25 @@ def select(
     if not kept:
         raise InputError(
             f"no prompt is left of {len(rows)}: {dict(dropped)}; look at the window and at `exclude`, and for those "
-            "over context at max_tokens"
+            f"over context at max_tokens; those {REFUSED} need another one, or no system_prompt"
         )
     if waiting:
         dropped["over max_prompts"] = sum(map(len, waiting))
     _warn_of_small(groups, kept, max_prompts // len(groups))
     return kept, dict(dropped)
+
+
+def unfit(row: Row, fits: Callable[[Row], bool] | None) -> str:
+    """Return why a model cannot be asked a prompt, `over context` or REFUSED; empty if it can.
+
+    Args:
+        fits: whether a prompt leaves room for an answer; what it raises comes from the model's chat template.
+    """
+    try:
+        return "" if fits is None or fits(row) else "over context"
+    except Exception as error:  # a template is a program of the model's makers
+        log.warning("a prompt is %s: %s", REFUSED, first_line(error))
+        return REFUSED
 
 
 class Near:

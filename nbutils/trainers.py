@@ -78,6 +78,8 @@ class Trainer(reference.Trainer):
             # ... and rounds it on the way: an adapter to go on from has an exact copy in the reference
             if ".ref." in name:
                 self.model.get_parameter(name.replace(".ref.", ".default.")).data = parameter.data.clone()
+        if not any(parameter.requires_grad for parameter in self.model.parameters()):
+            raise InputError("no weight of this model would be trained; leave adapter empty, or choose another model")
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         """Leave the reference's adapter out; a resumed run would load it in place of the trained one."""

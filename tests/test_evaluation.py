@@ -269,7 +269,7 @@ def test_a_prompt_that_the_model_cannot_be_asked_is_left_out_and_counted(tmp_pat
     assert [row["prompt"][0]["content"] for row in kept["held"]] == [RIVERS]
     assert (overlapped, unfit) == ({"held": 0}, {"held": 2})
     assert "2 of 3 prompts cannot be asked" in caplog.text
-    with pytest.raises(InputError, match="1 are too long or refused by the chat template"):
+    with pytest.raises(InputError, match="1 are over context or refused by the chat template"):
         held_out([write_prompts(tmp_path / "b.jsonl", BREAD)], "prompt", trained_on=[], run_dir=tmp_path, fits=fits)
 
 

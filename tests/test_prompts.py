@@ -366,3 +366,20 @@ def test_the_demos_prompts_share_their_wordings_with_the_held_out_ones_but_none_
     kept, dropped = select(rows, min_chars=20, max_chars=2000, exclude=heldout + unseen)
     assert dropped == {"near-duplicate": 1}
     assert kept == rows[:135] + rows[136:]
+
+
+@pytest.mark.parametrize(
+    "error", [ValueError("System role not supported"), KeyError("x"), TypeError(), ZeroDivisionError()]
+)
+def test_a_prompt_that_the_chat_template_refuses_is_dropped_and_counted_alone(error, caplog):
+    def fits(row):
+        if row is rows[1]:
+            raise error
+        return True
+
+    texts = ("Which rivers cross the Po valley?", "Spiega come si fa il pane.", "Compare two kinds of engines.")
+    rows = [prompt_row(text) for text in texts]
+    assert select(rows, fits=fits, **WIDE) == ([rows[0], rows[2]], {"refused by the chat template": 1})
+    assert "a prompt is refused by the chat template: " in caplog.text
+    with pytest.raises(InputError, match="those refused by the chat template need another one, or no system_prompt"):
+        select(rows[1:2], fits=fits, **WIDE)

@@ -71,7 +71,7 @@ def test_every_setting_that_is_refused_or_ruled_on_is_one_of_trls_or_ours():
         ({"save_steps": -5}, "save_steps is -5"),
         ({"save_total_limit": 0}, "save_total_limit is 0"),
         ({"eval_strategy": "sometimes"}, "eval_strategy is 'sometimes'"),
-        ({"eval_strategy": False}, "eval_strategy is False"),
+        ({"eval_strategy": False}, "eval_strategy is False: Input should be 'no', .*; put yes and no into quotes"),
         ({"data_seed": 2**32}, "data_seed is 4294967296: .*less than 4294967296"),
         ({"data_seed": -1}, "data_seed is -1"),
         ({"lr_scheduler_type": "cosinus"}, "lr_scheduler_type is 'cosinus': Input should be 'linear'"),

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, TrainerCallback
 from trl import DPOConfig, DPOTrainer
 
-from nbutils import models, trainers, training
+from nbutils import models, reference, trainers, training
 from nbutils.errors import InputError
 from nbutils.preflight import Device
 from nbutils.records import PAIRS, dataset
@@ -272,3 +272,15 @@ def test_checkpoints_of_another_starting_adapter_are_not_gone_on_from(start, tin
     runs.append(small_trainer(tiny_llama, tmp_path, some_pairs(4), adapter=str(moved)).args.output_dir)
     assert len(set(runs)) == 3
     assert other.args.output_dir == runs[1]
+
+
+def test_a_model_of_which_no_weight_would_be_trained_is_refused(tiny_llama, tmp_path, monkeypatch):
+    build = reference.Trainer.__init__
+
+    def frozen(self, **given):
+        build(self, **given)
+        self.model.requires_grad_(False)
+
+    monkeypatch.setattr(reference.Trainer, "__init__", frozen)
+    with pytest.raises(InputError, match="no weight of this model would be trained"):
+        small_trainer(tiny_llama, tmp_path, some_pairs(4))
