@@ -166,6 +166,34 @@ def test_with_three_faults_in_ten_calls_every_row_is_judged_or_unparsed_and_ever
     assert report["tokens"]["prompt"] == 7 * len(store)
 
 
+def test_a_judge_is_asked_for_what_its_file_says_and_no_more(store, tmp_path):
+    with ChatServer(["Hm.", "Boh.", "Mah."]) as server:
+        run(judge_at(server.url, tmp_path, orders=1), [pair(0)], store)
+    asked = {"model", "messages", "temperature", "max_tokens", "response_format"}
+    assert [body.keys() - asked for body in server.calls] == [set(), {"top_p", "seed"}, {"top_p", "seed"}]
+
+
+def test_a_row_the_server_refuses_is_dropped_under_its_reason_and_the_others_are_judged(store, tmp_path):
+    def filters(body):
+        bad = "Question 3\n" in echo(body)
+        return Answer(grades(body), status=400 if bad else 200, error="contenuto non ammesso: content_filter")
+
+    with ChatServer(filters) as server:
+        for _ in range(2):
+            judge = judge_at(server.url, tmp_path)
+            trial = bias.gate(judge, [pair(i) for i in range(12)], store)
+            table = bias.figures(trial)
+            bias.insist(table)
+            judged = run(judge, [pair(i) for i in range(12)], store)
+        assert sum("Question 3\n" in text for text in server.asked()) == 3  # two orders, and the trial's repeat
+    assert (table.share["refused"], table.share["unparsed"]) == (pytest.approx(1 / 12), 0)
+    assert Counter(verdicts(judged)) == {"swapped": 11, "filtered:refused": 1}
+    report = bias.report(judge, judged, bias.figures(judged))
+    assert report["replies"] == {"parsed": 22, "refused": 2}
+    assert "content_filter" in judged[3]["replies"][0]["text"]
+    assert report["figures"]["refused"]["share"] == pytest.approx(1 / 12)
+
+
 def test_what_a_server_never_answered_is_accounted_for_too(store, tmp_path):
     def down_for_question_3(body):
         return Answer(status=503) if "Question 3\n" in echo(body) else grades(body)

@@ -103,6 +103,7 @@ class ApiEngine(Engine):
         max_calls: int = 0,
         timeout: float = 120.0,
         chat_template_kwargs: dict[str, Any] | None = None,
+        neutral: bool = True,
         wait: float = 1.0,
     ):
         """Prepare a client; nothing is sent yet.
@@ -115,6 +116,8 @@ class ApiEngine(Engine):
             max_calls: hard stop after so many calls of this engine, retries counted; 0 sets none.
             timeout: seconds for one try of one request.
             chat_template_kwargs: passed on for servers that accept them (vLLM does).
+            neutral: whether to switch off, where something is drawn, what the server would add of the model's own
+                generation_config (`dialect.NEUTRAL`); a policy has to be drawn as stated.
             wait: seconds before the first retry, doubled each time up to a minute, with as much jitter.
 
         Raises:
@@ -130,7 +133,7 @@ class ApiEngine(Engine):
             )
         self._key, self._key_variable = key, key_variable
         self._server, self._model, self._timeout, self._wait = server, model, timeout, wait
-        self._concurrency, self._max_calls = concurrency, max_calls
+        self._concurrency, self._max_calls, self._neutral = concurrency, max_calls, neutral
         self._interval, self._last_call = 60 / requests_per_minute if requests_per_minute else 0.0, float("-inf")
         self._in_flight: set[asyncio.Task | None] = set()
         self._dialect = dialect.Dialect()
@@ -287,7 +290,7 @@ class ApiEngine(Engine):
             RefusedError: if it is refused without them, too.
             InputError: if no other request would fare better.
         """
-        whole = dialect.parts_of(request)
+        whole = dialect.parts_of(request, neutral=self._neutral)
         wanted = whole - self._dialect.refused
         parts, base, named, tried = wanted, wanted, set[str](), [wanted]
         while True:

@@ -89,11 +89,13 @@ class Dialect:
             yield parts - set(doubtful)
 
 
-def parts_of(request: Request) -> set[str]:
-    """Return the parts a request is made of."""
+def parts_of(request: Request, *, neutral: bool) -> set[str]:
+    """Return the parts a request is made of; `neutral` is one where something is drawn and it is wanted."""
     parts = {"temperature", "max_tokens"}
     parts |= {name for name in ("response_format", "logprobs") if getattr(request, name)}
-    return parts | ({"seed", "top_p", "neutral"} if request.sampling.temperature > 0 else set())
+    if request.sampling.temperature > 0:
+        parts |= {"seed", "top_p"} | ({"neutral"} if neutral else set())
+    return parts
 
 
 def named(refusal: str, parts: set[str]) -> set[str]:

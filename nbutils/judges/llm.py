@@ -52,6 +52,7 @@ class LlmJudge:
                 file.model,
                 cache=cache,
                 chat_template_kwargs=file.chat_template_kwargs,
+                neutral=False,
                 **file.model_dump(
                     include={"key_variable", "concurrency", "requests_per_minute", "max_calls", "timeout"}
                 ),
