@@ -3,16 +3,21 @@
 Used by `stages` and by 04. Whoever finds the folder later must see what it came from and what was proved of it.
 """
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 import pandas as pd
 from huggingface_hub import DatasetCard, DatasetCardData, ModelCard, ModelCardData
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 from PIL import Image
 
 from nbutils import __version__, choices, evaluation, sources, winrates
+from nbutils.markup import code, plain
 
 # where each notebook's numbers and prose are explained to someone who only sees the dataset
 ABOUT = {
@@ -24,7 +29,7 @@ ABOUT = {
 ADAPTER = """from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-base = AutoModelForCausalLM.from_pretrained("{base}")
+base = AutoModelForCausalLM.from_pretrained({base})
 model = PeftModel.from_pretrained(base, "path/to/this/folder")"""
 # what the words below mean to someone who has not seen the notebook
 PROOF = """Both models answered prompts that nobody trained on, and a judge compared them. "All passed" is the share
@@ -50,9 +55,11 @@ def of_stage(
         for i, (name, path) in enumerate(files.items())
     ]
     data = DatasetCardData(configs=configs, tags=["preference-data", stem])
-    figures = "\n".join(f"![{caption(p)}](figures/{p.name})" for p in sorted((draft / "figures").iterdir()))
+    images = sorted((draft / "figures").iterdir())
+    figures = "\n".join(f"![{plain(caption(p))}](figures/{quote(p.name)})" for p in images)
+    said = "\n".join(f"- {plain(line[2:])}" if line.startswith("- ") else plain(line) for line in summary.splitlines())
     return DatasetCard(
-        f"---\n{data.to_yaml()}\n---\n\n# {stem}\n\n{ABOUT[stem]}\n\n{summary}\n\n"
+        f"---\n{data.to_yaml()}\n---\n\n# {stem}\n\n{ABOUT[stem]}\n\n{said}\n\n"
         f"{_two('configuration', 'rows', counts)}\n\n"
         f"## How it was made\n\nBy the notebook `{stem}` of nbutils {__version__} with\n\n"
         f"{_parameters(params)}\n\n## Figures\n\n{figures}\n"
@@ -88,48 +95,56 @@ def of_model(
     """
     whole = merged or params["tuning"] == "full"
     name = params["model"]
-    base = name if sources.find(name) is None and name.count("/") == 1 else None  # what the Hub can link to
+    base = _linked(name)
     data = ModelCardData(
         base_model=base, library_name="transformers" if whole else "peft", tags=["dpo", "trl", params["tuning"]]
     )
     kind = "Weights" if whole else "A LoRA adapter"
-    verdicts = "\n".join(f"- {line}" for line in evaluation.findings(proof))
+    verdicts = "\n".join(f"- {plain(line)}" for line in evaluation.findings(proof))
     tables = (evaluation.side_effects(proof).T, winrates.win_rates(proof), choices.table(knowledge))
     effects, wins, known = (_frame(frame) for frame in tables)
-    doubts = "\n".join(f"- {sentence}" for sentence in warnings) or "- no warning was raised"
+    use = WHOLE if whole else ADAPTER.format(base=json.dumps(base or "path/to/the/base"))
+    doubts = "\n".join(f"- {plain(sentence)}" for sentence in warnings) or "- no warning was raised"
     return ModelCard(
-        f"---\n{data.to_yaml()}\n---\n\n# {kind} for {name}, trained with DPO\n\n"
+        f"---\n{data.to_yaml()}\n---\n\n# {kind} for {plain(name)}, trained with DPO\n\n"
         f"## Did it help?\n\n{PROOF}\n\n{verdicts}\n\n{effects}\n\nWins by what became of the answers' length; "
         f"`share` is of wins and losses:\n\n{wins}\n\n"
         + (f"Two-choice questions answered rightly, in percent:\n\n{known}\n\n" if knowledge else "")
         + f"## What to distrust\n\n{doubts}\n\n"
-        f"## Use\n\n```python\n{WHOLE if whole else ADAPTER.format(base=base or 'path/to/the/base')}\n```\n\n"
+        f"## Use\n\n```python\n{use}\n```\n\n"
         f"## How it was made\n\nBy the notebook `04_dpo` of nbutils {__version__}\n\n"
         f"{_two('pairs', 'count', pairs)}\n\n{_parameters(params)}\n\n"
-        f"{_two('training option', 'value', {key: f'`{_cell(value)}`' for key, value in options.items()})}\n"
+        f"{_two('training option', 'value', {key: code(value) for key, value in options.items()})}\n"
     )
 
 
+def _linked(name: str) -> str | None:
+    """Return the name of a model that the Hub can link to and a reader can load, else None."""
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return None
+    return name if name.count("/") == 1 and sources.find(name) is None else None
+
+
 def _parameters(params: Mapping[str, Any]) -> str:
-    shown = {name: f"`{_cell(value)}`" if value != "" else "" for name, value in params.items() if name != "run_dir"}
-    return _two("parameter", "value", shown)
+    return _two("parameter", "value", {name: code(value) for name, value in params.items() if name != "run_dir"})
 
 
 def table(names: Sequence[Any], rows: Iterable[Sequence[Any]]) -> str:
-    """Return a Markdown table with these column names."""
+    """Return a Markdown table with these column names; its cells are Markdown."""
     return "\n".join(f"| {' | '.join(map(str, line))} |" for line in (names, ["---"] * len(names), *rows))
 
 
 def _two(first: str, second: str, rows: Mapping[str, Any]) -> str:
-    return table([first, second], [(f"`{key}`", value) for key, value in rows.items()])
+    return table([first, second], [(code(key), value) for key, value in rows.items()])
 
 
 def _frame(frame: pd.DataFrame) -> str:
     """Return a table with its index as the first column."""
     rows = [[" ".join(map(str, np.atleast_1d(name))), *values] for name, *values in frame.itertuples()]
-    return table(["", *frame.columns], rows)
+    return table(["", *map(_cell, frame.columns)], [list(map(_cell, row)) for row in rows])
 
 
 def _cell(value: Any) -> str:
-    """Keep a value on one line and inside its cell of a table."""
-    return str(value).replace("\n", "\\n").replace("|", "\\|")
+    return plain(value) if isinstance(value, str) else str(value)

@@ -18,6 +18,7 @@ from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_st
 from importlib import import_module, resources
 from importlib.util import find_spec
 from pathlib import Path
+from shlex import quote
 from types import SimpleNamespace
 from typing import Any
 from urllib.parse import urlsplit
@@ -263,16 +264,18 @@ def _steps(out: Path, kernels: Mapping[str, dict[str, Any]], complete: Plan) -> 
         "verified phone.",
         "",
         "1. The package, as a private dataset; go on when its status is ready:",
-        f"     kaggle datasets create -p {out / PACKAGE} --dir-mode zip",
+        f"     kaggle datasets create -p {quote(str(out / PACKAGE))} --dir-mode zip",
         f"     kaggle datasets status {dataset}",
         "   and after a change:",
-        f"     kaggle datasets version -p {out / PACKAGE} --dir-mode zip -m 'what changed'",
+        f"     kaggle datasets version -p {quote(str(out / PACKAGE))} --dir-mode zip -m 'what changed'",
         "2. The notebooks, in this order. A push starts a run; wait until those it is `after` are complete:",
     ]
     for stem, kernel in kernels.items():
         notes = [f"after {name.partition('/')[2]}" for name in kernel["kernel_sources"]]
         notes += [f"stops early without {name}, see 3" for name in sorted(secrets[stem])]
-        lines.append(f"     kaggle kernels push -p {out / stem}" + (f"  # {', '.join(notes)}" if notes else ""))
+        lines.append(
+            f"     kaggle kernels push -p {quote(str(out / stem))}" + (f"  # {', '.join(notes)}" if notes else "")
+        )
     for name in sorted(set().union(*secrets.values())):
         pages = [f"     https://www.kaggle.com/code/{kernels[s]['id']}/edit" for s in kernels if name in secrets[s]]
         lines += [

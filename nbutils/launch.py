@@ -25,6 +25,7 @@ import torch
 
 from nbutils import params, preflight, run, sources
 from nbutils.errors import InputError, Interrupted
+from nbutils.markup import Formatter
 from nbutils.records import Row
 
 log = logging.getLogger("nbutils.launch")  # also where this is __main__
@@ -39,7 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     run_dir = parser.parse_args(arguments).run_dir.resolve()
     main_process = os.environ.get("RANK", "0") == "0"  # the others train in silence
     datasets.disable_progress_bars()
-    logging.basicConfig(stream=sys.stdout, format="%(message)s")
+    logging.basicConfig(stream=sys.stdout)
+    logging.getLogger().handlers[0].setFormatter(Formatter("%(message)s"))
     logging.getLogger("nbutils").setLevel(logging.INFO if main_process else logging.CRITICAL)
     try:
         run_job(last_job(run_dir), int(os.environ.get("WORLD_SIZE", "1")))

@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import pandas as pd
 from IPython.core.getipython import get_ipython
 from IPython.display import publish_display_data
 
 from nbutils import hub, judges, params, rundir, stages
 from nbutils.engines.environment import GPUS_VARIABLE
 from nbutils.errors import ON_KAGGLE, STOPPED, InputError, Interrupted, on_kaggle
+from nbutils.markup import Formatter
 from nbutils.sources import CHECKOUT, mounted
 from nbutils.store import Store
 
@@ -175,10 +177,11 @@ def _fetch_secrets(names: set[str]) -> None:
 
 
 def _log_to_notebook() -> None:
-    """Show the package's messages in the notebook, once, however often the cell is run."""
+    """Show the package's messages in the notebook, once, however often the cell is run; texts in tables stay texts."""
+    pd.options.display.html.use_mathjax = False  # a dollar sign in somebody's answer begins no formula
     logger = logging.getLogger("nbutils")
     if not logger.handlers:
         handler = logging.StreamHandler(sys.stdout)
-        handler.setFormatter(logging.Formatter("%(message)s"))
+        handler.setFormatter(Formatter("%(message)s"))
         logger.addHandler(handler)
         logger.setLevel(logging.INFO)

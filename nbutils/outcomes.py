@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from nbutils import evaluation, run, sources
 from nbutils.cards import table
 from nbutils.errors import InputError
+from nbutils.markup import plain
 from nbutils.records import Row
 
 BESIDE = ("before to after", "tokens ratio", "distinct-2", "wins of decided", "last margin", "pairs", "steps")
@@ -97,7 +98,7 @@ def ablation_text(frame: pd.DataFrame) -> str:
 def rounds_text(frame: pd.DataFrame) -> str:
     """Return a table with one row per held-out set and round."""
     ordered = frame.sort_values(["held_out", "round"])
-    rows = [[f"{r['held_out']}, round {r['round']}", _change(r), *_beside(r)] for _, r in ordered.iterrows()]
+    rows = [[plain(f"{r['held_out']}, round {r['round']}"), _change(r), *_beside(r)] for _, r in ordered.iterrows()]
     about = "Change of the headline in each round, in percentage points with 95% intervals over topics."
     return f"{about}\n\n{table(['held-out set', 'change', *BESIDE], rows)}"
 
@@ -107,7 +108,9 @@ def save(stem: Path, text: str, frame: pd.DataFrame, axes: Axes) -> None:
     stem.parent.mkdir(parents=True, exist_ok=True)
     figure: Any = axes.get_figure(root=True)
     caption = figure.get_label() or stem.name
-    stem.with_suffix(".md").write_text(f"# {stem.name.capitalize()}\n\n{text}\n\n![{caption}]({stem.name}.png)\n")
+    stem.with_suffix(".md").write_text(
+        f"# {stem.name.capitalize()}\n\n{text}\n\n![{plain(caption)}]({stem.name}.png)\n"
+    )
     frame.to_csv(stem.with_suffix(".csv"), index=False)
     figure.savefig(stem.with_suffix(".png"), dpi=110, bbox_inches="tight")
     run.say(f"\n{text}\n\ndone: {stem.with_suffix('.md')}")

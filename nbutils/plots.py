@@ -19,10 +19,14 @@ from matplotlib.ticker import MaxNLocator
 from nbutils.evaluation import headline
 from nbutils.health import Finding, unmeasured
 from nbutils.judges.bias import LEAST, MOST, TASTES
+from nbutils.markup import printable
 from nbutils.pairs import MARKS
 from nbutils.stats import Interval, wilson
 from nbutils.verdicts import mean_scores
 
+# a label is somebody's word: two dollar signs in it are no formula, and a formula that is none would end the run
+plt.rcParams["text.parse_math"] = False
+LONGEST = 40  # characters of a label; an image of a label of thousands cannot be drawn
 FIRST, SECOND, GREY = "#2a6f97", "#e07a5f", "#8d99ae"
 # centred on the values that scores of a few checks or levels can take
 SCORE_BINS = list(np.linspace(-0.025, 1.025, 22))
@@ -42,6 +46,12 @@ def _axes(ax: Axes | None, title: str, x: str, y: str, *, size: tuple[float, flo
     ax.set(title=title, xlabel=x, ylabel=y)
     ax.spines[["top", "right"]].set_visible(False)
     return ax
+
+
+def _label(text: str) -> str:
+    """Return somebody's word as a figure can show it: on one line, of no more than LONGEST characters."""
+    line = " ".join(printable(text).split())
+    return line if len(line) <= LONGEST else f"{line[: LONGEST - 3]}..."
 
 
 def _caption(ax: Axes, text: str) -> None:
@@ -105,8 +115,7 @@ def plot_next_token(tokens: Sequence[str], chances: Mapping[float, np.ndarray], 
         if n < len(tokens):
             ax.axhline(n - 0.5, color=SECOND, linestyle="--", linewidth=1)
     first: Axes = grid[0, 0]
-    # quotes show the spaces of a token, and its dollar signs are no formula
-    first.set_yticks(rows, [*map(repr, tokens), "all others"], parse_math=False)
+    first.set_yticks(rows, [*(_label(repr(token)) for token in tokens), "all others"])  # quotes show its spaces
     first.set_ylim(len(tokens) + 0.5, -0.5)
     grid[0, -1].legend(frameon=False, fontsize=8, loc="center right")
     shown = ", ".join(f"{temperature:g}" for temperature in chances)
@@ -150,7 +159,7 @@ def plot_waterfall(counts: Mapping[str, int], *, ax: Axes | None = None) -> Axes
             ha="center",
             fontsize=8,
         )
-    ax.set_xticks(range(len(labels)), labels, rotation=30, ha="right")
+    ax.set_xticks(range(len(labels)), list(map(_label, labels)), rotation=30, ha="right")
     _caption(ax, f"Where {left[0]} prompts were lost, step by step from left to right, down to {left[-1]} pairs.")
     return ax
 
@@ -295,7 +304,7 @@ def plot_ablation(frame: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
             ax.plot([100 * row.low, 100 * row.high], [y, y], color=color, linewidth=1)
             ax.plot(100 * row.change, y, "o", color=color, markersize=5, label=f"seed {row.seed}" if not i else None)
     ax.axvline(0, color="black", linewidth=0.8)
-    ax.set_yticks(range(len(arms)), arms)
+    ax.set_yticks(range(len(arms)), list(map(_label, arms)))
     ax.set_ylim(max(len(arms), 1) - 0.5, -0.5)
     if arms:
         ax.legend(frameon=False, fontsize=8, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.18))
@@ -319,7 +328,7 @@ def plot_rounds(frame: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
         x = np.array([0, *rows["round"]]) + 0.06 * (i - (len(names) - 1) / 2)  # bars beside each other
         color = (FIRST, SECOND, GREY)[i % 3]
         y = 100 * np.array([rows.before.iloc[0], *rows.after])
-        ax.plot(x, y, "o-", color=color, label=f"{name}: {rows.headline.iloc[0]}")
+        ax.plot(x, y, "o-", color=color, label=f" {_label(f'{name}: {rows.headline.iloc[0]}')}")
         ax.vlines(x[1:], 100 * (rows.before + rows.low), 100 * (rows.before + rows.high), color=color, linewidth=1)
     last = int(frame["round"].max()) if len(frame) else 0
     ax.set_xticks(range(last + 1), ["base", *(f"round {i}" for i in range(1, last + 1))])
@@ -335,5 +344,5 @@ def _forest(ax: Axes, labels: Sequence[str], intervals: Sequence[Interval]) -> N
     for i, interval in enumerate(intervals):
         ax.plot([interval.low, interval.high], [i, i], color=FIRST)
         ax.plot(interval.value, i, "o", color=FIRST)
-    ax.set_yticks(range(len(labels)), labels)
+    ax.set_yticks(range(len(labels)), list(map(_label, labels)))
     ax.set_ylim(max(len(labels), 1) - 0.5, -0.5)

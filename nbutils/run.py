@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import re
+import shlex
 import sys
 import time
 import warnings
@@ -21,6 +22,7 @@ from typing import Any
 
 from nbutils import __version__, files, hub, owned, params, rundir, sources
 from nbutils.errors import STOPPED, InputError, writing
+from nbutils.markup import printable
 
 NOTEBOOKS = sources.CHECKOUT / "notebooks"
 PAPERMILL = {"injected-parameters", "papermill-error-cell-tag"}  # on the cells that it puts between ours
@@ -41,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 try:
                     execute(stem, values)
                 except InputError as error:
-                    again = f"python -m nbutils.run {given.profile} {given.run_dir}"
+                    again = shlex.join(["python", "-m", "nbutils.run", str(given.profile), str(given.run_dir)])
                     raise InputError(f"{error}; to go on: {again}") from None
             say(f"{stem}  {'unchanged, skipped' if done else f'{time.monotonic() - started:.0f} s'}")
     except InputError as error:
@@ -195,8 +197,8 @@ def _code(stem: str) -> str:
 
 
 def say(text: str, stream: Any = None) -> None:
-    """Write one line at once, also into a pipe."""
-    (stream or sys.stdout).write(text + "\n")
+    """Write a line at once, also into a pipe; nothing in it is an order to the terminal."""
+    (stream or sys.stdout).write(printable(text) + "\n")
     (stream or sys.stdout).flush()
 
 

@@ -111,12 +111,15 @@ def read_named(name: str, folder: Traversable, suffix: str, what: str) -> str | 
 def label(name: str) -> str:
     """Return a short name for a dataset that can stand in a file name: a file's stem, a Hub id without its owner.
 
+    A name without a Latin letter or digit gets one from its hash.
+
     >>> label("params/held-out.v2.jsonl"), label("org/prompts-3.1:it@train[-300:]")
     ('held-out-v2', 'prompts-3-1-it-train-300')
     """
     last = name.rstrip("/").rpartition("/")[2]
     stem = last.removesuffix(Path(last).suffix) if Path(last).suffix in FILE_TYPES else last
-    return re.sub(r"[^A-Za-z0-9_]+", "-", stem).strip("-")
+    short = re.sub(r"[^A-Za-z0-9_]+", "-", stem).strip("-")[:80]
+    return short or f"set-{hashlib.sha256(stem.encode('utf-8', 'replace')).hexdigest()[:8]}"
 
 
 def read(

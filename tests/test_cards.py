@@ -1,8 +1,16 @@
 """cards.py: what someone who finds the folder on the Hub is told."""
 
+import ast
+import re
+
+import pandas as pd
 import pytest
+import yaml
+from bs4 import BeautifulSoup
+from matplotlib import pyplot as plt
 from PIL import Image
 from test_evaluation import ROWS
+from test_markup import READER
 
 from nbutils import cards, choices, evaluation
 from nbutils.choices import Choice
@@ -64,3 +72,93 @@ def test_what_became_of_knowledge_stands_on_the_card(proof):
 def test_an_image_that_nobody_described_has_no_caption(tmp_path):
     Image.new("RGB", (1, 1)).save(tmp_path / "figure.png")
     assert cards.caption(tmp_path / "figure.png") == ""
+
+
+# names of models, datasets and kinds, and what a judge or a server said
+HOSTILE = [
+    "<img src=https://evil.org/pixel.png>",
+    "![x](https://evil.org/pixel.png)",
+    "![x][y]\n\n[y]: https://evil.org/pixel.png",
+    "[click](javascript:alert(1))",
+    "<script>alert(1)</script>",
+    "x\n---\nlicense: mit\n---\n",
+    "---",
+    "x | y | z |",
+    "`</code><b>",
+    "```\nimport os; os.system('x')\n```",
+    'org/x"); import os; os.system("x"); print("',
+    'org/x"\nimport os\n"',
+    "org/x\\",
+    'org/x"""\n',
+    "{base} {0} %s $HOME $(id)",
+    "# Heading\n\n## Another",
+    "- one\n- two",
+    "a: [b\n!!python/object/apply:os.system ['x']",
+    "\x1b]0;title\x07\u202e",
+    "modello_d’esempio: «è» | <b>",
+]
+
+
+def assert_only_our_own(card):
+    """The metadata is ours, and nothing a stranger wrote is a link, an image, HTML or a heading."""
+    front, text = re.fullmatch(r"---\n(.*?)\n---\n(.*)", str(card), re.DOTALL).groups()
+    assert yaml.safe_load(front).keys() <= {"configs", "tags", "base_model", "library_name"}
+    page = BeautifulSoup(READER.render(text), "html.parser")
+    known = ["h1", "h2", "p", "table", "thead", "tbody", "tr", "th", "td", "code", "pre", "ul", "li", "img"]
+    assert {tag.name for tag in page(True)} <= set(known)
+    assert all(re.fullmatch(r"figures/[\w%.-]+", image["src"]) for image in page("img"))
+    heads = {tag.get_text() for tag in page("h2")}
+    assert heads <= {"How it was made", "Figures", "Did it help?", "What to distrust", "Use"}
+    assert len(page("h1")) == 1
+    for row in page("tr"):
+        assert len(row(["th", "td"])) == len(row.find_parent("table").tr(["th", "td"]))
+    return page
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_no_name_becomes_markup_metadata_or_code_on_a_models_card(name, proof):
+    summary = evaluation.summarise(ROWS)
+    summary["checks"] = {name: {"before": 0.5, "after": 0.2, "change": -0.3, "low": -0.4, "high": -0.1}}
+    facts = {"pairs": {name: 1}, "options": {name: name, "x": {name: [name]}}, "warnings": [name, f"a. {name}"]}
+    params = PARAMS | {"model": name, "judge": name, "adapter": name}
+    card = card_of(params, proof={"held": summary, name: summary}, **facts)
+    page = assert_only_our_own(card)
+    assert card.data.base_model is None
+    (snippet,) = (code.get_text() for code in page("code", "language-python"))
+    calls = [node for node in ast.walk(ast.parse(snippet)) if isinstance(node, ast.Call)]
+    assert [ast.unparse(call.func) for call in calls] == [
+        "AutoModelForCausalLM.from_pretrained",
+        "PeftModel.from_pretrained",
+    ]
+    assert "path/to/the/base" in snippet
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_no_name_becomes_markup_or_metadata_on_a_stages_card(name, tmp_path):
+    (tmp_path / "figures").mkdir()
+    axes = plt.figure().add_subplot()
+    axes.get_figure().savefig(tmp_path / "figures" / "a b.png", metadata={"Description": name})
+    plt.close()
+    files = {"pairs": "pairs/train-0123456789ab.parquet"}
+    summary = f"3 pairs from 4 rows; verdicts: {{'{name}': 1}}. Judge {name} ({name}): 1 ok.\n- {name}"
+    card = cards.of_stage(
+        "01_rerank", tmp_path, files, {"pairs": 3}, {"dataset": name, "judge": name, name: 1}, summary
+    )
+    page = assert_only_our_own(card)
+    assert len(page("img")) == 1
+    assert card.data.to_dict()["configs"][0]["data_files"][0]["path"] == files["pairs"]
+
+
+@pytest.mark.parametrize("name", ["org/small", "org-1/small_2.b"])
+def test_a_hub_id_stands_in_the_snippet_as_it_is(name, proof):
+    card = card_of(PARAMS | {"model": name}, proof=proof)
+    assert card.data.base_model == name
+    assert f'AutoModelForCausalLM.from_pretrained("{name}")' in card.text
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_frame_is_a_table_whatever_its_cells_hold(name):
+    frame = pd.DataFrame({name: [name, "x"]}, index=pd.Index([name, "y"], name=name))
+    table = BeautifulSoup(READER.render(cards._frame(frame)), "html.parser")
+    assert [len(row(["th", "td"])) for row in table("tr")] == [2, 2, 2]
+    assert {tag.name for tag in table(True)} == {"table", "thead", "tbody", "tr", "th", "td"}

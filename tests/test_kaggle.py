@@ -2,6 +2,7 @@ import io
 import json
 import logging
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -372,3 +373,13 @@ def test_the_command_says_that_the_client_is_missing(tmp_path, capsys, monkeypat
 def test_the_command_refuses_in_one_sentence(tmp_path, capsys):
     assert kaggle.main([str(tmp_path / "none"), "maria", str(tmp_path / "out")]) == 1
     assert capsys.readouterr().err.startswith(f"error: {tmp_path / 'none'} holds no parameters")
+
+
+@pytest.mark.parametrize("name", ["my build", "it's", "a;touch x", "$(touch x)", "`touch x`", "a&b", "é|x", "#x"])
+def test_a_command_names_its_folder_in_a_form_that_a_shell_takes_as_one_word(tmp_path, name):
+    out = tmp_path / name
+    kaggle.write(CHECKOUT / "params/kaggle-t4-free", "maria", out)
+    lines = [line for line in (out / "STEPS.txt").read_text().splitlines() if " -p " in line]
+    named = [shlex.split(line, comments=True) for line in lines]
+    folders = {words[words.index("-p") + 1] for words in named}
+    assert {str(out / part) for part in ("package", "01_rerank", "02_sample", "03_judge", "04_dpo")} < folders

@@ -6,6 +6,7 @@ import sys
 import time
 import types
 
+import pandas as pd
 import psutil
 import pytest
 from builders import ScriptedEngine, notebook_shell, request
@@ -22,6 +23,7 @@ PARAMETERS = """run_dir: str = "run"
 samples: str = "02_sample"
 judge: str = "verifier"
 pair_strategy: str = "best_worst"
+pairs_per_prompt: int = 1
 min_margin: float = 0.1
 min_chosen: float = 0.0
 max_length_gap: int = 0
@@ -292,3 +294,11 @@ def test_in_a_checkout_every_working_folder_means_the_same_run(tmp_path, monkeyp
 def test_elsewhere_a_run_lies_in_the_working_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert run_folder("runs/demo") == tmp_path / "runs" / "demo"
+
+
+def test_a_dollar_sign_in_a_table_begins_no_formula_and_a_tag_is_text(cells):
+    cells(PARAMETERS)
+    open_stage("03_judge")
+    shown = pd.DataFrame({"answer": ["$x$ and <b>"]})._repr_html_()
+    assert "tex2jax_ignore" in shown
+    assert "&lt;b&gt;" in shown

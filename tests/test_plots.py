@@ -204,3 +204,42 @@ def test_a_proof_that_was_measured_in_part_says_so_in_its_title():
     summary = {"score": CHANGE, "passed_all": CHANGE, "checks": {}}
     titles = [plots.plot_before_after(summary | part).get_title() for part in (MEASURED, UNMEASURED)]
     assert titles == [titles[0], f"{titles[0]}\nmeasured: 20 of 100 answers"]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "costs $5 or $6",
+        "$\\frac{$",
+        "$x_{$ and $",
+        "$\\undefined{x}$",
+        "\\$1$",
+        "a" * 5_000,
+        "two\nlines\r\tand more",
+        "\x00\x1b[31m\u202e",
+        "日本 🙂 ελ",
+        "_hidden",
+        "",
+        "%s {0} {x} %(y)s",
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Glyph")
+def test_no_name_ends_a_figure_and_each_is_drawn_as_it_is(name, tmp_path):
+    drawn = [
+        plots.plot_verdicts({name: 3, "kept": 2}),
+        plots.plot_waterfall({f"filtered:{name}": 3, "on_policy": 2}),
+        plots.plot_before_after(MEASURED | {"passed_all": CHANGE, "checks": {name: CHANGE}}),
+        plots.plot_next_token([name, "b"], {1.0: np.array([0.6, 0.3, 0.1])}, {1.0: 2}),
+        plots.plot_ablation(ARMS.assign(arm=name)),
+        plots.plot_rounds(ROUNDS.assign(held_out=name)),
+    ]
+    for number, axes in enumerate(drawn):
+        axes.figure.savefig(tmp_path / f"{number}.png", dpi=110, bbox_inches="tight")
+        shown = [*axes.get_xticklabels(), *axes.get_yticklabels()]
+        assert not any(label.get_parse_math() for label in shown)
+        assert max(len(label.get_text()) for label in shown) <= 40
+
+
+def test_a_label_with_dollar_signs_is_shown_with_them():
+    labels = plots.plot_verdicts({"from $1 to $2": 3}).get_yticklabels()
+    assert [label.get_text() for label in labels] == ["from $1 to $2"]

@@ -2,12 +2,14 @@
 
 import json
 import os
+import shlex
 
 import papermill
 import pytest
 from papermill.iorw import load_notebook_node
 
 from nbutils import run, sources
+from nbutils.errors import InputError
 
 
 @pytest.fixture
@@ -95,3 +97,30 @@ def test_the_command_refuses_a_run_dir_that_it_must_not_fill(name, capsys, monke
     monkeypatch.chdir(sources.CHECKOUT)
     assert run.main(["params/demo", name]) == 1
     assert capsys.readouterr().err.startswith("error: run_dir is ")
+
+
+@pytest.mark.parametrize(
+    ("said", "left"),
+    [
+        ("one\ntwo\tthree è", "one\ntwo\tthree è"),
+        ("\x1b[2Jx\x1b]0;t\x07\r", "\\x1b[2Jx\\x1b]0;t\\x07\\r"),
+        ("\ud800", "\\ud800"),
+    ],
+)
+def test_a_printed_line_holds_no_order_to_the_terminal(said, left, capsys):
+    run.say(said)
+    assert capsys.readouterr().out == f"{left}\n"
+
+
+def test_the_command_to_go_on_can_be_typed_as_it_is(monkeypatch, capsys, tmp_path):
+    profile, run_dir = "my profile; touch x", str(tmp_path / "$(touch x) `y`")
+    monkeypatch.setattr(run, "read_profile", lambda *_: {"01_rerank": {"run_dir": run_dir}})
+    monkeypatch.setattr(run, "is_done", lambda *_: False)
+
+    def stop(stem, values):
+        raise InputError("it stopped")
+
+    monkeypatch.setattr(run, "execute", stop)
+    assert run.main([profile, run_dir]) == 1
+    command = capsys.readouterr().err.partition("to go on: ")[2]
+    assert shlex.split(command) == ["python", "-m", "nbutils.run", profile, run_dir]

@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import shutil
 
 import pandas as pd
@@ -205,6 +206,32 @@ def test_real_rows_with_booleans_among_texts_are_read_as_they_are():
 
 def test_two_splits_of_one_dataset_have_two_labels():
     assert label("org/x@train[:10]") != label("org/x@test")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "日本語.jsonl",
+        "проверка.csv",
+        "../..",
+        "...",
+        "a/",
+        "$(id)",
+        "`x`",
+        "x\n",
+        "\0",
+        "\ud800",
+        "x" * 300,
+        "é",
+        "-rf",
+        " .json",
+        "|",
+        "",
+    ],
+)
+def test_every_name_has_a_label_that_a_file_can_have(name):
+    assert re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,79}", label(name))
+    assert label("日本語.jsonl") != label("中文.jsonl")
 
 
 def test_two_adapters_of_one_size_have_different_fingerprints(tmp_path):
