@@ -68,10 +68,7 @@ def _empty(pair: Pair) -> str:
 
 
 def _template(pair: Pair) -> str:
-    try:
-        return "" if pair.prompt and pair.whole else "it renders nothing"
-    except Exception as error:  # whatever a template raises: it is a program of the model's makers
-        return f"it says: {first_line(error)}"
+    return "" if pair.prompt and all(pair.whole) else "it renders nothing"
 
 
 def _prefix(pair: Pair) -> str:
@@ -198,7 +195,10 @@ def fit(
 
 def fault(pair: Pair) -> tuple[str, str]:
     """Return the first of REASONS that holds for a pair and what is wrong with it; two empty texts if it fits."""
-    return next(((name, said) for name, check in REASONS.items() if (said := check.fault(pair))), ("", ""))
+    try:
+        return next(((name, said) for name, check in REASONS.items() if (said := check.fault(pair))), ("", ""))
+    except Exception as error:  # whatever a template raises: it is a program of the model's makers
+        return "template", f"it says: {first_line(error)}"
 
 
 def breaking(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, template: Mapping[str, Any]) -> int:
@@ -214,7 +214,7 @@ def breaking(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, template: 
             try:
                 if text.strip() and pair.answered(_said(text))[: len(pair.prompt)] != pair.prompt:
                     causes[cause_of(pair, text)] += 1
-            except Exception:  # as in `_template`
+            except Exception:  # as in `fault`
                 causes["the template refuses it"] += 1
     if causes:
         said = ", ".join(f"{cause} ({count})" for cause, count in causes.most_common())

@@ -196,3 +196,25 @@ def test_sampled_answers_that_will_be_dropped_are_counted_and_their_causes_told(
     refuses = "{% if 'sea' in messages[-1].content %}{{ raise_exception('no') }}{% endif %}" + tiny.SMOLLM2_TEMPLATE
     assert breaking(rows, made(template=refuses), {}) == 4
     assert "the template refuses it (2)" in caplog.text
+
+
+def test_a_template_that_raises_while_a_cause_is_looked_for_costs_that_pair():
+    picky = "{% if messages[-1].content == 'def f():' %}{{ raise_exception('no') }}{% endif %}" + tiny.SMOLLM2_TEMPLATE
+    odd = pair("Write code.", "    def f():", "Bread.")
+    assert beside_good_ones(odd, made(template=picky)) == {"too_long": 0, "filtered:template": 1}
+
+
+def test_a_pair_with_a_token_that_the_model_has_no_weights_for_is_dropped():
+    tokenizer = made()
+    known = len(tokenizer)
+    tokenizer.add_tokens(["<new>"])
+    rows = [*some_pairs(3), pair("Name one.", "The <new> river.", "Bread.")]
+    assert fit(rows, tokenizer, {}, 1000, known)[1] == {"too_long": 0, "filtered:tokens": 1}
+    assert fit(rows, tokenizer, {}, 1000, known + 1)[1] == {"too_long": 0}
+    with pytest.raises(InputError, match="tokens were added to the tokenizer alone"):
+        fit(rows[-1:], tokenizer, {}, 1000, known)
+
+
+def test_a_pair_is_held_against_the_models_context_too(tiny_llama):
+    assert models.limits(str(tiny_llama), 4096)["max_length"] == 2048
+    assert models.limits(str(tiny_llama), 128)["max_length"] == 128
