@@ -1,0 +1,92 @@
+"""The Italian word problems: made anew they are the same, their keys are right, and no split leaks into another."""
+
+import importlib.util
+import json
+import random
+import sys
+from pathlib import Path
+
+import pytest
+
+from nbutils.judges import AnswerFile, read_file
+from nbutils.judges.answer import grade
+from nbutils.prompts import from_rows, select
+from nbutils.sources import read
+
+FOLDER = Path(__file__).resolve().parents[1] / "params/italian"
+SPLITS = ("train", "off_policy", "dev", "test")
+
+
+def rows(split):
+    return read(str(FOLDER / f"{split}.jsonl"))
+
+
+@pytest.fixture(scope="module")
+def program():
+    """Return the programs of the folder, which import one another by their bare names."""
+    sys.path.insert(0, str(FOLDER))
+
+    def load(name):
+        spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+
+    yield load
+    sys.path.remove(str(FOLDER))
+    sys.modules.pop("families", None)
+
+
+def test_the_files_are_what_the_program_makes(program, tmp_path, monkeypatch, capsys):
+    make = program("make")
+    monkeypatch.setattr(make, "HERE", tmp_path)
+    make.main()
+    for split in SPLITS:
+        assert (tmp_path / f"{split}.jsonl").read_bytes() == (FOLDER / f"{split}.jsonl").read_bytes()
+    assert "test 252 problems, 18 families" in capsys.readouterr().out
+
+
+def test_a_program_of_its_own_finds_every_key(program, capsys):
+    assert program("solve").main() == 0
+    assert capsys.readouterr().out.count("keys confirmed") == 4
+
+
+def test_a_wrong_key_is_found(program, tmp_path, monkeypatch, capsys):
+    solve = program("solve")
+    for split in SPLITS:
+        wrong = [row | {"reference": row["reference"] + "1"} for row in rows(split)[:3]]
+        (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in wrong))
+    monkeypatch.setattr(solve, "__file__", str(tmp_path / "solve.py"))
+    assert solve.main() == 1
+    assert "test: 0 of 3 keys confirmed" in capsys.readouterr().out
+
+
+def test_splits_have_the_promised_sizes_and_families_of_their_own():
+    families = {split: {row["category"] for row in rows(split)} for split in SPLITS}
+    assert {split: len(rows(split)) for split in SPLITS} == {"train": 540, "off_policy": 432, "dev": 126, "test": 252}
+    assert {split: len(names) for split, names in families.items()} == {
+        "train": 36,
+        "off_policy": 36,
+        "dev": 9,
+        "test": 18,
+    }
+    assert not families["test"] & (families["train"] | families["dev"])
+    assert not families["dev"] & families["train"]
+
+
+def test_the_kits_own_rules_leave_all_problems_standing():
+    prompts = {split: from_rows(rows(split), "prompt", "reference") for split in SPLITS}
+    held_out = prompts["dev"] + prompts["test"]
+    for split in ("train", "off_policy"):
+        kept, dropped = select(prompts[split], min_chars=20, max_chars=4000, exclude=held_out)
+        assert (len(kept), dropped) == (len(prompts[split]), {})
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_every_key_is_read_and_only_it_is_right(split):
+    _, file = read_file("answer_it")
+    assert isinstance(file, AnswerFile)
+    keys = [row["reference"] for row in rows(split)]
+    for key, other in zip(keys, random.Random(0).sample(keys, len(keys)), strict=True):
+        assert grade(f"Calcolo: 2 + 2\nRisposta: {key}", key, file) == 1
+        assert (grade(f"Risposta: {other}", key, file) == 1) == (other == key)
