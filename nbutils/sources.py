@@ -2,31 +2,28 @@
 
 Used by all four notebooks. A dataset is named by
     a stage (`02_sample`): this run's folder, else the newest one found among mounted inputs (see MOUNTS),
-    a folder written by a stage, a file (.jsonl, .json, .csv, .parquet),
+    a folder written by a stage, downloaded from the Hub or saved with `save_to_disk`,
+    a file (.jsonl, .json, .csv, .parquet),
     or a Hub id, optionally with a configuration and a split: `org/name:config@train[-300:]`.
-Local folders are read file by file: `load_dataset` caches them by folder name, which would mix up two runs.
+Local folders are read file by file: `load_dataset` caches them by name and time, which would mix up two runs.
 """
 
 import hashlib
-import json
+import itertools
 import logging
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-import pyarrow
-from datasets import Dataset, Features, load_dataset
-from datasets.exceptions import DatasetsError
+from datasets import Dataset, Features, ReadInstruction, load_dataset
 from huggingface_hub import get_token
-from pyarrow import parquet
 
-from nbutils import files, hub
-from nbutils.errors import InputError, first_line
-from nbutils.records import PAIRS, Row, check, complete, dataset, encodable
+from nbutils import files, folders, hub, tables
+from nbutils.errors import InputError, shown
+from nbutils.records import PAIRS, Row, check, complete, dataset
 
 log = logging.getLogger(__name__)
 
@@ -129,7 +126,7 @@ def read(
 
     Args:
         config: which dataset of a stage folder, e.g. "pairs".
-        split: of a Hub dataset that names none itself.
+        split: of a folder, or of a Hub dataset that names none itself.
         limit: first rows to return; 0 means all.
 
     Raises:
@@ -137,24 +134,20 @@ def read(
     """
     path = find(name, run_dir=run_dir)
     if path is None:
-        dataset = _from_hub(name, split)
+        found: Iterable[Row] = _from_hub(name, split)
     elif path.is_dir():
-        dataset = _from_folder(path, config)
-    elif path.suffix in FILE_TYPES:
-        dataset = _from_file(path)
+        found = _from_folder(path, config, split)
+    elif (kind := next((p.suffix for p in (Path(name), path) if p.suffix in FILE_TYPES), "")) or not path.is_file():
+        found = tables.rows(path, kind[1:])  # a name in the Hub's cache is a link to a file without ending
     else:
         raise InputError(
-            f"{name}: cannot read {path.suffix or 'a file without ending'}, expected {', '.join(FILE_TYPES)}"
+            f"{name}: cannot read {Path(name).suffix or 'a file without ending'}, expected {', '.join(FILE_TYPES)}"
         )
-    count = min(limit or len(dataset), len(dataset))
-    try:
-        rows = dataset if isinstance(dataset, list) else list(dataset.select(range(count)))
-    except UnicodeDecodeError as error:  # a parquet file's text is decoded row by row
-        raise InputError(f"{name} cannot be read: a text in it is not UTF-8 ({first_line(error)})") from None
+    rows = list(itertools.islice(found, limit or None))
     if not rows:
         hint = "; see the drop report of the stage that wrote it" if path is not None and path.is_dir() else ""
         raise InputError(f"{name} holds no rows{f' in {config!r}' if config else ''}{hint}")
-    return rows[: limit or None]
+    return rows
 
 
 def read_checked(name: str, config: str, features: Features, *, run_dir: Path) -> list[Row]:
@@ -187,7 +180,8 @@ def write_pairs(path: Path, rows: Sequence[Row]) -> None:
     """Write pairs to a parquet file, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_suffix(".tmp")
-    dataset(rows, PAIRS).to_parquet(str(draft))
+    with draft.open("wb") as stream:  # given a name, the library would take some characters in it for a pattern
+        dataset(rows, PAIRS).to_parquet(stream)
     os.replace(draft, path)
 
 
@@ -210,51 +204,21 @@ def _mark(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest() if path.name == ADAPTER and size < 2**30 else str(size)
 
 
-def _from_folder(path: Path, config: str) -> list[Row]:
-    datasets = _card_files(path / "README.md")
-    if config not in datasets:
-        has = ", ".join(datasets) or "none"
-        raise InputError(f"{path} is no stage folder with a dataset {config!r} (it has: {has}); run that stage first")
-    if gone := next((path / name for name in datasets[config] if not (path / name).is_file()), None):
-        raise InputError(
-            f"{gone} cannot be read as {gone.suffix[1:]}: it is not there; if the stage was written anew meanwhile, "
-            "run the same cell again, else copy the folder again"
-        )
-    return [row for name in datasets[config] for row in _from_file(path / name)]
-
-
-def _card_files(card: Path) -> dict[str, list[str]]:
-    """Return each configuration's files by the card of a stage; none for a card that no stage wrote."""
+def _from_folder(path: Path, config: str, split: str) -> Iterable[Row]:
+    """Return the rows of one split of a folder, or of a part of it such as `train[:10%]`."""
+    there = folders.splits(path, config)
+    there = {split: there[folders.ANY]} if folders.ANY in there and split.isidentifier() else there
+    if split in there:
+        return itertools.chain.from_iterable(map(tables.rows, there[split]))
+    names = [name for name in there if re.search(rf"(?:^|\+)\s*{re.escape(name)}\s*(?:\[|\+|$)", split)]
+    if folders.ANY in there:
+        names, there = ["train"], {"train": there[folders.ANY]}
+    whole = {name: [row for part in there[name] for row in tables.rows(part)] for name in names}
     try:
-        configs = files.parse_yaml(files.read_text(card).split("---")[1], str(card))["configs"]
-        return {c["config_name"]: [f["path"] for f in c["data_files"]] for c in configs}
-    except (ValueError, IndexError, KeyError, TypeError):
-        return {}
-
-
-def _from_file(path: Path) -> Dataset | list[Row]:
-    kind = path.suffix[1:]
-    try:
-        if kind == "parquet":
-            # from_parquet refuses a file without rows
-            return Dataset.from_parquet(str(path)) if parquet.read_metadata(path).num_rows else []
-        if kind == "csv":
-            frame = pd.read_csv(path, dtype=str, keep_default_na=False)
-            if not isinstance(frame.index, pd.RangeIndex):  # else pandas would shift the values by a column
-                raise ValueError("a row has more values than the header has names")
-            return frame.to_dict("records")
-        # json keeps mixed types as they are and absent values absent, where Arrow and pandas would not
-        text = path.read_text(encoding="utf-8-sig").strip()
-        lines = [line for line in text.split("\n") if line.strip()]
-        rows = [json.loads(line) for line in lines] if kind == "jsonl" else json.loads(text or "[]")
-        rows = encodable(rows)
-    except pd.errors.EmptyDataError:
-        return []
-    except (ValueError, OSError, RecursionError, pyarrow.ArrowException, DatasetsError) as error:
-        raise InputError(f"{path} cannot be read as {kind}: {first_line(error)}") from None
-    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise InputError(f"{path} cannot be read as {kind}: expected objects, one per row")
-    return rows
+        wanted = ReadInstruction.from_spec(split).to_absolute({name: len(rows) for name, rows in whole.items()})
+    except (ValueError, AssertionError, KeyError):
+        raise InputError(f"{path} has no split {shown(split)} (it has: {', '.join(there)})") from None
+    return itertools.chain.from_iterable(whole[w.splitname][w.from_ : w.to] for w in wanted)
 
 
 def _from_hub(name: str, split: str) -> Dataset:

@@ -21,7 +21,7 @@ from builders import ScriptedEngine, notebook_shell, prompt_row, request
 from dpo import pair, small_trainer, some_pairs
 from test_pipeline import grades, judge_file, metrics, run_profile, shown, stored, write_profile
 
-from nbutils import models, notebook, outcomes, params, records, run, sources, stages, training
+from nbutils import folders, models, notebook, outcomes, params, records, run, sources, stages, training
 from nbutils.errors import InputError, Interrupted
 from nbutils.records import PAIRS, PROMPTS, dataset, encodable
 from nbutils.stages import Stage
@@ -183,10 +183,10 @@ def done(road):
 
 def test_a_stage_that_is_written_anew_while_a_later_one_reads_it_says_so(tmp_path, monkeypatch):
     write(tmp_path, "old")
-    before = sources._card_files(tmp_path / "01_rerank" / "README.md")
+    before = folders._configs(tmp_path / "01_rerank")
     write(tmp_path, "new")
     with monkeypatch.context() as late:
-        late.setattr(sources, "_card_files", lambda _: before)
+        late.setattr(folders, "_configs", lambda _: before)
         with pytest.raises(InputError, match=r"it is not there; if the stage was written anew .*run the same cell"):
             content(tmp_path)
     assert content(tmp_path) == "new"

@@ -2,11 +2,15 @@ import json
 import os
 import re
 import shutil
+import time
+import tracemalloc
+from contextlib import contextmanager
 
 import pandas as pd
 import pyarrow
 import pytest
 from builders import DATA, prompt_row, real
+from datasets import DatasetDict
 from pyarrow import parquet
 
 from nbutils import sources
@@ -259,5 +263,204 @@ def test_a_parquet_file_whose_text_is_not_utf_8_is_refused_in_a_sentence(tmp_pat
     ends, text = (pyarrow.py_buffer(b) for b in (b"\0\0\0\0\2\0\0\0", b"\xff\xfe"))
     column = pyarrow.Array.from_buffers(pyarrow.string(), 1, [None, ends, text])
     parquet.write_table(pyarrow.table({"text": column}), tmp_path / "rows.parquet")
-    with pytest.raises(InputError, match=r"rows\.parquet cannot be read: a text in it is not UTF-8 \("):
+    with pytest.raises(InputError, match=r"rows\.parquet cannot be read as parquet: a text in it is not UTF-8 \("):
         read(str(tmp_path / "rows.parquet"))
+
+
+# Files and folders of strangers
+
+
+def table(path, rows, **options):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    parquet.write_table(pyarrow.Table.from_pylist(rows), path, **options)
+    return path
+
+
+@pytest.mark.parametrize("ending", WRITERS)
+def test_a_file_that_another_took_the_place_of_with_time_and_size_is_read_anew(tmp_path, ending, monkeypatch):
+    path, other = tmp_path / f"rows.{ending}", [{"id": "1", "text": "prima"}, {"id": "2", "text": "unità"}]
+    monkeypatch.setitem(globals(), "ROWS", other)
+    for text in ("prima", "dopo!"):
+        other[0]["text"] = text
+        WRITERS[ending](path)
+        os.utime(path, (1000, 1000))
+        assert read(str(path))[0]["text"] == text
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "csv", "json"])
+def test_of_a_file_without_end_the_first_rows_are_read(tmp_path, ending):
+    path = tmp_path / f"rows.{ending}"
+    start, row = {"jsonl": ("", '{"a": "1"}\n'), "csv": ("a\n", "1\n"), "json": ("[", '{"a": "1"},')}[ending]
+    path.write_text(start + row * 20)
+    with path.open("r+b") as stream:
+        stream.truncate(2**40)  # a hole; the disk holds some bytes of it
+    with within(5, 64):
+        assert read(str(path), limit=10) == [{"a": "1"}] * 10
+
+
+@contextmanager
+def within(seconds, mib):
+    """Nothing in it takes longer, nor more of Python's memory than so many MiB."""
+    tracemalloc.start()
+    began = time.monotonic()
+    try:
+        yield
+        assert time.monotonic() - began < seconds
+        assert tracemalloc.get_traced_memory()[1] < mib * 2**20
+    finally:
+        tracemalloc.stop()
+
+
+LONG = "a" * (2**24 + 2**20)
+
+
+@pytest.mark.parametrize(
+    ("name", "write", "fault"),
+    [
+        ("a.jsonl", lambda p: p.write_text(json.dumps({"a": LONG})), "row 1 is larger than 16 MiB"),
+        ("a.jsonl", lambda p: p.write_text('{"a": 1}\n' + " " * len(LONG)), "row 2 is larger than 16 MiB"),
+        ("a.json", lambda p: p.write_text(json.dumps([{"a": 1}, {"a": LONG}])), "row 2 is larger than 16 MiB"),
+        ("a.json", lambda p: p.write_text('[{"a": "' + LONG), "row 1 is larger than 16 MiB"),
+        ("a.csv", lambda p: p.write_text('a,b\n1,"' + "x\n" * 2**23), "row 1 is larger than 16 MiB"),
+        ("a.csv", lambda p: p.write_text(LONG), "row 0 is larger than 16 MiB"),
+        ("a.csv", lambda p: p.write_text("," * 20_000), "it has 20,001 columns, more than 10,000"),
+        ("a.parquet", lambda p: table(p, [{"a": LONG}] * 20), "row 1 is larger than 16 MiB"),
+        ("a.parquet", lambda p: table(p, [{"a": "b"}, {"a": LONG}], use_dictionary=False), "row 2 is larger than 16"),
+        ("a.parquet", lambda p: table(p, [{"a": ["x"] * 300_000}]), "holds 300,000 values in few"),
+        (
+            "a.parquet",
+            lambda p: table(p, [{"a": "b" * 2**20}] * 300, use_dictionary=False, compression="zstd"),
+            "its column a unpacks from 0.[0-9] to 300 MiB",
+        ),
+        ("a.json", lambda p: p.write_text('[{"a": 1} {"a": 2}]'), "row 1 is not followed by a comma"),
+        ("a.json", lambda p: p.write_text('[{"a": 1},]'), "expected objects"),
+        ("a.json", lambda p: p.write_text('[{"a": 1}'), "row 1 is not followed by a comma"),
+        ("a.json", lambda p: p.write_text('[{"a": 1}] 3'), "something stands behind the end of the list"),
+        ("a.jsonl", lambda p: p.write_text('{"a": ' + "[" * 100_000), "nested too deep"),
+        ("a.jsonl", lambda p: p.write_text('{"a": ' + "9" * 5000 + "}"), "Exceeds the limit"),
+    ],
+)  # fmt: skip
+def test_a_row_too_large_or_of_no_sense_is_that_files_fault_in_a_sentence(tmp_path, name, write, fault):
+    write(tmp_path / name)
+    with pytest.raises(InputError, match=rf"{name} cannot be read as \w+: .*{fault}") as said:
+        read(str(tmp_path / name))
+    assert len(str(said.value)) < 500
+
+
+def test_ten_rows_of_a_small_file_that_stands_for_much_are_read_in_little_memory(tmp_path):
+    path = table(tmp_path / "a.parquet", [{"a": "b" * 2**20, "i": i} for i in range(1000)], compression="zstd")
+    assert path.stat().st_size < 2**20
+    before = pyarrow.default_memory_pool().max_memory()
+    with within(10, 64):
+        assert [row["i"] for row in read(str(path), limit=10)] == list(range(10))
+    assert pyarrow.default_memory_pool().max_memory() - before < 200 * 2**20
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "json", "csv", "parquet"])
+@pytest.mark.parametrize("make", [os.mkfifo, lambda p: p.symlink_to("/dev/zero"), lambda p: p.symlink_to("/dev/tty")])
+def test_what_is_no_regular_file_is_refused_at_once(tmp_path, ending, make):
+    make(tmp_path / f"rows.{ending}")
+    with within(2, 16), pytest.raises(InputError, match=r"is no regular file|cannot be read: "):
+        read(str(tmp_path / f"rows.{ending}"))
+
+
+def test_a_csv_is_read_as_people_write_them(tmp_path):
+    (tmp_path / "a.csv").write_bytes(b'\xef\xbb\xbf,text,text\r\n1,"a ""b""\nc",perch\xc3\xa9\r\n\r\n2,x\r\n')
+    assert read(str(tmp_path / "a.csv")) == [
+        {"Unnamed: 0": "1", "text": 'a "b"\nc', "text.1": "perché"},
+        {"Unnamed: 0": "2", "text": "x", "text.1": ""},
+    ]
+
+
+def test_json_objects_one_after_another_are_rows_also_in_a_file_called_json(tmp_path):
+    (tmp_path / "a.json").write_text('{"a": 1}\n{"a": 2}\n\n{"a":\n3}\n')
+    assert read(str(tmp_path / "a.json")) == [{"a": 1}, {"a": 2}, {"a": 3}]
+
+
+HUB = "---\nconfigs:\n- config_name: default\n  data_files:\n  - split: train\n    path: data/train-*\n"
+HUB += "  - split: test\n    path: [data/test-*]\n---\n# A dataset\n"
+
+
+@pytest.mark.parametrize(("card", "layout"), [
+    (HUB, {"train": "data/train-00000-of-00001.parquet", "test": "data/test-00000-of-00001.parquet"}),
+    ("", {"train": "data/train-00000-of-00001.parquet", "test": "data/test-00000-of-00001.parquet"}),
+    ("---\nlicense: mit\n---\n", {"train": "train.jsonl", "test": "test.jsonl"}),
+    ("", {"train": "my_training_rows.jsonl", "validation": "my-dev.jsonl", "test": "eval.jsonl"}),
+    ("", {"train": "train/a.csv", "test": "test/a.csv"}),
+    ("---\nconfigs:\n- config_name: it\n  data_dir: it\n---\n", {"": "it/rows.csv"}),
+    ("---\nconfigs:\n- config_name: it\n  data_files: '**/*.jsonl'\n---\n", {"train": "it/deep/rows.jsonl"}),
+    ("---\nconfigs:\n- config_name: it\n  data_files: {train: a.csv, test: b.csv}\n---\n",
+     {"train": "a.csv", "test": "b.csv"}),
+    ("", {"train": "rows.jsonl"}),
+])  # fmt: skip
+def test_a_folder_from_the_hub_is_read_by_its_card_or_its_names(tmp_path, card, layout):
+    if card:
+        (tmp_path / "README.md").write_text(card)
+    for split, name in layout.items():
+        frame = pd.DataFrame([{"text": f"{split}{i}"} for i in range(4)])
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        writers = {".csv": lambda p, f=frame: f.to_csv(p, index=False), ".parquet": frame.to_parquet}
+        writers |= {".jsonl": lambda p, f=frame: f.to_json(p, orient="records", lines=True)}
+        writers[(tmp_path / name).suffix](tmp_path / name)
+    for split in filter(None, layout):
+        rows = [{"text": f"{split}{i}"} for i in range(4)]
+        assert read(str(tmp_path), split=split) == rows
+        assert read(str(tmp_path), split=f"{split}[-2:]") == rows[2:]
+        assert read(str(tmp_path), split=f"{split}[:50%]", limit=1) == rows[:1]
+    with pytest.raises(InputError, match=r"has no split 'none' \(it has: "):
+        read(str(tmp_path), split="none")
+
+
+@pytest.mark.parametrize("name", ["saved", "saved [1]"])
+def test_what_save_to_disk_wrote_is_read(tmp_path, name):
+    rows = [prompt_row(f"Chi è {i}?") for i in range(5)]
+    whole = dataset(rows, PROMPTS)
+    DatasetDict({"train": whole, "test": whole.select(range(2))}).save_to_disk(tmp_path / "dict")
+    whole.save_to_disk(tmp_path / "one")
+    for folder in ("dict", "one"):
+        (tmp_path / folder).rename(tmp_path / f"{name} {folder}")
+    assert read(str(tmp_path / f"{name} one")) == rows
+    assert read(str(tmp_path / f"{name} one"), "prompts", split="train[:2]") == rows[:2]
+    assert read(str(tmp_path / f"{name} dict")) == rows
+    assert read(str(tmp_path / f"{name} dict"), split="test") == rows[:2]
+    with pytest.raises(InputError, match=r"has no split 'dev' \(it has: train, test\)"):
+        read(str(tmp_path / f"{name} dict"), split="dev")
+
+
+@pytest.mark.parametrize("path", [
+    "/etc/passwd", "../secret.jsonl", "data/../../secret.jsonl", "link.jsonl", "linked/secret.jsonl", "*.jsonl",
+    "file:///etc/passwd", "https://example.com/rows.jsonl", "hf://datasets/a/b/rows.jsonl", "zip://a.jsonl::b.zip",
+    "~/rows.jsonl", "/**",
+    "../*.jsonl", "linked/../secret.jsonl",
+])  # fmt: skip
+def test_a_card_does_not_lead_out_of_its_folder(tmp_path, path):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (tmp_path / "secret.jsonl").write_text('{"a": "secret"}')
+    (folder / "link.jsonl").symlink_to("../secret.jsonl")
+    (folder / "linked").symlink_to("..")
+    (folder / "README.md").write_text(f"---\nconfigs:\n- config_name: x\n  data_files: '{path}'\n---\n")
+    with pytest.raises(InputError, match="leads out of itself: "):
+        read(str(folder))
+
+
+@pytest.mark.parametrize("spread", ["x.jsonl", "data/x.jsonl"])
+def test_the_hubs_own_cache_is_read_and_a_link_to_elsewhere_in_it_is_not(tmp_path, spread):
+    root = tmp_path / "datasets--a--b"
+    (root / "blobs").mkdir(parents=True)
+    (root / "blobs/abc").write_text('{"a": "1"}')
+    path = root / "snapshots/commit" / spread
+    path.parent.mkdir(parents=True)
+    up = "../" * (len(path.relative_to(root).parts) - 1)
+    path.symlink_to(f"{up}blobs/abc")
+    assert read(str(root / "snapshots/commit")) == [{"a": "1"}]
+    path.unlink()
+    (tmp_path / "secret").write_text('{"a": "secret"}')
+    path.symlink_to(tmp_path / "secret")
+    with pytest.raises(InputError, match="leads out of itself: "):
+        read(str(root / "snapshots/commit"))
+    (root / "blobs/evil").symlink_to(tmp_path / "secret")
+    path.unlink()
+    path.symlink_to(f"{up}blobs/evil")
+    with pytest.raises(InputError, match="leads out of itself: "):
+        read(str(root / "snapshots/commit"))

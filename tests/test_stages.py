@@ -492,7 +492,7 @@ def test_of_a_folder_that_is_copied_in_links_and_what_its_manifest_does_not_list
     assert "not taken into 04_dpo, since no stage wrote it: etc, passwd, pipe and 1 more" in caplog.text
 
 
-@pytest.mark.parametrize("name", ["run*", "run?x", "run{1}", "100%", "più è", "run#1"])
+@pytest.mark.parametrize("name", ["run [1]", "run*", "run?x", "run{1}", "run[a-z]*", "a::b", "100%", "più è", "run#1"])
 def test_a_run_whose_name_looks_like_a_pattern_is_that_folder(tmp_path, name):
     (tmp_path / "run 1").mkdir()
     folder = write(Stage("01_rerank", tmp_path / name), "one")

@@ -1,0 +1,272 @@
+"""Rows of one file (.jsonl, .json, .csv, .parquet, .arrow), one after another: no more is read than is wanted.
+
+Used by `sources`. What a file holds decides, not its name and time: nothing is cached. A row is a plain dict.
+"""
+
+import csv
+import io
+import itertools
+import json
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from pyarrow import parquet
+
+from nbutils import disk
+from nbutils.errors import InputError, first_line
+from nbutils.records import Row, encodable
+
+LARGEST = 2**24  # bytes of a row
+COLUMNS = 10_000
+FEW, UNPACKED = 16, 2**28  # rows decoded at once; bytes of a column that may unpack from a hundredth of them
+_OBJECTS = "expected objects, one per row"
+_SPACE = re.compile(r"[ \t\r\n]*")
+
+csv.field_size_limit(LARGEST)
+
+
+def rows(path: Path, kind: str = "") -> Iterator[Row]:
+    """Yield the rows of a file; nothing is read before the first is asked for, and nothing behind the last.
+
+    Args:
+        kind: of the file, where its own name does not end in it.
+
+    Raises:
+        InputError: if it is no regular file, of another kind than its name says, or holds a row that is no row.
+    """
+    kind = kind or path.suffix[1:]
+    where = f"{disk.plain(path)} cannot be read as {kind}"
+    if kind not in _READERS:
+        raise InputError(f"{where}: expected one of {', '.join(_READERS)}; unpack it first")
+    try:
+        with disk.opened(path) as stream:
+            yield from _READERS[kind](stream)
+    except InputError:
+        raise
+    except UnicodeDecodeError as error:
+        raise InputError(f"{where}: a text in it is not UTF-8 ({first_line(error)})") from None
+    except RecursionError:
+        raise InputError(f"{where}: its values are nested too deep") from None
+    except (csv.Error, ValueError, OSError, MemoryError, OverflowError, pa.ArrowException) as error:
+        raise InputError(f"{where}: {first_line(error)}") from None
+
+
+def _jsonl(stream: io.BufferedReader) -> Iterator[Row]:
+    for number in itertools.count(1):
+        line = stream.readline(LARGEST + 1)
+        if not line:
+            return
+        _insist(number, len(line))
+        if text := line.decode("utf-8-sig" if number == 1 else "utf-8").strip():
+            yield _object(json.loads(text))
+
+
+def _object(value: Any) -> Row:
+    # json keeps mixed types as they are and absent values absent, where Arrow and pandas would not
+    if not isinstance(value, dict):
+        raise ValueError(_OBJECTS)
+    row: Row = encodable(value)
+    return row
+
+
+def _json(stream: io.BufferedReader) -> Iterator[Row]:
+    """Yield the objects of a list, or those that stand one after another in place of it."""
+    objects, first = _objects(io.TextIOWrapper(stream, encoding="utf-8-sig")), None
+    listed = next(objects, None)
+    for number, row in enumerate(objects):
+        if not listed and number == 0:
+            first = row  # an object alone is no list of rows
+            continue
+        if first is not None:
+            yield first
+            first = None
+        yield row
+    if first is not None:
+        raise ValueError(_OBJECTS)
+
+
+def _objects(reader: io.TextIOWrapper) -> Iterator[Any]:
+    """Yield whether there is a list, and then every object."""
+    text = _more(reader, "")
+    if not (text := text.lstrip()):
+        return
+    listed, at = text[0] == "[", int(text[0] == "[")
+    yield listed
+    for number in itertools.count():
+        text, at = _next(reader, text, at)
+        if listed and number:
+            if text[at : at + 1] not in (",", "]"):
+                raise ValueError(f"row {number} is not followed by a comma or the end of the list")
+            if text[at] == ",":
+                text, at = _next(reader, text, at + 1)
+                if text[at : at + 1] == "]":
+                    raise ValueError(_OBJECTS)
+        if text[at : at + 1] == ("]" if listed else ""):
+            break
+        if text[at : at + 1] != "{":
+            raise ValueError(_OBJECTS)
+        row, text, at = _decoded(reader, text[at:], number + 1)
+        yield _object(row)
+    text, at = _next(reader, text, at + 1)
+    if text[at:]:
+        raise ValueError("something stands behind the end of the list")
+
+
+def _next(reader: io.TextIOWrapper, text: str, at: int) -> tuple[str, int]:
+    """Return text and place of the next character that is no space; the place is the text's end where there is none."""
+    while (found := _SPACE.match(text, at)) and found.end() == len(text):
+        if not (more := reader.read(2**16)):
+            return text, len(text)
+        text, at = more, 0
+    return text, found.end() if found else len(text)
+
+
+def _more(reader: io.TextIOWrapper, text: str) -> str:
+    return text + reader.read(max(2**16, len(text)))
+
+
+def _decoded(reader: io.TextIOWrapper, text: str, number: int) -> tuple[Any, str, int]:
+    """Return the object that the text begins with, reading on until it is whole, and what follows."""
+    while True:
+        try:
+            row, end = json.JSONDecoder().raw_decode(text)
+        except json.JSONDecodeError:
+            _insist(number, len(text))
+            if len(longer := _more(reader, text)) == len(text):
+                raise
+            text = longer
+        else:
+            _insist(number, end)
+            return row, text, end
+
+
+def _csv(stream: io.BufferedReader) -> Iterator[Row]:
+    text = io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
+    read = [0, 0]  # rows, and characters of the one that is being read
+
+    def lines() -> Iterator[str]:
+        while line := text.readline(LARGEST + 1):
+            read[1] += len(line)
+            _insist(read[0], read[1])  # a quote that is never closed would swallow the file
+            yield line
+
+    table = csv.reader(lines())
+    names: list[str] | None = None
+    for values in table:
+        read[0], read[1] = read[0] + 1, 0
+        if not values:
+            continue
+        if names is None:
+            names = _unique(values)
+        elif len(values) > len(names):  # else the values would be shifted by a column
+            raise ValueError("a row has more values than the header has names")
+        else:
+            yield dict(itertools.zip_longest(names, values, fillvalue=""))
+
+
+def _unique(names: list[str]) -> list[str]:
+    """Return the names of columns; one that comes twice, or is empty, gets a number."""
+    _insist_columns(len(names))
+    result: dict[str, None] = {}
+    for i, name in enumerate(names):
+        taken = (f"{name}.{n}" for n in itertools.count(1))
+        own = name or f"Unnamed: {i}"
+        result[own if own not in result else next(t for t in taken if t not in result)] = None
+    return list(result)
+
+
+def _parquet(stream: io.BufferedReader) -> Iterator[Row]:
+    file = parquet.ParquetFile(stream, pre_buffer=False, buffer_size=2**20)
+    _insist_columns(file.metadata.num_columns)
+    decode, done = _decoders(file.schema_arrow), 0
+    for group in range(file.metadata.num_row_groups):
+        batches = file.iter_batches(_rows_at_once(file.metadata.row_group(group)), row_groups=[group])
+        for batch in batches:
+            yield from _plain(batch, decode, done)
+            done += batch.num_rows
+
+
+def _rows_at_once(group: Any) -> int:
+    """Return how many rows of a group can be decoded at once: few where little data stands for much.
+
+    Raises:
+        ValueError: where a column unpacks to a hundred times its size, or a row holds too many values.
+    """
+    few = FEW
+    for column in (group.column(i) for i in range(group.num_columns)):
+        packed, unpacked = max(column.total_compressed_size, 1), column.total_uncompressed_size
+        if unpacked > UNPACKED and unpacked > 100 * packed:
+            raise ValueError(
+                f"its column {column.path_in_schema} unpacks from {packed / 2**20:,.1f} to {unpacked / 2**20:,.0f} MiB"
+            )
+        if column.num_values > 100_000 * max(group.num_rows, 1):
+            raise ValueError(f"its column {column.path_in_schema} holds {column.num_values:,} values in few rows")
+        if unpacked > LARGEST or column.num_values > 1000 * group.num_rows:
+            few = 1 if unpacked > 20 * packed else few
+    return few
+
+
+def _arrow(stream: io.BufferedReader) -> Iterator[Row]:
+    """Yield the rows of a stream, or a file, of Arrow's own format."""
+    if stream.peek(6)[:6] == b"ARROW1":
+        file = pa.ipc.open_file(stream)
+        batches: Any = (file.get_batch(i) for i in range(file.num_record_batches))
+        schema = file.schema
+    else:
+        batches = pa.ipc.open_stream(stream)
+        schema = batches.schema
+    _insist_columns(len(schema))
+    decode, done = _decoders(schema), 0
+    for batch in batches:
+        batch.validate(full=True)  # offsets that a stranger wrote may point anywhere
+        for start in range(0, batch.num_rows, FEW):
+            yield from _plain(batch.slice(start, FEW), decode, done + start)
+        done += batch.num_rows
+
+
+def _plain(batch: Any, decode: dict[str, Callable[[Any], Any]], before: int) -> Iterator[Row]:
+    if batch.nbytes > LARGEST:
+        for i in range(batch.num_rows):
+            _insist(before + i + 1, batch.slice(i, 1).nbytes)
+    for row in batch.to_pylist():
+        yield row | {name: value(row[name]) for name, value in decode.items()} if decode else row
+
+
+def _decoders(schema: Any) -> dict[str, Callable[[Any], Any]]:
+    """Return column -> what makes values of its JSON texts, for columns that hold some."""
+    found = {field.name: _decoder(field.type) for field in schema}
+    return {name: decode for name, decode in found.items() if decode}
+
+
+def _decoder(kind: Any) -> Callable[[Any], Any] | None:
+    if isinstance(kind, pa.JsonType):
+        return lambda value: None if value is None else json.loads(value)
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        inner = _decoder(kind.value_type)
+        return (lambda value: value and [inner(part) for part in value]) if inner else None
+    if pa.types.is_struct(kind):
+        parts = _decoders(kind)
+        return (lambda value: value and value | {n: part(value[n]) for n, part in parts.items()}) if parts else None
+    return None
+
+
+def _insist(number: int, size: int) -> None:
+    if size > LARGEST:
+        raise ValueError(f"row {number} is larger than {LARGEST / 2**20:.0f} MiB, which no prompt and answer is")
+
+
+def _insist_columns(count: int) -> None:
+    if count > COLUMNS:
+        raise ValueError(f"it has {count:,} columns, more than {COLUMNS:,}")
+
+
+_READERS: dict[str, Callable[[io.BufferedReader], Iterator[Row]]] = {
+    "jsonl": _jsonl,
+    "json": _json,
+    "csv": _csv,
+    "parquet": _parquet,
+    "arrow": _arrow,
+}
