@@ -7,6 +7,9 @@ STAMP := $(VENV)/.installed
 PROFILE ?= demo
 RUN ?= $(PROFILE)
 N ?= 2
+# to recipes in the environment, where no shell reads them as anything but words
+export PROFILE RUN N
+export OWNER = $(if $(filter command,$(firstword $(origin USER))),$(USER))
 VLLM := .venv-vllm
 VLLM_PYTHON := $(CURDIR)/$(VLLM)/bin/python
 
@@ -32,21 +35,21 @@ test-vllm: $(STAMP) $(VLLM)/.installed
 	NBUTILS_VLLM_PYTHON=$(VLLM_PYTHON) $(BIN)/python -m pytest tests/check_vllm.py
 
 run: $(STAMP)
-	$(BIN)/python -m nbutils.run params/$(PROFILE) runs/$(RUN)
+	$(BIN)/python -m nbutils.run "params/$$PROFILE" "runs/$$RUN"
 
 # four notebooks and the package for Kaggle, checked by its own client; prints what to type. USER is to be given: the
 # shell's variable of that name is the login here
 kaggle cost: PROFILE := kaggle-t4
 kaggle: $(STAMP)
-	$(BIN)/python -m nbutils.kaggle params/$(PROFILE) "$(if $(filter command,$(firstword $(origin USER))),$(USER))" build/kaggle
+	$(BIN)/python -m nbutils.kaggle "params/$$PROFILE" "$$OWNER" build/kaggle
 
 # which pairs help: original labels, re-ranked, on-policy or both, at equal pairs and steps
 ablation: $(STAMP)
-	$(BIN)/python -m nbutils.experiments ablation params/$(PROFILE) runs/$(RUN)
+	$(BIN)/python -m nbutils.experiments ablation "params/$$PROFILE" "runs/$$RUN"
 
 # N rounds of sampling, judging and training, each from where the one before ended
 rounds: $(STAMP)
-	$(BIN)/python -m nbutils.experiments rounds params/$(PROFILE) runs/$(RUN) --rounds $(N)
+	$(BIN)/python -m nbutils.experiments rounds "params/$$PROFILE" "runs/$$RUN" --rounds "$$N"
 
 # measures beside what it is compared with; no test, since a timed test on a shared machine lies
 bench-judge: $(STAMP)
@@ -68,7 +71,7 @@ plan: $(STAMP)
 
 # what a profile costs in hours and calls, by a stated model
 cost: $(STAMP)
-	$(BIN)/python bench/cost.py params/$(PROFILE)
+	$(BIN)/python bench/cost.py "params/$$PROFILE"
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

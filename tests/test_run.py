@@ -3,6 +3,8 @@
 import json
 import os
 import shlex
+import shutil
+import subprocess
 
 import papermill
 import pytest
@@ -124,3 +126,28 @@ def test_the_command_to_go_on_can_be_typed_as_it_is(monkeypatch, capsys, tmp_pat
     assert run.main([profile, run_dir]) == 1
     command = capsys.readouterr().err.partition("to go on: ")[2]
     assert shlex.split(command) == ["python", "-m", "nbutils.run", profile, run_dir]
+
+
+@pytest.mark.parametrize(
+    "word", ["x; touch pwn", '"x" > pwn', "`touch pwn`", "it's", "a b", "&& touch pwn #", "|tee pwn"]
+)
+def test_make_hands_its_variables_on_as_words(tmp_path, word):
+    shutil.copy(sources.CHECKOUT / "Makefile", tmp_path)
+    for name in ("requirements.txt", "requirements-demo.txt", "constraints.txt", "pyproject.toml"):
+        (tmp_path / name).touch()
+    python = tmp_path / ".venv/bin/python"
+    python.parent.mkdir(parents=True)
+    python.write_text("#!/bin/sh\nprintf '<%s>' \"$@\"\n")
+    python.chmod(0o755)
+    (tmp_path / ".venv/.installed").touch()
+    given = [f"{name}={word}" for name in ("PROFILE", "RUN", "N", "USER")]
+    expected = {
+        "run": f"<-m><nbutils.run><params/{word}><runs/{word}>",
+        "rounds": f"<-m><nbutils.experiments><rounds><params/{word}><runs/{word}><--rounds><{word}>",
+        "kaggle": f"<-m><nbutils.kaggle><params/{word}><{word}><build/kaggle>",
+        "cost": f"<bench/cost.py><params/{word}>",
+    }
+    for target, words in expected.items():
+        made = subprocess.run(["make", "-s", target, *given], cwd=tmp_path, capture_output=True, text=True, check=True)
+        assert made.stdout == words
+    assert not list(tmp_path.rglob("pwn"))
