@@ -6,6 +6,7 @@ The layers, bottom up (an upper one may import a lower one, never the reverse):
     disk files owned                       strangers' files within bounds; folders with a manifest
     printed conversations                  pure: prompts and answers of every shape, row by row
     pairs prompts params                   pure: selection, validation
+    seals mounts                           what a run left, what may be taken of attached inputs
     store sources stages                   files: replies, datasets, stage folders
     models engines judges                  models and servers
     training evaluation plots              what the notebooks show

@@ -1,8 +1,10 @@
 """Four kernel folders and a dataset folder for Kaggle's client: `python -m nbutils.kaggle params/kaggle-t4 USER build`.
 
 Kaggle passes no parameters, so each notebook gets its profile's values injected as papermill injects them; the package
-and the files a profile names travel as a dataset, which the notebooks' setup cell finds. A stage asks for a GPU only
-if it uses one, so that no quota is spent on waiting for a server. Nothing is sent: what to type is printed.
+and the files a profile names travel as a dataset. Other people's datasets can be attached beside it: so each notebook
+holds the hash of this one, and takes no other package (`attached`), and the dataset a key of the user's, by which a
+session knows the outputs of earlier ones (`seals`). A stage asks for a GPU only if it uses one, so that no quota is
+spent on waiting for a server. Nothing is sent: what to type is printed.
 """
 
 import argparse
@@ -10,6 +12,7 @@ import io
 import json
 import os
 import re
+import secrets
 import shutil
 import sys
 import tempfile
@@ -23,10 +26,11 @@ from types import SimpleNamespace
 from typing import Any
 from urllib.parse import urlsplit
 
+import nbformat
 from papermill.iorw import load_notebook_node, write_ipynb
 from papermill.parameterize import parameterize_notebook
 
-from nbutils import judges, params, run, sources
+from nbutils import attached, judges, params, run, seals, sources
 from nbutils.errors import InputError
 from nbutils.judges.template import read_template
 
@@ -37,6 +41,7 @@ PACKAGE, STEPS = "package", "STEPS.txt"  # the dataset folder; what the user typ
 MACHINE = "NvidiaTeslaT4"
 KERNEL, DATASET = "kernel-metadata.json", "dataset-metadata.json"  # the client's names
 LONGEST = 50  # characters of a title
+UNSENT = (".git", ".cache", ".huggingface", DATASET)  # never uploaded, in whatever folder
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -76,18 +81,23 @@ def write(profile: Path, user: str, out: Path) -> list[Path]:
     complete: Plan = {stem: run.defaults(stem) | values for stem, values in plan.items()}
     carried = [path for stem in complete for path in named_files(stem, complete[stem])]
     kernels = {stem: _kernel(stem, complete, profile.resolve().name, user) for stem in complete}
+    dataset = kernels["01_rerank"]["dataset_sources"][0]
     steps = _steps(out, kernels, complete)
     if out.exists() and not (out.is_dir() and ((out / STEPS).is_file() or not any(out.iterdir()))):
         raise InputError(f"{out} exists and was not written by this command; name another folder or move it away")
     try:
+        key = _key(out / PACKAGE, user)
         folders = [out / PACKAGE, *(out / stem for stem in plan)]
         for folder in folders:
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True)
         (out / STEPS).write_text(steps, encoding="utf-8")
-        _write_package(out / PACKAGE, carried, kernels["01_rerank"]["dataset_sources"][0])
+        _write_package(out / PACKAGE, carried, dataset, key)
+        cell = _package_cell(dataset, attached.digest(out / PACKAGE))
         for stem, values in plan.items():
             book = parameterize_notebook(load_notebook_node(str(run.notebook(stem))), values)
+            place = next(i for i, there in enumerate(book.cells) if there.get("id") == "setup")
+            book.cells.insert(place, nbformat.v4.new_code_cell(cell, id="package"))
             write_ipynb(book, str(out / stem / f"{stem}.ipynb"))
             _write_json(out / stem / KERNEL, kernels[stem])
     except OSError as error:
@@ -195,16 +205,34 @@ def _slug(profile: str, part: str) -> str:
     return slug
 
 
-def _write_package(folder: Path, carried: Sequence[Path], identity: str) -> None:
+def _key(package: Path, user: str) -> str:
+    """Return the key of the package that an earlier call wrote for this user, or a new one."""
+    try:
+        before = json.loads((package / DATASET).read_text(encoding="utf-8"))["id"].partition("/")[0]
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        before = ""
+    known = seals.read_key(package / seals.KEY_FILE.name) if before == user else b""
+    return known.decode() or secrets.token_hex(32)
+
+
+def _package_cell(dataset: str, sha256: str) -> str:
+    """Return the code that looks for the package with this hash before anything of it is installed or run."""
+    code = Path(attached.__file__).read_text(encoding="utf-8")
+    return f'{code}\n\nos.environ["NBUTILS_SOURCE"] = attached(\n    "{dataset}",\n    "{sha256}",\n)'
+
+
+def _write_package(folder: Path, carried: Sequence[Path], identity: str, key: str) -> None:
     package = Path(str(resources.files("nbutils")))
     shutil.copytree(package, folder / "nbutils", ignore=shutil.ignore_patterns("__pycache__"))
     for path in {Path("requirements.txt"), Path("LICENSE"), *carried}:
         source, target = sources.CHECKOUT / path, folder / path
         target.parent.mkdir(parents=True, exist_ok=True)
         if source.is_dir():
-            shutil.copytree(source, target, dirs_exist_ok=True)
+            # what Kaggle's client leaves out, the hash must not hold
+            shutil.copytree(source, target, ignore=shutil.ignore_patterns(*UNSENT), dirs_exist_ok=True)
         else:
             shutil.copyfile(source, target)
+    (folder / seals.KEY_FILE.name).write_text(key + "\n", encoding="ascii")
     facts = {
         "id": identity,
         "title": identity.partition("/")[2].replace("-", " "),
@@ -252,7 +280,7 @@ def _secrets(stem: str, values: Mapping[str, Any]) -> set[str]:
 
 def _steps(out: Path, kernels: Mapping[str, dict[str, Any]], complete: Plan) -> str:
     """Return what the user types, in order."""
-    secrets = {stem: _secrets(stem, values) for stem, values in complete.items()}
+    tokens = {stem: _secrets(stem, values) for stem, values in complete.items()}
     dataset = kernels["01_rerank"]["dataset_sources"][0]
     on_gpu = [stem for stem in kernels if kernels[stem]["enable_gpu"]]
     lines = [
@@ -266,18 +294,19 @@ def _steps(out: Path, kernels: Mapping[str, dict[str, Any]], complete: Plan) -> 
         "1. The package, as a private dataset; go on when its status is ready:",
         f"     kaggle datasets create -p {quote(str(out / PACKAGE))} --dir-mode zip",
         f"     kaggle datasets status {dataset}",
-        "   and after a change:",
+        "   It holds a key by which your sessions know their own outputs: keep it private, and keep this folder, for a",
+        "   new key knows no old output. After a change, and 2 again, since the notebooks hold the package's hash:",
         f"     kaggle datasets version -p {quote(str(out / PACKAGE))} --dir-mode zip -m 'what changed'",
         "2. The notebooks, in this order. A push starts a run; wait until those it is `after` are complete:",
     ]
     for stem, kernel in kernels.items():
         notes = [f"after {name.partition('/')[2]}" for name in kernel["kernel_sources"]]
-        notes += [f"stops early without {name}, see 3" for name in sorted(secrets[stem])]
+        notes += [f"stops early without {name}, see 3" for name in sorted(tokens[stem])]
         lines.append(
             f"     kaggle kernels push -p {quote(str(out / stem))}" + (f"  # {', '.join(notes)}" if notes else "")
         )
-    for name in sorted(set().union(*secrets.values())):
-        pages = [f"     https://www.kaggle.com/code/{kernels[s]['id']}/edit" for s in kernels if name in secrets[s]]
+    for name in sorted(set().union(*tokens.values())):
+        pages = [f"     https://www.kaggle.com/code/{kernels[s]['id']}/edit" for s in kernels if name in tokens[s]]
         lines += [
             f"3. The secret {name}: the client cannot attach it. After the first push open each of these in the",
             "   editor, attach it under Add-ons > Secrets, then Save Version > Save & Run All:",

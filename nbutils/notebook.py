@@ -16,11 +16,11 @@ import pandas as pd
 from IPython.core.getipython import get_ipython
 from IPython.display import publish_display_data
 
-from nbutils import hub, judges, params, rundir, stages
+from nbutils import hub, judges, mounts, params, rundir, seals, stages
 from nbutils.engines.environment import GPUS_VARIABLE
 from nbutils.errors import ON_KAGGLE, STOPPED, InputError, Interrupted, on_kaggle
 from nbutils.markup import Formatter
-from nbutils.sources import CHECKOUT, mounted
+from nbutils.sources import CHECKOUT
 from nbutils.store import Store
 
 log = logging.getLogger(__name__)
@@ -101,7 +101,9 @@ def _show(
     The cell fails, so that no further one runs. Where Kaggle runs all cells by itself a failure could cost the output,
     which the next session is to go on from: there the cell ends well (`_forgive`), and those after it do nothing.
     """
-    said = f"{error}; {ON_KAGGLE}" if on_kaggle() and _goes_on(error) else str(error)
+    said = str(error)
+    if on_kaggle() and _goes_on(error):
+        said += f"; {ON_KAGGLE}{'' if seals.key() else f', and name it in {mounts.NAMED} in the setup cell'}"
     if _forgiven(error):
         publish_display_data({"text/plain": f"{said}\nThe cells below were not run."}, metadata={STOPPED: said})
         shell.input_transformers_cleanup.append(lambda lines: [])
@@ -138,19 +140,21 @@ def run_folder(name: str) -> Path:
 
 
 def _open_store(path: Path) -> Store:
-    """Open the run's store and take over what stands in mounted ones: the output of a run on an earlier machine."""
-    store = Store(path)
-    for other in mounted("store.sqlite"):
-        if new := store.take(other):
+    """Open the run's store and take over the replies of earlier sessions; say what else the inputs hold."""
+    store = Store(path, key=seals.key())
+    for other, own in mounts.stores():
+        if new := store.take(other, own=own):
             log.info("%d replies taken over from %s", new, other)
+    if left := mounts.untaken():
+        log.warning("%s", left)
     return store
 
 
 def _kaggle_overrides(*, injected: bool) -> dict[str, Any]:
-    """Kaggle cannot pass parameters: there a params.yaml, beside the notebook or mounted, takes their place."""
+    """Kaggle cannot pass parameters: a params.yaml beside the notebook or in an input that the user named does."""
     if injected or not on_kaggle():
         return {}
-    files = [p for p in [Path("params.yaml"), *mounted("params.yaml")] if p.is_file()]
+    files = [p for p in [Path("params.yaml"), *mounts.taken("params.yaml")] if p.is_file()]
     if not files:
         return {}
     path, *others = files

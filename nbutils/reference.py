@@ -21,6 +21,7 @@ from datasets import Dataset
 from trl import DPOTrainer
 from trl.trainer import dpo_trainer
 
+from nbutils import seals
 from nbutils.errors import InputError, out_of_time
 from nbutils.records import Row, digest
 
@@ -147,3 +148,4 @@ def _write(folder: Path, numbers: Mapping[str, Any]) -> None:
     draft = shard.with_suffix(".draft")
     draft.write_text(json.dumps(numbers))
     os.replace(draft, shard)
+    seals.seal(shard)

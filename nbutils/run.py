@@ -20,7 +20,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from nbutils import __version__, files, hub, owned, params, rundir, sources
+from nbutils import __version__, files, hub, owned, params, rundir, seals, sources
 from nbutils.errors import STOPPED, InputError, writing
 from nbutils.markup import printable
 
@@ -141,6 +141,7 @@ def execute(stem: str, values: dict[str, Any]) -> None:
     with writing(run_dir):
         draft.write_text(json.dumps(inputs))
         owned.place(draft, run_dir / stem, hub.MARK)
+    seals.seal(run_dir / stem)
 
 
 def _keep(path: Path, stem: str) -> None:

@@ -1,7 +1,7 @@
 """Reading rows from wherever they are: a stage folder, a local file or a dataset on the Hub.
 
 Used by all four notebooks. A dataset is named by
-    a stage (`02_sample`): this run's folder, else the newest one found among mounted inputs (see MOUNTS),
+    a stage (`02_sample`): this run's folder, else the newest one that may be taken from attached inputs (`mounts`),
     a folder written by a stage, downloaded from the Hub or saved with `save_to_disk`,
     a file (.jsonl, .json, .csv, .parquet),
     or a Hub id, optionally with a configuration and a split: `org/name:config@train[-300:]`.
@@ -21,7 +21,7 @@ from typing import Any
 from datasets import Dataset, Features, ReadInstruction, load_dataset
 from huggingface_hub import get_token
 
-from nbutils import files, folders, hub, tables
+from nbutils import files, folders, hub, mounts, tables
 from nbutils.errors import InputError, shown
 from nbutils.records import PAIRS, Row, check, complete, dataset
 
@@ -29,10 +29,6 @@ log = logging.getLogger(__name__)
 
 FILE_TYPES = (".jsonl", ".json", ".csv", ".parquet")
 ADAPTER = "adapter_model.safetensors"
-# Where inputs are mounted: outputs of other notebooks, datasets, a copy of the package. Kaggle puts them into folders
-# like <slug>/ or notebooks/<user>/<slug>/, so everything in there is found by its own name, however deep it lies.
-# The first code cell of the notebooks looks there too, before this package is importable.
-MOUNTS = Path(os.environ.get("NBUTILS_MOUNTS", "/kaggle/input"))
 # the folder that holds notebooks/ and params/ when the package is used from a checkout
 CHECKOUT = Path(__file__).resolve().parent.parent
 
@@ -41,32 +37,31 @@ def find(name: str, *, run_dir: Path | None = None) -> Path | None:
     """Return the local file or folder a name stands for, or None if it can only be a Hub id.
 
     A relative path is looked up in the working folder, then in the checkout; a bare stage name in the run folder first
-    and among mounted inputs last.
+    and among attached inputs last.
+
+    Raises:
+        InputError: if it lies in an attached input and is a link or holds one.
     """
     places = [Path(name), CHECKOUT / name]
     if run_dir is not None and "/" not in name:
         places.insert(0, run_dir / name)
     found = next(filter(_exists, places), None)
-    if found is None and "/" not in name:
-        found = _mounted_stage(name)
+    if found is not None:
+        mounts.refuse_links(found.absolute())
+    elif mounts.STAGE.fullmatch(name):
+        found = _attached_stage(name)
     return found.resolve() if found else None
 
 
 def located(name: str) -> str:
     """Return the path of what `find` finds for the name of a model or an adapter, else the name itself, a Hub id."""
-    path = None if not name or _exists(Path(name)) else find(name)
-    return str(path or name)
+    path = find(name) if name else None
+    return name if path is None or _exists(Path(name)) else str(path)
 
 
-def mounted(pattern: str) -> list[Path]:
-    """Return what a pattern like `01_rerank/params.json` matches anywhere among the mounted inputs, sorted."""
-    return sorted(MOUNTS.rglob(pattern)) if MOUNTS.is_dir() else []
-
-
-def _mounted_stage(name: str) -> Path | None:
-    """Return the mounted folder of a stage: of an old and a new output the one that was written last."""
-    # what a killed run was about to replace is no output
-    marks = [p for p in mounted(f"{name}/params.json") if ".draft-" not in p.parent.parent.name]
+def _attached_stage(name: str) -> Path | None:
+    """Return the folder of a stage in an input: of an old and a new output the one that was written last."""
+    marks = [mark for folder in mounts.taken(name) if (mark := folder / "params.json").is_file()]
     if not marks:
         return None
     *others, newest = (p.parent for p in sorted(marks, key=lambda p: (p.stat().st_mtime, p)))
@@ -86,7 +81,7 @@ _told: set[str] = set()  # the stages for which that has been said
 def _exists(path: Path) -> bool:
     try:
         return path.exists()
-    except OSError:  # longer than a file's name may be, or in a folder that is closed to us
+    except (OSError, ValueError):  # longer than a file's name may be, in a folder that is closed to us, with a NUL
         return False
 
 
@@ -228,7 +223,11 @@ def _from_hub(name: str, split: str) -> Dataset:
     if repository.count("/") > 1 or repository.startswith((".", "/", "~")) or repository.endswith(FILE_TYPES):
         raise InputError(f"there is no file or folder {name}; check the path (relative to {Path.cwd()})")
     if "/" not in repository:
-        raise InputError(f"there is no stage, file or folder {name!r}; run the stage before, or name a Hub dataset")
+        elsewhere = mounts.untaken(name) if mounts.STAGE.fullmatch(name) else ""
+        raise InputError(
+            f"there is no stage, file or folder {name!r}; run the stage before, or name a Hub dataset"
+            f"{elsewhere and f' ({elsewhere})'}"
+        )
     try:
         dataset: Any = load_dataset(repository, config or None, split=split)
     except Exception as error:  # the Hub client raises many kinds, all of them mean the dataset is not to be had

@@ -27,7 +27,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from nbutils import cards, disk, files, owned
+from nbutils import cards, disk, files, owned, seals
 from nbutils.errors import InputError
 from nbutils.hub import DATA
 
@@ -157,6 +157,7 @@ class Stage:
                     f"cannot write {self.folder} ({reason}); make room there and run the cell again"
                 ) from None
             raise
+        seals.seal(self.folder)
         self.written = True
         self.close()
         return self.folder
@@ -216,6 +217,7 @@ def bring(found: Sequence[Path], folder: Path) -> None:
                 "to begin anew"
             ) from None
         os.rename(draft, folder / name)
+        seals.seal(folder / name)
 
 
 def _copy(path: Path, to: Path) -> None:

@@ -14,14 +14,15 @@ import sqlite3
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
+from nbutils import seals
 from nbutils.engines import Engine, Reply, Request, Sample, count
 from nbutils.errors import InputError, out_of_time
 from nbutils.records import digest
@@ -29,29 +30,43 @@ from nbutils.records import digest
 log = logging.getLogger(__name__)
 
 VERSION = 1
+_TABLE = "CREATE TABLE replies (key TEXT PRIMARY KEY, model TEXT, request TEXT, reply TEXT, at REAL{})"
+SIGNED = _TABLE.format(", mac TEXT")
+LAYOUTS = (_TABLE.format(""), SIGNED)  # as earlier versions wrote it, which signed nothing, and as this one does
+LARGEST_ROW = 2**24  # bytes; thousands of times a usual one
+LARGEST_STRANGER = 2**31  # bytes of a store that is copied to see whose its replies are
+MOST_STRANGE = 1000  # rows of nobody known after which the rest of a store is not looked at
+
+
+class _UnsoundError(Exception):
+    """A file is no store as the kit writes it."""
 
 
 class Store:
     """A SQLite file of replies (WAL: one writer at a time, readers never wait, a killed process loses no commit)."""
 
-    def __init__(self, path: str | Path):
+    def __init__(self, path: str | Path, *, key: bytes = b""):
         """Open or create the file.
+
+        Args:
+            key: to sign replies with, so that `take` knows them on another machine (`seals`).
 
         Raises:
             InputError: if it is no store, was written by another version, or its folder is not writable.
         """
         self.path = Path(path)
+        self._secret = key
         self.unreadable: set[str] = set()  # keys whose stored reply makes no sense; `put` replaces it
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._db = sqlite3.connect(self.path, timeout=60, isolation_level=None)
-            # one statement: a file that another process is creating is seen before or after, never half made
-            version, tables = self._db.execute(
-                "SELECT user_version, (SELECT count(*) FROM sqlite_master) FROM pragma_user_version"
-            ).fetchone()
-            if version == 0 and not tables:
+            _refuse_odd_files(self.path.resolve())
+            self._db = _connect(self.path)
+            version, made = _schema(self._db)
+            if version == 0 and not made:
                 self._create()
-        except (sqlite3.DatabaseError, OSError) as error:
+            elif version == VERSION and _layout(made) != SIGNED:
+                self._add_signatures()
+        except (sqlite3.DatabaseError, OSError, _UnsoundError) as error:
             raise InputError(
                 f"cannot open the store {self.path}: {error}; move it away to start a new one, or name another run_dir"
             ) from None
@@ -60,17 +75,20 @@ class Store:
                 f"the store {self.path} was written by version {version} of its format, expected {VERSION}; "
                 "move it away to start a new one, or run the kit that wrote it"
             )
-        if version == 0 and tables:
+        if version == 0 and made:
             raise InputError(f"{self.path} is a database of another program; name another run_dir or move the file")
 
     def _create(self) -> None:
         self._db.execute("PRAGMA journal_mode=WAL")
         self._db.executescript(
-            "BEGIN IMMEDIATE;"
-            "CREATE TABLE IF NOT EXISTS replies (key TEXT PRIMARY KEY, model TEXT, request TEXT, reply TEXT, at REAL);"
-            f"PRAGMA user_version={VERSION};"
-            "COMMIT"
+            f"BEGIN IMMEDIATE;{SIGNED.replace('TABLE', 'TABLE IF NOT EXISTS')};PRAGMA user_version={VERSION};COMMIT"
         )
+
+    def _add_signatures(self) -> None:
+        self._db.execute("BEGIN IMMEDIATE")
+        if _layout(_schema(self._db)[1]) != SIGNED:  # another process may have been faster
+            self._db.execute("ALTER TABLE replies ADD COLUMN mac TEXT")
+        self._db.execute("COMMIT")
 
     def get(self, key: str) -> Reply | None:
         """Return the reply stored under this key, or None; one that cannot be read counts as missing.
@@ -78,8 +96,11 @@ class Store:
         Raises:
             InputError: if the file is damaged.
         """
-        # as bytes: decoding damaged ones is up to us, SQLite would stop there
-        row = self._first("SELECT CAST(reply AS BLOB) FROM replies WHERE key = ?", key)
+        try:
+            # as bytes: decoding damaged ones is up to us, SQLite would stop there
+            row = self._first("SELECT CAST(reply AS BLOB) FROM replies WHERE key = ?", key)
+        except sqlite3.DataError:  # longer than a row may be
+            row = (b"",)
         if row is None:
             return None
         try:
@@ -97,35 +118,53 @@ class Store:
             InputError: if there is no room or the file is damaged.
         """
         rows = [
-            (key, engine.identity["model"], json.dumps(asdict(request)), json.dumps(_written(reply)), time.time())
+            self._row(
+                key, engine.identity["model"], json.dumps(asdict(request)), json.dumps(_written(reply)), time.time()
+            )
             for key, engine, request, reply in replies
         ]
+        if large := [row for row in rows if sum(map(len, row[:4])) >= LARGEST_ROW - 1000]:
+            log.warning("%d replies of more than %d MiB are not stored", len(large), LARGEST_ROW >> 20)
+            rows = [row for row in rows if row not in large]
         bad = self.unreadable.intersection(row[0] for row in rows)
         try:
             with self._transaction():
                 self._db.executemany("DELETE FROM replies WHERE key = ?", [(key,) for key in bad])
-                self._db.executemany("INSERT OR IGNORE INTO replies VALUES (?, ?, ?, ?, ?)", rows)
+                self._db.executemany(_INSERT, rows)
         except sqlite3.DatabaseError as error:
             raise self._damaged(error) from None
         self.unreadable -= bad
 
-    def take(self, path: Path) -> int:
+    def take(self, path: Path, *, own: bool = True) -> int:
         """Add the replies of another store and return how many are new here; that store may lie on a read-only input.
 
         A copy is opened, since SQLite writes beside whatever it opens. The copy is made with the -wal, in which a
-        killed process left its last replies. A file that is no sound store is warned of and passed over.
+        killed process left its last replies. A file that is no store as the kit writes it is warned of and passed over.
+
+        Args:
+            own: take all replies. Else only those that were signed with the key of this store: by this user's run.
 
         Raises:
             InputError: if there is no room for the copy or for the replies.
         """
+        parts = [part for end in ("", "-wal") if (part := Path(f"{path}{end}")).exists() or part.is_symlink()]
+        strange: Counter[str] = Counter()
+        before = len(self)
         try:
+            _refuse_odd_files(path)
+            size = sum(part.stat().st_size for part in parts)
+            if not own and size > LARGEST_STRANGER:
+                raise _UnsoundError(f"it has {size / 2**30:.1f} GiB and no run of yours is known to have written it")
             with tempfile.TemporaryDirectory() as folder:
                 copy = Path(folder) / "taken.sqlite"
-                for end in ("", "-wal"):
-                    if (part := Path(f"{path}{end}")).exists():
-                        shutil.copyfile(part, f"{copy}{end}")
-                return self._merge(copy)
+                for part in parts:
+                    shutil.copyfile(part, f"{copy}{part.name.removeprefix(path.name)}")
+                with closing(_connect(copy)) as db, self._transaction():
+                    rows = self._known(_rows(db, size), strange, own=own)
+                    self._db.executemany(_INSERT, rows)
         except sqlite3.DatabaseError as error:
+            raise self._damaged(error) from None
+        except _UnsoundError as error:
             log.warning("the store %s is damaged or not of this kit and is passed over: %s", path, error)
             return 0
         except OSError as error:
@@ -133,24 +172,36 @@ class Store:
                 f"cannot copy the store {path} to {tempfile.gettempdir()}: {error.strerror or error}; free space there "
                 "or detach that input, and run the same command again"
             ) from None
+        if strange:
+            log.warning(
+                "%s%d replies of the store %s are not taken: %s",
+                "at least " * (not own and strange["rows"] >= MOST_STRANGE), strange["rows"], path,
+                "they are not as the kit writes them" if own else "no run with your key wrote them",
+            )  # fmt: skip
+        return len(self) - before
 
-    def _merge(self, other: Path) -> int:
-        self._db.execute("ATTACH ? AS other", (str(other),))
-        try:
-            (version,) = self._db.execute("PRAGMA other.user_version").fetchone()
-            if version != VERSION:
-                raise sqlite3.DatabaseError(f"it has version {version} of the format, expected {VERSION}")
-            new = "SELECT key, model, request, reply, at FROM other.replies WHERE key NOT IN (SELECT key FROM replies)"
-            self._db.execute(f"{new} LIMIT 0")  # no such table or column: told before the disk can be to blame
-            with self._transaction():
-                return self._db.execute(f"INSERT OR IGNORE INTO replies {new}").rowcount
-        finally:
-            self._db.execute("DETACH other")
+    def _known(self, rows: Iterable[Any], strange: Counter[str], *, own: bool) -> Iterator[tuple[Any, ...]]:
+        """Yield the rows to take, signed; count the others."""
+        for row in rows:
+            if _is_reply(row) and (own or seals.same(self._mac(*row[:4]), row[5])):
+                yield self._row(*row[:5])
+            else:
+                strange["rows"] += 1
+                if strange["rows"] >= MOST_STRANGE and not own:
+                    return
+
+    def _row(self, key: str, model: str, request: str, reply: str, at: float) -> tuple[Any, ...]:
+        return key, model, request, reply, at, self._mac(key, model, request, reply)
+
+    def _mac(self, *content: str) -> str:
+        return seals.mac(self._secret, ["reply", *content])
 
     def _first(self, query: str, *values: str) -> Any:
         try:
             return self._db.execute(query, values).fetchone()
         except sqlite3.DatabaseError as error:
+            if isinstance(error, sqlite3.DataError):
+                raise
             raise self._damaged(error) from None
 
     def _damaged(self, error: sqlite3.DatabaseError) -> InputError:
@@ -180,6 +231,87 @@ class Store:
 
     def close(self) -> None:
         self._db.close()
+
+
+_INSERT = "INSERT OR IGNORE INTO replies VALUES (?, ?, ?, ?, ?, ?)"
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    """Open a file whoever wrote it: no code of its schema runs, and no row larger than one may be is loaded."""
+    db = sqlite3.connect(path, timeout=60, isolation_level=None)
+    db.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, LARGEST_ROW)
+    db.execute("PRAGMA trusted_schema=OFF")
+    return db
+
+
+def _refuse_odd_files(path: Path) -> None:
+    """Check the files that SQLite opens under a name before it does: it would follow links and wait for pipes."""
+    for end in ("", "-wal", "-shm", "-journal"):
+        part = Path(f"{path}{end}")
+        if part.is_symlink() or (part.exists() and not part.is_file()):
+            raise _UnsoundError(f"{part.name} is a link or no regular file")
+
+
+def _schema(db: sqlite3.Connection) -> tuple[int, list[str]]:
+    """Return a file's version and the statements that made what it holds, the first three.
+
+    Raises:
+        _UnsoundError: if there is so much that reading it would take minutes or fill the memory.
+    """
+    countdown = iter(range(100))
+    db.set_progress_handler(lambda: next(countdown, None) is None, 1000)
+    try:
+        # one statement: a file that another process is creating is seen before or after, never half made
+        made = db.execute(
+            "SELECT user_version, coalesce(sql, name) FROM pragma_user_version LEFT JOIN sqlite_master"
+            " ORDER BY rootpage"
+        ).fetchmany(3)
+    except sqlite3.OperationalError as error:
+        raise _UnsoundError("it holds too many tables" if next(countdown, None) is None else str(error)) from None
+    finally:
+        db.set_progress_handler(None, 0)
+    return made[0][0], [text for _, text in made if text is not None]
+
+
+def _layout(made: Sequence[str]) -> str:
+    """Return the statement that made the table; nothing else may be in the file: no view, no trigger, no other index.
+
+    Raises:
+        _UnsoundError: if it is not one of the kit's.
+    """
+    if len(made) != 2 or made[0] not in LAYOUTS or made[1] != "sqlite_autoindex_replies_1":
+        raise _UnsoundError("it does not hold the one table of a store, and nothing else")
+    return made[0]
+
+
+def _rows(db: sqlite3.Connection, size: int) -> Iterator[Any]:
+    """Yield each row of another store of a size in bytes, its signature last; None for a row that cannot be read.
+
+    Raises:
+        _UnsoundError: if it is no store as the kit writes it.
+    """
+    try:
+        version, made = _schema(db)
+        if version != VERSION:
+            raise _UnsoundError(f"it has version {version} of the format, expected {VERSION}")
+        query = "SELECT *, NULL FROM replies WHERE rowid = ?"  # NULL is the signature that an earlier version lacks
+        _layout(made)
+        db.execute("PRAGMA cache_size=-8000")  # KiB; the file could ask for one of its own size
+        for count, (number,) in enumerate(db.execute("SELECT rowid FROM replies NOT INDEXED")):
+            if count > size // 32:  # pages that point at one another hold rows without end
+                raise _UnsoundError("it holds more rows than fit into its size")
+            try:
+                row = db.execute(query, (number,)).fetchone()
+            except (sqlite3.DataError, sqlite3.OperationalError):  # too large, or no text
+                row = None
+            yield row
+    except sqlite3.DatabaseError as error:
+        raise _UnsoundError(str(error)) from None
+
+
+def _is_reply(row: Any) -> bool:
+    """Return whether a row's columns are of the kinds that `put` stores."""
+    return row is not None and all(isinstance(v, str) for v in row[:4]) and isinstance(row[4], float)
 
 
 def answer(
@@ -270,13 +402,18 @@ def _written(reply: Reply) -> dict[str, Any]:
 def _read(stored: dict[str, Any]) -> Reply:
     samples = tuple(map(_sample, stored["samples"]))
     prompt_tokens, tokens = (count(stored.get(f"{side}_tokens", -1)) for side in ("prompt", "completion"))
-    notes = tuple(map(str, stored.get("notes", ())))
-    return Reply(samples, prompt_tokens, tokens, str(stored.get("refused", "")), notes)
+    notes, refused = tuple(map(str, stored.get("notes", ()))), str(stored.get("refused", ""))
+    if not samples and not refused:
+        raise ValueError("no answer, and no reason for none")
+    return Reply(samples, prompt_tokens, tokens, refused, notes)
 
 
 def _sample(stored: dict[str, Any]) -> Sample:
     numbers = {int(place): options for place, options in stored.pop("numbers", {}).items()}
-    return Sample(**stored | {"n_tokens": count(stored.get("n_tokens", -1))}, numbers=numbers)
+    sample = Sample(**stored | {"n_tokens": count(stored.get("n_tokens", -1))}, numbers=numbers)
+    if not (isinstance(sample.text, str) and isinstance(sample.finish_reason, str)):
+        raise TypeError("no sample of the kit's")
+    return sample
 
 
 def _content(request: Request) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 from trl import DPOConfig
 
-from nbutils import choices, launch, models, params, reference, sources, stages
+from nbutils import choices, launch, models, mounts, params, reference, sources, stages
 from nbutils.errors import InputError, shown, telling
 from nbutils.preflight import Device
 from nbutils.records import PAIRS, Row, dataset, digest
@@ -187,7 +187,7 @@ def build_trainer(
     """Load the policy and return a trainer whose checkpoints stand under a name that changes with data and settings.
 
     Beside the checkpoints a job is left from which `nbutils.launch` can train the same on several GPUs; each of its
-    processes takes its part of every step. What a mounted output of an earlier session holds of the same training, and
+    processes takes its part of every step. What the output of an earlier session holds of the same training, and
     of the reference's log-probabilities, is copied in first.
 
     Args:
@@ -247,7 +247,7 @@ def build_trainer(
     if config.world_size == 1:
         launch.write_job(scratch / run / "job", given, options, pairs, held_out, cache)
         take_checkpoints(scratch / run)
-        stages.bring(sources.mounted(f"{scratch.name}/reference/*.json"), scratch / "reference")
+        stages.bring(mounts.taken(f"{scratch.name}/reference/*.json"), scratch / "reference")
     config.per_device_train_batch_size, config.gradient_accumulation_steps = divided(options, config.world_size)
     four_bit = given.tuning == "qlora"
     model = models.load_model(path, device, dtype=dtype, four_bit=four_bit)

@@ -6,6 +6,7 @@ Used by 04; `settings` reads the `training` file.
 import fcntl
 import json
 import logging
+import re
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,12 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from transformers import PrinterCallback, TrainerCallback
 from transformers.trainer_callback import TrainerControl, TrainerState
 from trl import DPOTrainer
 
-from nbutils import health, sources, stages
+from nbutils import health, mounts, seals, stages
 from nbutils.errors import GO_ON, InputError, Interrupted, out_of_time, telling, writing
 from nbutils.records import Row, digest
 from nbutils.reference import answers_only
@@ -27,6 +29,7 @@ from nbutils.settings import CHANGE, DEFAULTS
 
 log = logging.getLogger(__name__)
 
+CHECKPOINT = re.compile(r"checkpoint-\d+")
 HELD_OUT = 0.1  # share of the prompts kept for the curves
 
 
@@ -137,7 +140,8 @@ def last_complete(folder: Path) -> Path | None:
     `_save_checkpoint`): a checkpoint without a readable one was interrupted, and the one before it is still whole. An
     older one may be half deleted; a whole one stands before it then.
     """
-    for checkpoint in sorted(folder.glob("checkpoint-*"), key=_step, reverse=True):
+    there = (path for path in folder.glob("checkpoint-*") if CHECKPOINT.fullmatch(path.name))  # and not its seal
+    for checkpoint in sorted(there, key=_step, reverse=True):
         if _is_whole(checkpoint):
             return checkpoint
         log.warning("removing %s, which was interrupted while being written", checkpoint.name)
@@ -146,12 +150,12 @@ def last_complete(folder: Path) -> Path | None:
 
 
 def take_checkpoints(folder: Path) -> None:
-    """Copy this training's checkpoints from a mounted output of an earlier session that got further than this folder.
+    """Copy this training's checkpoints from the output of an earlier session that got further than this folder.
 
     Raises:
         InputError: if there is no room for them, or another process trains in the folder.
     """
-    there = [p for p in sources.mounted(f"{folder.name}/checkpoint-*") if _is_whole(p)]
+    there = [p for p in mounts.taken(f"{folder.name}/checkpoint-*") if CHECKPOINT.fullmatch(p.name) and _is_whole(p)]
     if not there:
         return
     newest = max(there, key=_step)
@@ -229,8 +233,11 @@ class _Watch(TrainerCallback):  # type: ignore[misc]
         if due or state.global_step >= state.max_steps:  # a finished training without a checkpoint would be repeated
             control.should_save = True
 
-    def on_save(self, *_: Any, **__: Any) -> None:
+    def on_save(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self.saved = time.monotonic()
+        PartialState().wait_for_everyone()  # each process writes a file of its own into a checkpoint
+        if state.is_world_process_zero:
+            seals.seal(Path(args.output_dir) / f"checkpoint-{state.global_step}")
 
     def _stop(self, control: TrainerControl) -> None:
         self.stopped = control.should_save = control.should_training_stop = True

@@ -26,6 +26,7 @@ collect_ignore = ["fake_vllm"]
 import pytest  # noqa: E402
 from hypothesis import settings  # noqa: E402
 
+from nbutils import mounts, seals  # noqa: E402
 from nbutils.store import Store  # noqa: E402
 
 # a timed test on a shared machine lies
@@ -55,3 +56,22 @@ def tiny_qwen(tmp_path_factory) -> Path:
     import tiny
 
     return tiny.make(tmp_path_factory.mktemp("tiny") / "qwen3", "qwen3")
+
+
+@pytest.fixture
+def with_key(tmp_path_factory, monkeypatch) -> bytes:
+    """The key of a user whose package `make kaggle` wrote."""
+    path = tmp_path_factory.mktemp("package") / seals.KEY_FILE.name
+    path.write_text("0a" * 32 + "\n")
+    monkeypatch.setattr(seals, "KEY_FILE", path)
+    return seals.key()
+
+
+@pytest.fixture
+def inputs(tmp_path, monkeypatch) -> Path:
+    """The folder in which inputs are attached, as on Kaggle."""
+    monkeypatch.setattr(mounts, "MOUNTS", tmp_path / "input")
+    monkeypatch.setattr(mounts, "_told", set())
+    monkeypatch.delenv(mounts.NAMED, raising=False)
+    (tmp_path / "input").mkdir()
+    return tmp_path / "input"

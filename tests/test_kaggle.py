@@ -84,7 +84,8 @@ def test_the_package_is_a_private_dataset_with_all_its_folders(folders):
     assert (request.owner_slug, request.slug) == ("maria", "nbutils-kaggle-t4-package")
     assert request.is_private
     assert request.license_name == "other"
-    assert sorted(file.token for file in request.files) == ["LICENSE", "nbutils.zip", "requirements.txt"]
+    names = sorted(file.token for file in request.files)
+    assert names == ["LICENSE", "kaggle.key", "nbutils.zip", "requirements.txt"]
 
 
 @pytest.mark.parametrize(
@@ -146,7 +147,8 @@ assert dict(os.environ) == before
 @each_profile
 def test_each_notebook_says_the_profiles_values_where_papermill_would(folders, name):
     for stem in params.STEMS:
-        first, second, *others = cells(folders[name], stem)
+        first, second, package, *others = cells(folders[name], stem)
+        assert package.id == "package"
         assert first.metadata.tags == ["parameters"]
         assert second.metadata.tags == ["injected-parameters"]
         assert not any("injected-parameters" in cell.metadata.tags for cell in others)
@@ -155,11 +157,10 @@ def test_each_notebook_says_the_profiles_values_where_papermill_would(folders, n
 
 
 @each_profile
-def test_without_any_one_parameter_the_default_holds_and_the_stage_opens(name, tmp_path, monkeypatch):
+def test_without_any_one_parameter_the_default_holds_and_the_stage_opens(name, tmp_path, inputs, monkeypatch):
     shell = notebook_shell()
     monkeypatch.setattr(notebook, "get_ipython", lambda: shell)
     monkeypatch.setattr(notebook, "_session", [])
-    monkeypatch.setattr(sources, "MOUNTS", tmp_path / "input")
     monkeypatch.setattr(logging.getLogger("nbutils"), "handlers", [logging.StreamHandler(io.StringIO())])
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.chdir(tmp_path)
@@ -179,18 +180,156 @@ def test_without_any_one_parameter_the_default_holds_and_the_stage_opens(name, t
     assert left_out >= 6
 
 
-@pytest.mark.parametrize("layout", ["nbutils-kaggle-t4-package", "datasets/maria/nbutils-kaggle-t4-package"])
-def test_the_setup_cell_finds_the_package_under_both_mounts(folders, tmp_path, monkeypatch, layout):
-    mounted = Path(shutil.copytree(folders["kaggle-t4"] / "package", tmp_path / "input" / layout))
-    ran = []
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    monkeypatch.setattr("subprocess.run", lambda command, **_: ran.append(command))
-    monkeypatch.setattr(sys, "path", [])
-    monkeypatch.chdir(tmp_path)
-    setup = next(c for c in cells(folders["kaggle-t4"], "01_rerank") if c.id == "setup")
-    exec(setup.source.replace("/kaggle/input", str(tmp_path / "input")), {})
-    assert sys.path == [str(mounted)]
-    assert ran[0][-2:] == ["-r", str(mounted / "requirements.txt")]
+class Session:
+    """What the cells until the setup do in a session, with a pip that only remembers what it was asked."""
+
+    def __init__(self, folders, tmp_path, monkeypatch):
+        self.package, self.inputs, self.working = folders / "package", tmp_path / "input", tmp_path / "working"
+        self.cells = [c.source for c in cells(folders, "01_rerank") if c.id in ("package", "setup")]
+        self.asked, self.path = [], []
+        for folder in (self.inputs, self.working):
+            folder.mkdir()
+        monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+        monkeypatch.setattr("subprocess.run", lambda command, **_: self.asked.append(command[-1]))
+        monkeypatch.setattr(sys, "path", self.path)
+        monkeypatch.setenv("NBUTILS_MOUNTS", str(self.inputs))
+        monkeypatch.setenv("NBUTILS_SOURCE", "")
+        monkeypatch.setenv("NBUTILS_INPUTS", "")
+        monkeypatch.chdir(self.working)
+
+    def attach(self, place):
+        return Path(shutil.copytree(self.package, self.inputs / place))
+
+    def run(self, *cells):
+        for cell in cells or self.cells:
+            exec(cell, {})
+        return self.path, self.asked
+
+
+@pytest.fixture
+def session(folders, tmp_path, monkeypatch):
+    return Session(folders["kaggle-t4"], tmp_path, monkeypatch)
+
+
+def stranger(place):
+    """A package of somebody else, whose code must not run."""
+    (place / "nbutils").mkdir(parents=True)
+    for name in ("__init__.py", "run.py"):
+        (place / "nbutils" / name).write_text("raise SystemExit('the code of a stranger has run')")
+    (place / "requirements.txt").write_text("malware")
+    return place
+
+
+OWN = "nbutils-kaggle-t4-package"
+
+
+@pytest.mark.parametrize("layout", [OWN, f"datasets/maria/{OWN}"])
+@pytest.mark.parametrize("beside", ["a", f"datasets/a/{OWN}", f"notebooks/maria/{OWN}", "a/deep/in/it", "zzz"])
+def test_the_cells_find_the_package_under_both_mounts_and_no_strangers(session, layout, beside):
+    mounted = session.attach(layout)
+    stranger(session.inputs / beside)
+    assert session.run() == ([str(mounted)], [str(mounted / "requirements.txt")])
+
+
+def test_the_own_package_is_found_where_a_stranger_has_taken_its_name_in_the_old_layout(session):
+    stranger(session.inputs / OWN)
+    mounted = session.attach(f"datasets/maria/{OWN}")
+    assert session.run()[0] == [str(mounted)]
+
+
+def link(path, target):
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+    path.symlink_to(target)
+
+
+SPOILS = {
+    "nothing attached": shutil.rmtree,
+    "code changed": lambda p: (p / "nbutils" / "run.py").write_text("import os"),
+    "a byte more": lambda p: (p / "nbutils" / "run.py").open("a").write(" "),
+    "code added": lambda p: (p / "nbutils" / "more.py").write_text("import os"),
+    "a package beside it": lambda p: stranger(p / "torch"),
+    "a module beside it": lambda p: (p / "sitecustomize.py").write_text("import os"),
+    "compiled code": lambda p: (p / "nbutils" / "run.pyc").write_bytes(b"code"),
+    "code gone": lambda p: (p / "nbutils" / "hub.py").unlink(),
+    "renamed": lambda p: (p / "nbutils" / "hub.py").rename(p / "nbutils" / "Hub.py"),
+    "contents exchanged": lambda p: (p / "nbutils/judges/rating_en.yaml").write_bytes(
+        (p / "nbutils/judges/rating_it.yaml").read_bytes()
+    ),
+    "requirements": lambda p: (p / "requirements.txt").write_text("malware"),
+    "judge": lambda p: (p / "nbutils/judges/rating_it.yaml").write_text("server: https://example.org"),
+    "key": lambda p: (p / "kaggle.key").write_text("0" * 64),
+    "no key": lambda p: (p / "kaggle.key").unlink(),
+    "linked file": lambda p: link(p / "nbutils" / "run.py", CHECKOUT / "nbutils" / "run.py"),
+    "linked folder": lambda p: link(p / "nbutils", CHECKOUT / "nbutils"),
+    "linked package beside it": lambda p: (p / "torch").symlink_to(p.parent),
+    "hanging link": lambda p: (p / "torch.py").symlink_to("nowhere"),
+    "pipe": lambda p: os.mkfifo(p / "pipe"),
+}
+
+
+@pytest.mark.parametrize("spoil", SPOILS.values(), ids=SPOILS)
+@pytest.mark.parametrize("layout", [OWN, f"datasets/maria/{OWN}"])
+def test_a_package_that_is_not_the_one_of_the_notebook_is_not_touched(session, layout, spoil):
+    stranger(session.inputs / "stranger")
+    spoil(session.attach(layout))
+    with pytest.raises(ModuleNotFoundError, match=f"is not attached: add the dataset maria/{OWN} in the version"):
+        session.run()
+    assert (session.path, session.asked) == ([], [])
+
+
+@pytest.mark.parametrize("place", ["", "a", "a/b/c", "datasets/a/nbutils", "nbutils"])
+def test_the_setup_alone_takes_nothing_that_is_attached(session, place):
+    stranger(session.inputs / place)
+    with pytest.raises(ModuleNotFoundError, match="name a copy of nbutils in NBUTILS_SOURCE"):
+        session.run(session.cells[1])
+    assert (session.path, session.asked) == ([], [])
+
+
+def test_the_setup_takes_the_checkout_around_it_or_what_the_user_named(session, monkeypatch):
+    (setup,) = session.cells[1:]
+    named = session.attach("my-copy")
+    around = Path(shutil.copytree(session.package, session.working.parent / "kit"))
+    (around / "notebooks").mkdir()
+    monkeypatch.chdir(around / "notebooks")
+    session.run(setup)
+    monkeypatch.setenv("NBUTILS_SOURCE", str(named))
+    session.run(setup)
+    monkeypatch.setenv("NBUTILS_SOURCE", "git+https://example.org/kit")
+    session.run(setup)
+    assert session.path == ["", str(named), str(around)]
+    assert session.asked == [*(str(p / "requirements.txt") for p in (around, named)), "git+https://example.org/kit"]
+
+
+def test_the_metadata_that_the_client_keeps_back_does_not_count(session):
+    (session.attach(OWN) / "dataset-metadata.json").unlink()
+    assert len(session.run()[0]) == 1
+
+
+def test_a_later_call_for_the_same_user_keeps_the_key_and_one_for_another_does_not(tmp_path):
+    def key(user, profile="kaggle-t4"):
+        kaggle.write(CHECKOUT / "params" / profile, user, tmp_path / "out")
+        return (tmp_path / "out" / "package" / "kaggle.key").read_text()
+
+    first = key("maria")
+    assert key("maria", "kaggle-t4-free") == first
+    assert len(first) == 65
+    assert key("luca") != first
+    second = key("maria")
+    assert second != first
+    (tmp_path / "out" / "package" / "kaggle.key").write_text("short")
+    assert len(key("maria")) == 65
+    (tmp_path / "out" / "package" / "dataset-metadata.json").write_text("[5]")
+    assert len(key("maria")) == 65
+
+
+def test_the_key_stands_in_no_notebook(folders):
+    for folder in folders.values():
+        key = (folder / "package" / "kaggle.key").read_text().strip()
+        assert not any(key in path.read_text() for path in folder.rglob("*.ipynb"))
+        assert key not in (folder / "STEPS.txt").read_text()
 
 
 def test_the_mounted_package_works_alone_with_its_judges_and_templates(folders, tmp_path):

@@ -1,7 +1,8 @@
 """A Kaggle of our own: what `make kaggle` wrote, run in six sessions that have nothing but their inputs.
 
 What a session has: the kernel's notebook, unchanged; what its metadata names, mounted read-only in the layouts of
-Kaggle, old and new; a working folder, whose content is all that the next session may get as an input;
+Kaggle, old and new, and a stranger's input that looks like them; a working folder, whose content is all that the next
+session may get as an input;
 `kaggle_secrets`; no home folder, no package index, nbutils from the attached dataset only; and a limit at which it is
 killed. Two sessions are stopped by their time budget before that.
 """
@@ -13,9 +14,11 @@ import random
 import re
 import shutil
 import site
+import sqlite3
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 
 import nbformat
@@ -85,11 +88,12 @@ class Kaggle:
         (packages / "kaggle_secrets.py").write_text(SECRETS)
         self.python = home / "venv" / "bin" / "python"
 
-    def session(self, kernel, again=None, *, limit=200.0, **variables):
+    def session(self, kernel, again=None, *, stranger=None, limit=200.0, **variables):
         """Run a kernel folder as Save & Run All does, keep its output, and return its text and seconds.
 
         Args:
             again: an output of the same kernel that is attached as an input.
+            stranger: a folder that is attached too, under a name that comes before all others.
             limit: seconds until the machine is gone.
             variables: of the environment.
         """
@@ -101,13 +105,16 @@ class Kaggle:
             mounts[f"notebooks/{owner}/{slug}" if number else slug] = self.outputs / slug
         if again:
             mounts[f"notebooks/{facts['id']}"] = again
+        if stranger:
+            mounts["a-stranger"] = stranger
         for folder in (self.inputs, self.working, self.temporary):
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True)
         for place, content in mounts.items():
-            shutil.copytree(content, self.inputs / place)
+            shutil.copytree(content, self.inputs / place, symlinks=True)
         for path in self.inputs.rglob("*"):
-            path.chmod(path.stat().st_mode & ~0o222)
+            if not path.is_symlink():
+                path.chmod(path.stat().st_mode & ~0o222)
         before = listing(self.inputs)
         environment = {
             "PATH": os.environ["PATH"],
@@ -135,7 +142,8 @@ class Kaggle:
         assert done.returncode == 0, done.stderr[-3000:]
         assert listing(self.inputs) == before
         for path in self.inputs.rglob("*"):
-            path.chmod(path.stat().st_mode | 0o200)
+            if not path.is_symlink():
+                path.chmod(path.stat().st_mode | 0o200)
         kept = self.outputs / facts["id"].split("/")[1]
         if kept.exists():  # an earlier version's
             kept.rename(kept.with_name(f"{kept.name}-before"))
@@ -152,6 +160,34 @@ def shown(notebook):
     outputs = [o for cell in json.loads(notebook.read_text())["cells"] for o in cell.get("outputs", ())]
     texts = [o.get("text") or o.get("data", {}).get("text/plain", "") for o in outputs]
     return "\n".join("".join(text) for text in texts)
+
+
+def imitate(outputs, folder, url):
+    """Make of a user's outputs what a stranger could attach: all of it changed, newer, further on."""
+    for output in outputs:
+        shutil.copytree(output / "runs", folder / "runs", dirs_exist_ok=True)
+    with closing(sqlite3.connect(folder / "runs" / "store.sqlite")) as store:
+        store.execute("""UPDATE replies SET reply = replace(reply, '"score', '"escore')""")
+        store.commit()
+    for mark in folder.rglob("0*/params.json"):
+        mark.write_text("{}")
+        shutil.rmtree(mark.parent / "samples", ignore_errors=True)
+        os.utime(mark, (2**32, 2**32))
+    for shard in folder.rglob("reference/*.json"):
+        shard.write_text(json.dumps({pair: [-1.0, -1.0] for pair in json.loads(shard.read_text())}))
+    for state in list(folder.rglob("checkpoint-*/trainer_state.json")):
+        state.write_text(json.dumps(json.loads(state.read_text()) | {"global_step": 29}))
+        if not state.parent.with_name("checkpoint-29").exists():
+            state.parent.rename(state.parent.with_name("checkpoint-29"))
+            state.parent.with_name("checkpoint-28").symlink_to("checkpoint-29")
+    (folder / "params.yaml").write_text(f"judge: {folder}/judge.yaml\nmin_margin: 0.9\n")
+    judge = {"kind": "llm", "server": url, "model": "theirs", "template": "rating_it", "key_variable": "HF_TOKEN"}
+    (folder / "judge.yaml").write_text(yaml.safe_dump(judge))
+    (folder / "nbutils").mkdir()
+    for name in ("__init__.py", "run.py"):
+        (folder / "nbutils" / name).write_text("raise SystemExit('the code of a stranger has run')")
+    (folder / "requirements.txt").write_text("malware")
+    return folder
 
 
 def write_jsonl(path, rows):
@@ -201,8 +237,8 @@ PROFILE = {
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_four_kernels_in_six_sessions_ask_and_train_nothing_twice(tmp_path, push):
-    machine, judge = Kaggle(tmp_path / "kaggle"), Judge()
-    with servers.ChatServer(judge) as server:
+    machine, judge, loot = Kaggle(tmp_path / "kaggle"), Judge(), Judge()
+    with servers.ChatServer(judge) as server, servers.ChatServer(loot) as theirs:
         kernels = push(server.url)
         begun = time.monotonic()
         text, _ = machine.session(kernels["01_rerank"])
@@ -226,7 +262,12 @@ def test_four_kernels_in_six_sessions_ask_and_train_nothing_twice(tmp_path, push
         assert not (stopped / "runs" / "kaggle" / "03_judge").exists()
         judge.free = 10**6
         kernels = push(server.url)
-        text, _ = machine.session(kernels["03_judge"], stopped)
+        sampled = next(machine.outputs.glob("*02-sample"))
+        stranger = imitate([sampled, stopped], tmp_path / "one", theirs.url)
+        text, _ = machine.session(kernels["03_judge"], stopped, stranger=stranger)
+        assert re.search(r"10 replies of the store \S+/a-stranger/runs/store.sqlite are not taken: no run with", text)
+        assert "not taken, since no run with your key left it: nbutils, params.yaml in a-stranger; " in text
+        assert "not taken from a-stranger: runs/kaggle/02_sample (changed after a run of yours)\n" in text
         assert re.search(r"\n10 replies taken over from \S+-03-judge/runs/store.sqlite\n", text)
         assert judge.replies == (2 + 1) * 8, "nothing is asked twice"
         assert "8 pairs from 8 prompts" in text
@@ -237,9 +278,16 @@ def test_four_kernels_in_six_sessions_ask_and_train_nothing_twice(tmp_path, push
         step = int(re.search(r"time budget used up at step (\d+) of 30", text)[1])
         assert judge.replies == 0
         kernels = push(server.url)
-        text, _ = machine.session(kernels["04_dpo"], next(machine.outputs.glob("*04-dpo")))
+        begun = next(machine.outputs.glob("*04-dpo"))
+        stranger = imitate([begun, next(machine.outputs.glob("*03-judge"))], tmp_path / "two", theirs.url)
+        text, _ = machine.session(kernels["04_dpo"], begun, stranger=stranger)
+        for name in ("params.yaml", "nbutils", "checkpoint-28", "checkpoint-29"):
+            assert re.search(rf"not taken, since no run with your key left it: .*{name}.* in a-stranger; ", text)
+        for name in ("03_judge", r"reference/\w+\.json"):
+            assert re.search(rf"not taken from a-stranger: .*{name}.* \(changed after a run of yours\)\n", text)
         assert f"resuming from checkpoint-{step}\n" in text
         assert re.search(r"reference log-probabilities: \d+ train pairs, 0 to compute", text)
+        assert loot.replies == 0
     done = machine.working / "runs" / "kaggle" / "04_dpo"
     assert len((done / "training.csv").read_text().splitlines()) == 1 + 30
     proof = json.loads((done / "metrics.json").read_text())["proof"]["held"]

@@ -13,7 +13,7 @@ from builders import ScriptedEngine, notebook_shell, request
 from huggingface_hub import HfApi
 from IPython.core.interactiveshell import InteractiveShell
 
-from nbutils import notebook, sources
+from nbutils import notebook
 from nbutils.engines import Reply, Sample
 from nbutils.errors import InputError, Interrupted, out_of_time
 from nbutils.notebook import open_stage, run_folder
@@ -35,7 +35,7 @@ push_to_hub: str = ""
 
 
 @pytest.fixture
-def cells(tmp_path, monkeypatch):
+def cells(tmp_path, monkeypatch, inputs):
     """Run cells in a stand-in for IPython: `In` holds their sources, the names they assign are there."""
     shell = notebook_shell()
 
@@ -47,7 +47,6 @@ def cells(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(notebook, "get_ipython", lambda: shell)
     monkeypatch.setattr(notebook, "_session", [])
-    monkeypatch.setattr(sources, "MOUNTS", tmp_path / "input")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     logger = logging.getLogger("nbutils")
     before = logger.handlers[:], logger.level
@@ -124,11 +123,19 @@ def test_a_stop_on_purpose_shows_its_sentence_and_fails_the_cell(shell, kind, mo
     assert shell.user_ns["x"] == 1  # the cell can be run again, here and now
 
 
+def test_with_a_key_the_output_of_a_stopped_session_need_not_be_named(shell, kaggle, with_key, capsys):
+    shell.run_cell("stop()")
+    assert "first add this notebook's output as its input\nThe cells below were not run.\n" in capsys.readouterr().out
+
+
 def test_in_a_batch_on_kaggle_a_stop_is_no_failure_and_no_further_cell_runs(shell, kaggle, capsys):
     assert shell.run_cell("before = 1\nstop()\nafter = 1").success
     said = capsys.readouterr().out
     assert said.startswith("time budget used up at 3 of 4; everything done so far is stored")
-    assert said.endswith("first add this notebook's output as its input\nThe cells below were not run.\n")
+    assert said.endswith(
+        "first add this notebook's output as its input, and name it in NBUTILS_INPUTS in the setup cell\n"
+        "The cells below were not run.\n"
+    )
     assert shell.run_cell("after = 1\n1 / 0").success
     assert "before" in shell.user_ns
     assert "after" not in shell.user_ns
@@ -179,23 +186,49 @@ def test_the_cell_can_be_run_twice(cells):
     assert open_stage("03_judge").params.seed == 1
 
 
-def test_mounted_stores_are_taken_over_and_named_once(cells, tmp_path, capsys):
-    for place, key in (("a/runs", "k"), ("notebooks/me/b/runs", "l")):
-        mounted = Store(tmp_path / "input" / place / "store.sqlite")
-        mounted.put([(key, ScriptedEngine(None), request(), Reply((Sample(f"re {key}"),)))])
-        mounted.close()
-    (tmp_path / "input" / "store.sqlite").write_text("no database, hence passed over" * 99)
+def mount(path, key, secret=b""):
+    """A store as a run with this key leaves it, with one reply."""
+    store = Store(path / "store.sqlite", key=secret)
+    store.put([(key, ScriptedEngine(None), request(), Reply((Sample(f"re {key}"),)))])
+    store.close()
+
+
+def test_mounted_stores_are_taken_over_and_named_once(cells, inputs, with_key, monkeypatch, capsys):
+    mount(inputs / "a" / "runs", "k")
+    mount(inputs / "notebooks" / "me" / "b" / "runs", "l", with_key)
+    (inputs / "a" / "store.sqlite").write_text("no database, hence passed over" * 99)
+    monkeypatch.setenv("NBUTILS_INPUTS", "a")
     cells(PARAMETERS)
     store = open_stage("03_judge").store
     assert [store.get(key).samples[0].text for key in "kl"] == ["re k", "re l"]
     shown = capsys.readouterr().out.splitlines()
-    assert shown[:2] == [
-        f"1 replies taken over from {tmp_path}/input/a/runs/store.sqlite",
-        f"1 replies taken over from {tmp_path}/input/notebooks/me/b/runs/store.sqlite",
-    ]
-    assert shown[2].startswith(f"the store {tmp_path}/input/store.sqlite is damaged or not of this kit")
+    assert shown[0] == f"1 replies taken over from {inputs}/a/runs/store.sqlite"
+    assert shown[1].startswith(f"the store {inputs}/a/store.sqlite is damaged or not of this kit")
+    assert shown[2] == f"1 replies taken over from {inputs}/notebooks/me/b/runs/store.sqlite"
     open_stage("03_judge")
     assert "taken over" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("secret", [b"", b"theirs"])
+@pytest.mark.parametrize("key", [False, True])
+def test_a_strangers_replies_are_not_taken_and_that_is_said(cells, inputs, request, capsys, secret, key):
+    mount(inputs / "stranger", "k", secret)
+    if key:
+        request.getfixturevalue("with_key")
+    cells(PARAMETERS)
+    assert len(open_stage("03_judge").store) == 0
+    shown = capsys.readouterr().out
+    assert "taken over" not in shown
+    assert ("no run with your key wrote them" if key else "not taken, since no run with your key left it") in shown
+    assert "/stranger/store.sqlite" in shown or "store.sqlite in stranger" in shown
+
+
+def test_a_misspelt_input_stops_the_notebook_at_once(cells, inputs, monkeypatch):
+    mount(inputs / "notebooks" / "me" / "judge", "k")
+    monkeypatch.setenv("NBUTILS_INPUTS", "me/jugde")
+    cells(PARAMETERS)
+    with pytest.raises(InputError, match=r"NBUTILS_INPUTS: 'me/jugde' is not attached, .*: notebooks/me/judge"):
+        open_stage("03_judge")
 
 
 def test_a_store_that_is_refused_leaves_the_stage_open_for_another_try(cells, tmp_path):
@@ -214,8 +247,20 @@ def test_an_upload_without_a_token_is_refused_at_once(cells, monkeypatch):
         open_stage("03_judge")
 
 
-@pytest.mark.parametrize("place", ["params.yaml", "input/my-params/params.yaml"])
-def test_on_kaggle_a_file_overrides_the_defaults_and_the_notebook_says_so(cells, kaggle, tmp_path, capsys, place):
+@pytest.mark.parametrize(
+    ("place", "named"),
+    [
+        ("params.yaml", ""),
+        ("input/my-params/params.yaml", "my-params"),
+        ("input/datasets/me/my-params/params.yaml", "me/my-params"),
+        ("input/notebooks/me/out/deep/in/it/params.yaml", "x, me/out"),
+    ],
+)
+def test_on_kaggle_a_file_overrides_the_defaults_and_the_notebook_says_so(
+    cells, kaggle, tmp_path, monkeypatch, capsys, place, named
+):
+    (tmp_path / "input" / "x").mkdir()
+    monkeypatch.setenv("NBUTILS_INPUTS", named)
     (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / place).write_text("seed: 5\n")
     cells(PARAMETERS)
@@ -223,7 +268,40 @@ def test_on_kaggle_a_file_overrides_the_defaults_and_the_notebook_says_so(cells,
     assert "params.yaml: seed" in capsys.readouterr().out
 
 
-def test_of_two_files_the_one_beside_the_notebook_counts_and_the_other_is_named(cells, kaggle, tmp_path, capsys):
+@pytest.mark.parametrize("place", ["stranger", "datasets/stranger/data", "notebooks/a/b/runs/kaggle", "mine/more"])
+def test_a_strangers_parameters_and_judge_steer_nothing(cells, kaggle, inputs, tmp_path, monkeypatch, capsys, place):
+    kaggle |= {"HF_TOKEN": "of the user", "AWS_SECRET_ACCESS_KEY": "of the user"}
+    folder = inputs / place
+    folder.mkdir(parents=True)
+    (folder / "params.yaml").write_text(f"judge: {folder}/judge.yaml\npush_to_hub: stranger/loot\nseed: 5\n")
+    (folder / "judge.yaml").write_text("kind: llm\nserver: https://example.org/v1\nmodel: m\ntemplate: rating_it\n")
+    (inputs / "mine").mkdir(exist_ok=True)
+    if place == "mine/more":  # a link in an input that the user did name
+        (folder / "params.yaml").rename(tmp_path / "elsewhere")
+        (folder / "params.yaml").symlink_to(tmp_path / "elsewhere")
+    monkeypatch.setenv("NBUTILS_INPUTS", "mine")
+    cells(PARAMETERS)
+    session = open_stage("03_judge")
+    assert (session.params.judge, session.params.push_to_hub, session.params.seed) == ("verifier", "", 0)
+    assert "params.yaml in " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("judge", ["judge", "rating_xx", "datasets/s/j/judge.yaml"])
+def test_a_judge_is_not_looked_for_in_inputs(cells, kaggle, inputs, judge):
+    for place in ("s", "datasets/s/j"):
+        (inputs / place / "judge").mkdir(parents=True)
+        for name in ("judge", "judge.yaml", "rating_xx.yaml", "rating_xx", "judge/params.json"):
+            if not (inputs / place / name).exists():
+                (inputs / place / name).write_text("kind: verifier\n")
+    cells(PARAMETERS.replace('judge: str = "verifier"', f"judge: str = {judge!r}"))
+    with pytest.raises(InputError, match="is neither a file nor one of"):
+        open_stage("03_judge")
+
+
+def test_of_two_files_the_one_beside_the_notebook_counts_and_the_other_is_named(
+    cells, kaggle, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setenv("NBUTILS_INPUTS", "mine")
     (tmp_path / "input" / "mine").mkdir(parents=True)
     for place, seed in (("params.yaml", 5), ("input/mine/params.yaml", 6)):
         (tmp_path / place).write_text(f"seed: {seed}\n")

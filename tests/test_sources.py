@@ -16,7 +16,7 @@ from pyarrow import parquet
 from nbutils import sources
 from nbutils.errors import InputError
 from nbutils.records import PAIRS, PROMPTS, dataset
-from nbutils.sources import find, fingerprint, label, read, read_checked
+from nbutils.sources import find, fingerprint, label, located, read, read_checked
 from nbutils.stages import Stage
 
 ROWS = [{"id": "1", "text": "perché 😀", "n": "01"}, {"id": "2", "text": "a,b\nc", "n": ""}]
@@ -149,8 +149,7 @@ def test_two_runs_with_equal_stage_names_each_give_their_own_rows(tmp_path):
     assert texts == ["one", "two"]
 
 
-def test_a_stage_is_looked_for_in_its_run_then_among_mounted_inputs(tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, "MOUNTS", tmp_path / "input")
+def test_a_stage_is_looked_for_in_its_run_then_among_mounted_inputs(tmp_path, monkeypatch, inputs, with_key):
     monkeypatch.chdir(tmp_path)
     assert find("02_sample", run_dir=tmp_path / "run") is None
     mounted = written(tmp_path / "input" / "my-notebook" / "runs", [prompt_row()])
@@ -160,8 +159,7 @@ def test_a_stage_is_looked_for_in_its_run_then_among_mounted_inputs(tmp_path, mo
 
 
 @pytest.mark.parametrize("place", ["my-notebook", "notebooks/me/my-notebook", "datasets/me/my-data/version"])
-def test_a_stage_is_found_in_every_layout_of_mounts(place, tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(sources, "MOUNTS", tmp_path / "input")
+def test_a_stage_is_found_in_every_layout_of_mounts(place, tmp_path, inputs, with_key, caplog):
     mounted = written(tmp_path / "input" / place / "runs" / "kaggle", [prompt_row()])
     # what a run that was killed while it replaced the stage left behind is none
     shutil.copytree(mounted, mounted.parent / "work" / "02_sample.draft-abc" / "02_sample")
@@ -169,8 +167,9 @@ def test_a_stage_is_found_in_every_layout_of_mounts(place, tmp_path, monkeypatch
     assert caplog.text == ""
 
 
-def test_of_two_mounted_stages_the_last_written_is_taken_and_that_is_said_once(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(sources, "MOUNTS", tmp_path / "input")
+def test_of_two_mounted_stages_the_last_written_is_taken_and_that_is_said_once(
+    tmp_path, monkeypatch, inputs, with_key, caplog
+):
     monkeypatch.setattr(sources, "_told", set())
     old, new = (written(tmp_path / "input" / place, [prompt_row()]) for place in ("b", "notebooks/me/a"))
     for folder, at in ((old, 1000), (new, 2000)):
@@ -182,6 +181,54 @@ def test_of_two_mounted_stages_the_last_written_is_taken_and_that_is_said_once(t
     ]
     os.utime(old / "params.json", (3000, 3000))
     assert find("02_sample") == old
+
+
+@pytest.mark.parametrize("place", ["a-dataset", "notebooks/stranger/out", "datasets/stranger/data"])
+def test_a_strangers_stage_is_not_read_though_it_is_newer_and_the_reader_is_told(
+    tmp_path, monkeypatch, inputs, with_key, caplog, place
+):
+    monkeypatch.chdir(tmp_path)
+    written(tmp_path / "theirs", [prompt_row("theirs")])
+    theirs = shutil.copytree(tmp_path / "theirs" / "02_sample", inputs / place / "kaggle" / "02_sample")
+    with pytest.raises(InputError, match=r"'02_sample'; run the stage before, .*not taken.*02_sample in \S*; to have"):
+        read("02_sample", "prompts", run_dir=tmp_path / "run")
+    own = written(inputs / "notebooks" / "me" / "out" / "kaggle", [prompt_row("own")])
+    os.utime(own / "params.json", (1000, 1000))
+    assert find("02_sample") == own
+    monkeypatch.setattr(sources, "_told", set())
+    monkeypatch.setenv("NBUTILS_INPUTS", place)
+    assert find("02_sample") == theirs, "named, and written last"
+    assert read(str(theirs), "prompts")[0]["prompt"][0]["content"] == "theirs", "a path is the user's choice"
+
+
+@pytest.mark.parametrize(
+    "name", ["mine", "qwen", "rating_xx", "*", "0?_*", "01_rerank/", "a\0b", "line\nbreak", "01_RERANK"]
+)
+def test_nothing_but_a_stage_is_looked_for_in_inputs(name, tmp_path, monkeypatch, inputs):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("NBUTILS_INPUTS", "mine")
+    for folder in ("mine", "qwen", "rating_xx", "line\nbreak", "01_RERANK"):
+        (inputs / "mine" / folder).mkdir(parents=True)
+        (inputs / "mine" / folder / "params.json").write_text("{}")
+    assert find(name) is None
+
+
+def test_a_linked_stage_is_not_found_and_a_linked_file_not_read(tmp_path, monkeypatch, inputs):
+    monkeypatch.chdir(tmp_path)
+    outside = written(tmp_path / "outside", [prompt_row()])
+    (inputs / "mine").mkdir()
+    (inputs / "mine" / "02_sample").symlink_to(outside)
+    (inputs / "mine" / "rows.jsonl").symlink_to("/etc/passwd")
+    monkeypatch.setenv("NBUTILS_INPUTS", "mine")
+    assert find("02_sample") is None
+    for path in ("mine/02_sample", "mine/rows.jsonl", "mine/02_sample/params.json"):
+        with pytest.raises(InputError, match=f"the input {path} is a link"):
+            find(str(inputs / path))
+        with pytest.raises(InputError, match=f"the input {path} is a link"):
+            located(str(inputs / path))
+    monkeypatch.chdir(inputs / "mine")
+    with pytest.raises(InputError, match=r"the input mine/rows\.jsonl is a link"):
+        find("rows.jsonl")
 
 
 def test_a_relative_path_is_found_from_any_working_folder(tmp_path, monkeypatch):

@@ -19,6 +19,7 @@ from nbutils import cards, owned, sources, stages
 from nbutils.errors import InputError
 from nbutils.pairs import build, rerank
 from nbutils.records import PAIRS, PROMPTS, dataset
+from nbutils.seals import is_sealed
 from nbutils.stages import Stage, bring
 
 PAIR = build([rerank(scored(["A", "B"], [[1.0, 0.5]], chat_template_kwargs={"enable_thinking": False}))])[0]
@@ -500,3 +501,17 @@ def test_a_run_whose_name_looks_like_a_pattern_is_that_folder(tmp_path, name):
     assert [p.name for p in tmp_path.iterdir() if p.name != "run 1"] == [name]
     (row,) = sources.read(str(folder), "prompts")
     assert row["prompt"][0]["content"] == "two"
+
+
+def test_what_a_session_writes_or_takes_over_is_known_to_the_next_one(found, tmp_path, with_key):
+    folder = write(Stage("01_rerank", tmp_path / "kaggle"))
+    write(Stage("01_rerank", tmp_path / "kaggle"), text="Chi?")
+    assert is_sealed(folder)
+    assert {path.name for path in folder.parent.iterdir()} == {"01_rerank", "01_rerank.seal", "work"}
+    bring(found, tmp_path / "next" / "abc")
+    assert all(is_sealed(tmp_path / "next" / "abc" / path.name) for path in found)
+
+
+def test_without_a_key_nothing_lies_beside_a_stage(tmp_path):
+    write(Stage("01_rerank", tmp_path / "kaggle"))
+    assert {path.name for path in (tmp_path / "kaggle").iterdir()} == {"01_rerank", "work"}

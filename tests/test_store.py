@@ -501,7 +501,7 @@ def write_namesake(path):
     [
         (write_diary, "file is not a database"),
         (write_foreign, "it has version 0 of the format, expected 1"),
-        (write_namesake, "no such column"),
+        (write_namesake, "it does not hold the one table of a store"),
         (write_newer, "it has version 7 of the format, expected 1"),
         (write_torn, "malformed"),
         (write_torn_late, "malformed"),
@@ -546,3 +546,296 @@ def test_no_room_for_the_replies_of_a_mounted_store_takes_none(small_disk, tmp_p
     assert len(store) == 1
     subprocess.run(["mount", "-o", "remount,size=9m", small_disk], check=True)
     assert store.take(other.path) == 900
+
+
+def by(secret, path, *keys):
+    """A store in which a run with this key has put replies."""
+    other = Store(path, key=secret)
+    put(other, *keys)
+    other.close()
+    return path
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_a_run_with_the_same_key_takes_over_what_it_signed(tmp_path, own):
+    path = by(b"mine", tmp_path / "one.sqlite", "a", "b")
+    second = Store(tmp_path / "two.sqlite", key=b"mine")
+    assert second.take(path, own=own) == 2
+    put(second, "c")
+    second.close()
+    third = Store(tmp_path / "three.sqlite", key=b"mine")
+    assert third.take(second.path, own=False) == 3, "what was taken over is signed too"
+    assert third.get("a").samples[0].text.startswith("re a")
+
+
+@pytest.mark.parametrize(("signer", "reader"), [(b"", b"mine"), (b"theirs", b"mine"), (b"theirs", b""), (b"", b"")])
+def test_replies_of_a_stranger_are_no_replies(tmp_path, caplog, signer, reader):
+    path = by(signer, tmp_path / "theirs.sqlite", "a", "b")
+    store = Store(tmp_path / "mine.sqlite", key=reader)
+    assert store.take(path, own=False) == 0
+    assert caplog.messages == [f"2 replies of the store {path} are not taken: no run with your key wrote them"]
+    assert store.take(path, own=True) == 2, "named by the user"
+    store.close()
+    after = Store(tmp_path / "after.sqlite", key=reader)
+    assert after.take(store.path, own=False) == (2 if reader else 0)
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        "UPDATE replies SET reply = replace(reply, 're a', 'no')",
+        "UPDATE replies SET request = request || ' '",
+        "UPDATE replies SET model = 'better'",
+        "UPDATE replies SET key = 'a question not asked yet'",
+        "UPDATE replies SET mac = NULL",
+        "UPDATE replies SET mac = ''",
+        "UPDATE replies SET mac = 5",
+        "UPDATE replies SET mac = CAST(mac AS BLOB)",
+        "UPDATE replies SET mac = mac || ' '",
+        "UPDATE replies SET mac = 'é'",
+        "UPDATE replies SET reply = CAST(reply AS BLOB)",
+        "UPDATE replies SET reply = CAST(X'FFFE00FF' AS TEXT)",
+        "UPDATE replies SET reply = NULL",
+        "UPDATE replies SET model = 5.5",
+        "UPDATE replies SET key = NULL",
+        "UPDATE replies SET at = 'never'",
+        "UPDATE replies SET at = X'00'",
+    ],
+)
+def test_a_reply_that_was_changed_is_passed_over_and_the_others_are_taken(tmp_path, caplog, harm):
+    path = by(b"mine", tmp_path / "one.sqlite", "a", "b", "c")
+    with sqlite3.connect(path) as other:
+        other.execute(f"{harm} WHERE key = 'a'")
+    other.close()
+    store = Store(tmp_path / "mine.sqlite", key=b"mine")
+    assert store.take(path, own=False) == 2
+    assert caplog.messages == [f"1 replies of the store {path} are not taken: no run with your key wrote them"]
+    assert [store.get(key) is None for key in "abc"] == [True, False, False]
+
+
+def test_poison_beside_signed_replies_is_not_searched_without_end(tmp_path, caplog):
+    path = by(b"mine", tmp_path / "one.sqlite", "first")
+    by(b"", path, *map(str, range(3000)))
+    by(b"mine", path, "last")
+    store = Store(tmp_path / "mine.sqlite", key=b"mine")
+    assert store.take(path, own=False) == 1
+    assert caplog.messages[0].startswith("at least 1000 replies of the store")
+
+
+def test_a_store_of_an_earlier_version_is_opened_read_and_signed_from_now_on(tmp_path):
+    path = tmp_path / "old.sqlite"
+    with sqlite3.connect(path) as old:
+        old.execute("CREATE TABLE replies (key TEXT PRIMARY KEY, model TEXT, request TEXT, reply TEXT, at REAL)")
+        old.execute("INSERT INTO replies VALUES ('k', 'm', '{}', '{\"samples\": [{\"text\": \"old\"}]}', 5)")
+        old.execute("PRAGMA user_version = 1")
+    old.close()
+    new = Store(tmp_path / "new.sqlite", key=b"mine")
+    assert (new.take(path, own=False), new.take(path)) == (0, 1)
+    store = Store(path, key=b"mine")
+    assert store.get("k").samples[0].text == "old"
+    put(store, "l")
+    store.close()
+    assert Store(tmp_path / "next.sqlite", key=b"mine").take(path, own=False) == 1
+    assert len(Store(path)) == 2
+
+
+KIT = "CREATE TABLE replies (key TEXT PRIMARY KEY, model TEXT, request TEXT, reply TEXT, at REAL, mac TEXT)"
+ENDLESS = "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n)"
+SCHEMAS = {
+    "endless view": [
+        f"CREATE VIEW replies AS {ENDLESS} SELECT CAST(x AS TEXT) AS key, 'm' AS model, '' AS request, 'r' AS reply,"
+        " 0.0 AS at, '' AS mac FROM n"
+    ],
+    "view beside": [KIT, f"CREATE VIEW more AS {ENDLESS} SELECT x FROM n"],
+    "trigger": [
+        KIT,
+        f"CREATE TRIGGER t AFTER INSERT ON replies BEGIN INSERT INTO replies(key) {ENDLESS} SELECT x FROM n; END",
+    ],
+    "trigger that deletes": [KIT, "CREATE TRIGGER t BEFORE INSERT ON replies BEGIN DELETE FROM replies; END"],
+    "trigger on a view": [
+        KIT,
+        "CREATE VIEW v AS SELECT 1",
+        "CREATE TRIGGER t INSTEAD OF INSERT ON v BEGIN SELECT 1; END",
+    ],
+    "generated column": [KIT.replace("reply TEXT", "reply TEXT AS (hex(zeroblob(10000000)))")],
+    "stored generated column": [KIT.replace("mac TEXT", "mac TEXT, more TEXT AS (hex(zeroblob(9))) STORED")],
+    "check": [KIT.replace("at REAL", "at REAL CHECK (length(hex(zeroblob(10000000))))")],
+    "default": [KIT.replace("mac TEXT", "mac TEXT DEFAULT (hex(zeroblob(10000000)))")],
+    "collation": [KIT.replace("key TEXT", "key TEXT COLLATE nocase")],
+    "without rowid": [f"{KIT} WITHOUT ROWID"],
+    "rowid as a column": [KIT.replace("mac TEXT", "mac TEXT, rowid TEXT")],
+    "integer keys": [KIT.replace("key TEXT", "key INTEGER")],
+    "no primary key": [KIT.replace(" PRIMARY KEY", "")],
+    "a column less": [KIT.replace("at REAL, ", "")],
+    "a column more": [KIT.replace("mac TEXT", "mac TEXT, more TEXT")],
+    "other names": ["CREATE TABLE replies (question TEXT, answer TEXT)"],
+    "another table": ["CREATE TABLE answers (key TEXT)"],
+    "index": [KIT, "CREATE INDEX slow ON replies (hex(zeroblob(10000000)))"],
+    "full text": ["CREATE VIRTUAL TABLE replies USING fts5(key, model, request, reply, at, mac)"],
+    "r-tree": [KIT, "CREATE VIRTUAL TABLE more USING rtree(a, b, c)"],
+    "statistics": [KIT, "ANALYZE"],
+    "ten thousand tables": [KIT, *(f"CREATE TABLE t{i} (a, b, c)" for i in range(10_000))],
+}
+
+
+@pytest.mark.parametrize("name", SCHEMAS)
+def test_a_file_that_holds_anything_but_the_kits_table_is_neither_taken_nor_opened(tmp_path, store, caplog, name):
+    path = tmp_path / "theirs.sqlite"
+    other = sqlite3.connect(path, isolation_level=None)
+    other.execute("BEGIN")
+    for statement in SCHEMAS[name]:
+        other.execute(statement)
+    other.execute("COMMIT")
+    other.execute("PRAGMA user_version = 1")
+    other.close()
+    put(store, "here")
+    started = time.monotonic()
+    for own in (True, False):
+        assert store.take(path, own=own) == 0
+    assert [f"the store {path} is damaged or not of this kit" in message for message in caplog.messages] == [True] * 2
+    with pytest.raises(InputError, match=r"cannot open the store .*it (does not )?holds? .*; move it away"):
+        Store(path)
+    assert time.monotonic() - started < 5
+    assert len(store) == 1
+
+
+def linked(path, tmp_path, end):
+    part = tmp_path / f"{path.name}{end}"
+    target = tmp_path / "target"
+    if part.exists():
+        part.rename(target)
+    else:
+        target.write_bytes(b"precious")
+    part.symlink_to(target)
+
+
+ODD = {
+    "link": lambda path, folder: linked(path, folder, ""),
+    "linked -wal": lambda path, folder: linked(path, folder, "-wal"),
+    "linked -shm": lambda path, folder: linked(path, folder, "-shm"),
+    "linked -journal": lambda path, folder: linked(path, folder, "-journal"),
+    "hanging link": lambda path, folder: (folder / f"{path.name}-wal").symlink_to("nowhere"),
+    "link to a device": lambda path, folder: (folder / f"{path.name}-wal").symlink_to("/dev/zero"),
+    "pipe as -wal": lambda path, folder: os.mkfifo(folder / f"{path.name}-wal"),
+    "folder as -wal": lambda path, folder: (folder / f"{path.name}-wal").mkdir(),
+    "pipe": lambda path, folder: (path.unlink(), os.mkfifo(path)),
+    "folder": lambda path, folder: (path.unlink(), path.mkdir()),
+    "device": lambda path, folder: (path.unlink(), path.symlink_to("/dev/zero")),
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_no_link_pipe_or_device_is_opened_as_a_store(tmp_path, caplog, name):
+    (tmp_path / "input").mkdir()
+    path = by(b"mine", tmp_path / "input" / "store.sqlite", "a")
+    ODD[name](path, path.parent)
+    store = Store(tmp_path / "mine.sqlite", key=b"mine")
+    assert [store.take(path, own=own) for own in (True, False)] == [0, 0]
+    assert all("is a link or no regular file" in message for message in caplog.messages)
+    if name != "link":  # a store that its user keeps on another disk
+        with pytest.raises(InputError, match=r"cannot open the store .* is a link or no regular file; move it away"):
+            Store(path)
+    if (path.parent / "target").exists() and name != "link":
+        assert (path.parent / "target").read_bytes() == b"precious"
+
+
+def test_a_store_that_its_user_keeps_on_another_disk_is_opened(tmp_path):
+    by(b"", tmp_path / "real.sqlite", "a")
+    (tmp_path / "store.sqlite").symlink_to(tmp_path / "real.sqlite")
+    assert len(Store(tmp_path / "store.sqlite")) == 1
+
+
+def test_a_journal_that_lies_beside_a_strangers_store_is_left_where_it_is(tmp_path, store):
+    """It would be played back, and could name files to delete."""
+    path = by(b"", tmp_path / "theirs.sqlite", "a")
+    (tmp_path / "theirs.sqlite-journal").write_bytes(b"\xd9\xd5\x05\xf9\x20\xa1\x63\xd7" + bytes(600))
+    assert store.take(path) == 1
+
+
+@pytest.mark.parametrize("column", ["key", "model", "request", "reply", "mac"])
+def test_a_huge_row_is_passed_over_in_little_memory_and_the_others_are_taken(tmp_path, caplog, column):
+    path = by(b"mine", tmp_path / "one.sqlite", "a", "b", "c")
+    with sqlite3.connect(path) as other:
+        other.execute(f"UPDATE replies SET {column} = CAST(zeroblob(60000000) AS TEXT) WHERE key = 'b'")
+    other.close()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for number, own in enumerate((True, False)):
+        store = Store(tmp_path / f"mine{number}.sqlite", key=b"mine")
+        assert store.take(path, own=own) == 2
+        store.close()
+    assert "1 replies of the store" in caplog.messages[0]
+    if column == "reply":  # in the run's own folder, too
+        store = Store(path)
+        assert (store.get("b"), store.get("a") is None, len(store)) == (None, False, 3)
+        put(store, "b")
+        assert store.get("b").samples[0].text.startswith("re b")
+    assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) < 2**15, "KiB"
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        "[" * 100_000,
+        '{"samples": ' * 50_000,
+        '{"samples": [{"text": 5}]}',
+        '{"samples": [{"text": null}]}',
+        '{"samples": [{"text": ["a"]}]}',
+        '{"samples": [{"text": 1e400}]}',
+        '{"samples": [{"text": {"a": "b"}, "n_tokens": 3}]}',
+        '{"samples": [{"text": "a", "finish_reason": ["stop"]}]}',
+        '{"samples": [{"text": "a", "finish_reason": null}]}',
+        '{"samples": [{"text": "a", "numbers": {"x": {}}}]}',
+        '{"samples": [{"text": "a", "numbers": 5}]}',
+        '{"samples": [{"text": "a", "more": 1}]}',
+        '{"samples": "a"}',
+        '{"samples": 5}',
+        '{"samples": [], "prompt_tokens": 3}',
+        '{"reply": "a"}',
+        '"a"',
+        "5",
+        "",
+    ],
+)
+def test_a_stored_reply_of_another_shape_counts_as_missing(store, reply):
+    put(store, "k")
+    store._db.execute("UPDATE replies SET reply = ?", (reply,))
+    assert store.get("k") is None
+    assert store.unreadable == {"k"}
+
+
+def test_a_reply_too_large_for_a_row_stops_nothing(store, caplog):
+    replies = {"k": "x" * 2**24, "l": "short"}
+    store.put([(key, ECHO, request(), Reply((Sample(text),))) for key, text in replies.items()])
+    assert len(store) == 1
+    assert caplog.messages == ["1 replies of more than 16 MiB are not stored"]
+
+
+def test_pages_that_point_at_one_another_end(tmp_path, store, caplog):
+    """A table whose inner page names one leaf a thousand times, as no writer leaves it."""
+    path = tmp_path / "theirs.sqlite"
+    other = Store(path)
+    put(other, *map(str, range(3000)))
+    (root,) = other._db.execute("SELECT rootpage FROM sqlite_master WHERE type = 'table'").fetchone()
+    other._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    other.close()
+    content = bytearray(path.read_bytes())
+    page = memoryview(content)[4096 * (root - 1) : 4096 * root]
+    assert page[0] == 5, "an inner page"
+    cells = int.from_bytes(page[3:5], "big")
+    starts = [int.from_bytes(page[12 + 2 * i : 14 + 2 * i], "big") for i in range(cells)]
+    for start in starts:  # every child is the root: rows without end, or so deep that it is told as damage
+        page[start : start + 4] = root.to_bytes(4, "big")
+    page[8:12] = root.to_bytes(4, "big")
+    path.write_bytes(content)
+    assert store.take(path) == 0
+    assert "malformed" in caplog.text
+
+
+def test_a_strangers_store_of_gigabytes_is_not_even_copied(tmp_path, caplog):
+    path = by(b"", tmp_path / "theirs.sqlite", "a")
+    os.truncate(path, 3 * 2**30)
+    store = Store(tmp_path / "mine.sqlite", key=b"mine")
+    started = time.monotonic()
+    assert store.take(path, own=False) == 0
+    assert time.monotonic() - started < 1
+    assert "it has 3.0 GiB and no run of yours is known to have written it" in caplog.messages[0]

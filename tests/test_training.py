@@ -6,6 +6,7 @@ import math
 import multiprocessing
 import os
 import random
+import re
 import shutil
 import signal
 import types
@@ -21,7 +22,7 @@ from safetensors.torch import load_file
 from transformers import TrainerCallback, TrainerState
 from trl import DPOConfig, DPOTrainer
 
-from nbutils import models, sources, training
+from nbutils import models, training
 from nbutils.errors import InputError, Interrupted
 from nbutils.preflight import Device
 from nbutils.records import PAIRS, dataset
@@ -456,14 +457,19 @@ def test_the_time_budget_stops_with_a_checkpoint_and_the_next_call_goes_on(rebui
 
 
 def test_an_earlier_sessions_training_goes_on_from_its_mounted_output(
-    unbroken, tiny_llama, tmp_path, monkeypatch, caplog
+    unbroken, tiny_llama, tmp_path, inputs, with_key, caplog
 ):
-    monkeypatch.setattr(sources, "MOUNTS", tmp_path / "input")
     first = small_trainer(tiny_llama, tmp_path / "one", some_pairs(24))
     with pytest.raises(Interrupted, match="at step 1 of 12"):
         train(first, csv=tmp_path / "log.csv", deadline=1.0)
-    shutil.copytree(tmp_path / "one", tmp_path / "input" / "notebooks" / "me" / "dpo" / "runs")
-    folder = next((tmp_path / "input").rglob("checkpoint-1")).parent
+    shutil.copytree(tmp_path / "one", inputs / "notebooks" / "me" / "dpo" / "runs")
+    # a stranger's, further on: its state would be loaded
+    strange = shutil.copytree(tmp_path / "one", inputs / "stranger" / "runs")
+    furthest = next(strange.rglob("checkpoint-1"))
+    furthest.rename(furthest.with_name("checkpoint-5"))
+    for shard in strange.rglob("reference/*.json"):
+        shard.write_text(re.sub(r"-\d+\.", "-9.", shard.read_text()))
+    folder = next((inputs / "notebooks").rglob("checkpoint-1")).parent
     (folder / "checkpoint-9").mkdir()  # torn: it has no state yet
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
 
