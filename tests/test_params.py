@@ -201,7 +201,7 @@ def test_names_are_split_at_commas():
 
 
 def test_a_folder_and_a_lone_zero_are_no_parameters(tmp_path):
-    with pytest.raises(InputError, match="cannot be read: Is a directory"):
+    with pytest.raises(InputError, match="is no regular file, it is a folder; name a file"):
         read_overrides(tmp_path)
     (tmp_path / "p.yaml").write_text("0")
     with pytest.raises(InputError, match="expected 'name: value' lines, got a int"):
