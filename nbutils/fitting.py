@@ -1,7 +1,8 @@
-"""Which pairs a training can take: one that it cannot is dropped and counted under a reason, before a weight is loaded.
+"""Which prompts and pairs a policy can take: others are dropped and counted under a reason, before a weight is loaded.
 
-Used by 04. TRL tokenizes a prompt alone and with each answer, and takes what they have in common for the prompt: where
-the whole does not begin with all of the prompt, it would train on a context that the model never answers in.
+Used by 02 and 04. TRL tokenizes a prompt alone and with each answer, and takes what they have in common for the
+prompt: where the whole does not begin with all of the prompt, it would train on a context that the model never
+answers in.
 """
 
 import logging
@@ -14,7 +15,9 @@ from typing import Any, NamedTuple
 from transformers import PreTrainedTokenizerBase
 
 from nbutils import models
+from nbutils.engines import Sample
 from nbutils.errors import InputError, first_line, shown
+from nbutils.printed import Unusable
 from nbutils.records import Messages, Row
 
 log = logging.getLogger(__name__)
@@ -65,6 +68,19 @@ def _turns(pair: Pair) -> str:
 def _empty(pair: Pair) -> str:
     side = next((side for side in SIDES if not pair.row[side][-1]["content"].strip()), "")
     return f"{side} is {shown(pair.row[side][-1]['content'])}" if side else ""
+
+
+def _control(pair: Pair) -> str:
+    for name, turns in (("its prompt", pair.row["prompt"]), *((side, pair.row[side]) for side in SIDES)):
+        if token := control_in(pair.tokenizer, turns):
+            return f"{name} spells {shown(token)}"
+    return ""
+
+
+def control_in(tokenizer: PreTrainedTokenizerBase, turns: Messages) -> str:
+    """Return the first of the policy's control tokens that a turn spells, which would end it or open another."""
+    found = (models.spelled(tokenizer, t["content"], thoughts=t["role"] == "assistant") for t in turns)
+    return next(filter(None, found), "")
 
 
 def _template(pair: Pair) -> str:
@@ -126,6 +142,11 @@ REASONS = {
     "arguments": Check("sampled with other template arguments", "set chat_template_kwargs to the same", _arguments),
     "turns": Check("not a prompt of a user and one answer each", "mend the source of the pairs", _turns),
     "empty": Check("an answer without text", "mend the source of the pairs", _empty),
+    "control": Check(
+        "text that spells a control token of the policy",
+        "clean the source, or remove the rows",
+        _control,
+    ),
     "template": Check(
         "refused by the chat template",
         "leave out what it refuses (system_prompt in 02, if it takes no system role), or choose another model",
@@ -199,6 +220,56 @@ def fault(pair: Pair) -> tuple[str, str]:
         return next(((name, said) for name, check in REASONS.items() if (said := check.fault(pair))), ("", ""))
     except Exception as error:  # whatever a template raises: it is a program of the model's makers
         return "template", f"it says: {first_line(error)}"
+
+
+def can_ask(prompt: Messages, tokenizer: PreTrainedTokenizerBase, template: Mapping[str, Any], room: int) -> bool:
+    """Tell whether a policy can be asked this in so many tokens; what the chat template raises passes.
+
+    Raises:
+        Unusable: with the reason `control`, if a turn spells a control token of the policy.
+    """
+    if token := control_in(tokenizer, prompt):
+        raise Unusable(f"a turn spells {token}", "control")
+    return len(models.render(tokenizer, prompt, dict(template))) <= room
+
+
+def said(samples: Sequence[Sample], tokenizer: PreTrainedTokenizerBase) -> list[Row]:
+    """Return what the `samples` schema keeps; of a text that spells a control token it says so for a finish reason."""
+    control = [models.spelled(tokenizer, sample.text, thoughts=True) for sample in samples]
+    return [s.row() | ({"finish_reason": "control"} if c else {}) for s, c in zip(samples, control, strict=True)]
+
+
+def check_template(
+    path: str, tokenizer: PreTrainedTokenizerBase, template: Mapping[str, Any], system_prompt: str = ""
+) -> None:
+    """Look at the chat template once: does it take the system prompt, and does an answer end in a stop token?
+
+    An answer without one is warned of: nobody could learn from it to stop.
+
+    Raises:
+        InputError: if the template refuses a system turn, or leaves it out.
+    """
+    turns: Messages = [{"role": "user", "content": "Name a river."}]
+    if system_prompt.strip():
+        system: Messages = [{"role": "system", "content": system_prompt}, *turns]
+        try:
+            text = str(tokenizer.apply_chat_template(system, tokenize=False, **template))
+            fault = "" if system_prompt.strip() in text else "leaves out"
+        except Exception as error:  # as in `_template`
+            fault = f"refuses (it says: {first_line(error)})"
+        if fault:
+            raise InputError(
+                f"system_prompt: the model's chat template {fault} a system turn; put the text into prompt_suffix, or "
+                "leave system_prompt empty"
+            )
+    turns.append({"role": "assistant", "content": "The Po."})
+    try:
+        ids = tokenizer.apply_chat_template(turns, return_dict=False, **template)
+    except Exception:  # each pair's fault then
+        return
+    if not models.stop_ids(path, tokenizer).intersection(ids[-4:]):  # a line's end may follow the token
+        end = tokenizer.decode(ids[-8:])
+        log.warning("chat template: an answer ends in %r, in no stop token; a policy trained on it may never stop", end)
 
 
 def breaking(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, template: Mapping[str, Any]) -> int:

@@ -5,13 +5,13 @@ A model is named by a Hub id, a folder, or `package:<name>`, an installed Python
 `render` is the one place where messages become token ids, for sampling and for looking at what the trainer sees.
 """
 
+import functools
 import hashlib
 import importlib.util
 import json
 import logging
 import os
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -257,12 +257,6 @@ def room(path: str, max_tokens: int) -> int:
     return context - max_tokens
 
 
-def fits(path: str, chat_template_kwargs: dict[str, Any], max_tokens: int) -> Callable[[dict[str, Any]], bool]:
-    """Return what tells whether a row's prompt leaves the model room for an answer of `max_tokens`."""
-    tokenizer, most = load_tokenizer(path), room(path, max_tokens)
-    return lambda row: len(render(tokenizer, row["prompt"], chat_template_kwargs)) <= most
-
-
 def render(tokenizer: PreTrainedTokenizerBase, prompt: Messages, chat_template_kwargs: dict[str, Any]) -> list[int]:
     """Return the prompt as the token ids the model continues, generation prompt included and BOS at most once."""
     ids = tokenizer.apply_chat_template(
@@ -308,6 +302,28 @@ def special_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
     """
     added, template = tokenizer.added_tokens_decoder.values(), str(tokenizer.chat_template)
     return tuple(t.content for t in added if t.special or (t.content.strip() and t.content in template))
+
+
+def spelled(tokenizer: PreTrainedTokenizerBase, text: str, *, thoughts: bool = False) -> str:
+    """Return the first control token that a text spells, or nothing: as a message it would not be read as text.
+
+    Args:
+        thoughts: whether the text may hold the marks around a thought, as a model's own answer does.
+    """
+    unknown = str(tokenizer.unk_token or "")  # any rare sign becomes this token: looked for as it is written
+    if unknown and unknown in text:
+        return unknown
+    controls = _controls(tokenizer, thoughts)
+    ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    return next((controls[i] for i in cast(list[int], ids) if i in controls), "")
+
+
+@functools.lru_cache(maxsize=4)
+def _controls(tokenizer: PreTrainedTokenizerBase, thoughts: bool) -> dict[int, str]:
+    """Return the control tokens by their ids, but that for unknown signs."""
+    added = {token.content: (i, token) for i, token in tokenizer.added_tokens_decoder.items()}
+    found = [added[text] for text in special_tokens(tokenizer) if text in added and text != tokenizer.unk_token]
+    return {i: t.content for i, t in found if t.special or not (thoughts and "think" in t.content.lower())}
 
 
 def stop_ids(path: str, tokenizer: PreTrainedTokenizerBase) -> set[int]:

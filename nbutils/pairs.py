@@ -33,7 +33,7 @@ Ties = Literal["drop", "shorter", "keep"]
 Strategy = Literal["best_worst", "best_random"]
 PAIR_VERDICTS = ("kept", "swapped", "on_policy")
 # why a response may not enter a pair; the first that holds is its mark
-MARKS = ("empty", "looping", "truncated", "language", "identical")
+MARKS = ("empty", "control", "looping", "truncated", "language", "identical")
 # how a person's choice may be written -> the response meant, in the source's order
 LABELS = {"1": "first", "chosen": "first", "2": "second", "rejected": "second", "0": "tie", "tie": "tie"}
 LABELS |= {"first": "first", "second": "second", "": "", "none": "", "nan": "", "<na>": ""}
@@ -172,6 +172,8 @@ def marked(responses: Iterable[Row], *, language: str = "", looping: bool = True
         mark = ""
         if not text:
             mark = "empty"
+        elif response["finish_reason"] == "control":  # 02 saw that it spells a control token of its policy
+            mark = "control"
         elif looping and loops(text):
             mark = "looping"
         elif finish_reason(response["finish_reason"]) in ("length", "filter"):
@@ -262,7 +264,9 @@ def select(
     if not row["scores"]:
         return row | nothing | {"verdict": "unparsed"}
     means = mean_scores(row["scores"])
-    scores = {i: means[i] for i in usable(row["responses"])}
+    scores = {i: means[i] for i in usable(row["responses"]) if math.isfinite(means[i])}
+    if len(scores) < 2:
+        return row | nothing | {"verdict": "unparsed"}
     rng = random.Random(digest([seed, row["prompt_id"]]))
     verdicts: list[str] = []
     couples: list[tuple[int, int]] = []

@@ -128,13 +128,16 @@ def select(
 
 
 def unfit(row: Row, fits: Callable[[Row], bool] | None) -> str:
-    """Return why a model cannot be asked a prompt, `over context` or REFUSED; empty if it can.
+    """Return why a model cannot be asked a prompt, `over context`, REFUSED or what `fits` says; empty if it can.
 
     Args:
-        fits: whether a prompt leaves room for an answer; what it raises comes from the model's chat template.
+        fits: whether a prompt leaves room for an answer; it may raise Unusable with a reason of its own, and what else
+            it raises comes from the model's chat template.
     """
     try:
         return "" if fits is None or fits(row) else "over context"
+    except Unusable as error:
+        return error.reason
     except Exception as error:  # a template is a program of the model's makers
         log.warning("a prompt is %s: %s", REFUSED, first_line(error))
         return REFUSED
@@ -201,7 +204,9 @@ def given(row: Row, *, system_prompt: str, suffix: str) -> Row:
     turns: Messages = [dict(turn) for turn in row["prompt"]]
     if suffix:
         turns[-1]["content"] += suffix
-    if system_prompt:
+    if system_prompt and turns[0]["role"] == "system":  # templates take one
+        turns[0]["content"] = f"{system_prompt}\n\n{turns[0]['content']}"
+    elif system_prompt:
         turns.insert(0, {"role": "system", "content": system_prompt})
     return row | {"prompt": turns}
 

@@ -75,7 +75,7 @@ JUDGED = Features(
                 "n_tokens": Value("int32"),
                 "finish_reason": _text,
                 "model": _text,
-                # why no pair may contain it: empty | looping | truncated | language | identical, or nothing
+                # why no pair may contain it: empty | control | looping | truncated | language | identical, or nothing
                 "mark": _text,
             }
         ),

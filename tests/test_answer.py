@@ -399,7 +399,7 @@ def test_checks_and_answer_count_alike():
         ({"reference": ""}, "filtered:no_reference"),
         ({"reference": "molti"}, "filtered:reference"),
         ({"reference": "12 e 15"}, "filtered:reference"),
-        ({"reference": "12", "checks": "[]"}, "filtered:reference"),
+        ({"reference": "12", "checks": "[]"}, "filtered:checks"),
         ({"reference": "12", "checks": LONG.replace("number_words", "number_apples")}, "filtered:checks"),
     ],
 )

@@ -181,6 +181,7 @@ def test_marks_are_counted_over_all_rows_and_add_up():
     assert marks(rows, language="it") == {
         "usable": 2,
         "empty": 1,
+        "control": 0,
         "looping": 1,
         "truncated": 0,
         "language": 1,
@@ -503,3 +504,16 @@ def test_a_pair_keeps_the_key():
     judged |= {"scores": [[1.0, 0.0]], "feedback": [], "replies": [], "judge": "j"}
     (pair,) = build([rerank(judged)])
     assert pair["reference"] == "2"
+
+
+def test_a_sample_that_02_found_to_spell_a_control_token_enters_no_pair():
+    row = scored([response("Po.", "control"), response("Il Reno."), response("Il Tevere.")])
+    assert [r["mark"] for r in row["responses"]] == ["control", "", ""]
+    assert marks([row])["control"] == 1
+
+
+@pytest.mark.parametrize("odd", [math.nan, math.inf, -math.inf])
+def test_a_score_that_is_no_number_costs_its_answer_and_no_more(odd):
+    assert decided(scored(["A", "B", "C"], [[odd, 1.0, 0.0]] * 2), select) == ("on_policy", 1, 2)
+    assert decided(scored(["A", "B"], [[odd, 1.0]] * 2), select) == ("unparsed", -1, -1)
+    assert decided(scored(["A", "B"], [[odd, 1.0], [0.0, 1.0]])) == ("unparsed", -1, -1)

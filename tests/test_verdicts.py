@@ -1,4 +1,5 @@
 import itertools
+import math
 
 import pytest
 from hypothesis import given
@@ -48,6 +49,12 @@ def test_a_judge_without_order_decides_by_its_one_difference(d, verdict):
 
 def test_no_parsed_order_is_unparsed():
     assert decide([]) == "unparsed"
+
+
+@pytest.mark.parametrize("odd", [math.nan, math.inf, -math.inf, -math.nan])
+@pytest.mark.parametrize("others", [[], [0.5], [-0.5], [math.inf], [math.nan]])
+def test_a_score_that_is_no_number_is_unparsed_and_never_a_loss(odd, others):
+    assert decide([odd, *others]) == decide([*others, odd]) == "unparsed"
 
 
 def test_no_difference_is_a_tie_whatever_the_margin():

@@ -187,6 +187,23 @@ def load(name: str, *, cache: Path, seed: int = 0) -> Judge:
     return LlmJudge(short, file, cache=cache, seed=seed)
 
 
+def fault(judge: Judge, row: Row) -> str:
+    """Return why a judge of rules cannot judge a row, told from the row alone; others say nothing beforehand."""
+    told = getattr(judge, "fault", None)
+    return str(told(row)) if told else ""
+
+
+def screen(judge: Judge, rows: Sequence[Row]) -> list[Row]:
+    """Give every open row that this judge has no way to judge its verdict `filtered:<why>`, before anything is asked.
+
+    If that is all of them the rows stay open, and the judge says what is wrong with them when it is asked.
+    """
+    faults = ["" if row["verdict"] else fault(judge, row) for row in rows]
+    if all(row["verdict"] or reason for row, reason in zip(rows, faults, strict=True)):
+        return list(rows)
+    return [row | {"verdict": f"filtered:{why}"} if why else row for row, why in zip(rows, faults, strict=True)]
+
+
 def run(
     judge: Judge, rows: Sequence[Row], store: Store, *, deadline: float = float("inf"), repeat: bool = False
 ) -> list[Row]:

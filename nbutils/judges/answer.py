@@ -71,7 +71,7 @@ class AnswerJudge:
         Raises:
             InputError: if no row has a key of the declared kind.
         """
-        faults = [self._fault(row) for row in rows]
+        faults = [self.fault(row) for row in rows]
         if rows and all(faults):
             first = next((row["reference"] for row in rows if row.get("reference")), "")
             held = f"the first says {shown(first)}" if first else "`reference` is empty in all of them"
@@ -86,7 +86,7 @@ class AnswerJudge:
             for row, fault in zip(rows, faults, strict=True)
         ]
 
-    def _fault(self, row: Row) -> str:
+    def fault(self, row: Row) -> str:
         """Return why a row cannot be judged, or nothing: it has no key, or key or checks cannot be used."""
         if not row.get("reference"):
             return "no_reference"

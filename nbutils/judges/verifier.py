@@ -1,14 +1,19 @@
 """Judging by rules: which of a prompt's checkable instructions (IFEval, Zhou et al. 2023) a response follows.
 
-The rules are `if-verifiable`'s, in their strict reading. A rule this machine or language cannot check rightly is
-refused by name before anything is judged, never skipped in silence.
+The rules are `if-verifiable`'s, in their strict reading. A row with a rule that this machine or language cannot check
+rightly, or with options no rule can go by, is never judged: it is `filtered:checks`, counted, and named where all rows
+are. Checks come from strangers, and some rules take a word for a pattern: they are bounded in size and in time.
 """
 
 import functools
 import inspect
 import json
+import re
+import signal
+import threading
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import langdetect
@@ -16,7 +21,7 @@ from if_verifiable.common import evaluate_instructions
 from if_verifiable.ifeval.instructions_registry import INSTRUCTION_DICT
 
 from nbutils.engines import Tally
-from nbutils.errors import InputError
+from nbutils.errors import InputError, first_line, shown
 from nbutils.judges import Judgement, VerifierFile
 from nbutils.records import Row
 from nbutils.store import Store
@@ -30,6 +35,11 @@ ENGLISH_ONLY = (
     "change_case:english_lowercase",
     "detectable_format:constrained_response",
 )
+
+LONGEST, MOST, SECONDS = 100_000, 1_000_000, 3.0  # characters of checks, any number in them, and the time they may take
+# What repeats in a pattern: two of these in one another never end, and one is quadratic at worst.
+PATTERNS = ("keywords", "keyword", "forbidden_words", "section_spliter", "postscript_marker")
+_REPEATS, _ESCAPED = re.compile(r"[*+?{]+"), re.compile(r"\\.")
 
 
 class Verifier:
@@ -50,65 +60,108 @@ class Verifier:
         """Check every response. Nothing is stored: checking again is cheaper than looking up. Rules never waver.
 
         Raises:
-            InputError: naming the checks that cannot be used and how many rows hold them, before any is run.
+            InputError: if no row can be checked, naming the faults and how many rows hold them.
         """
-        faults = Counter(fault for row in rows for fault in faults_of(row["checks"], self.language))
-        if faults:
-            listed = "; ".join(f"{fault} ({count} rows)" for fault, count in faults.most_common())
+        found = [faults_of(row["checks"], self.language) for row in rows]
+        if rows and all(found):
+            faults = Counter(fault for row_faults in found for fault in row_faults)
+            listed = "; ".join(f"{fault} ({count} rows)" for fault, count in faults.most_common(5))
             raise InputError(f"judge {self.name} cannot check: {listed}; remove these rows or choose another judge")
-        return [Judgement() if repeat else self._judge(row) for row in rows]
+        return [
+            Judgement(unfit="checks") if faults else Judgement() if repeat else self._judge(row)
+            for row, faults in zip(rows, found, strict=True)
+        ]
 
     def notes(self) -> dict[str, int]:
         """Return nothing: no server stands between."""
         return {}
+
+    def fault(self, row: Row) -> str:
+        """Return why a row cannot be judged, or nothing."""
+        return "checks" if faults_of(row["checks"], self.language) else ""
 
     def explain(self, row: Row) -> str:
         """Return the checks of a row, one per line."""
         return "\n".join(f"{name} {json.dumps(options)}" for name, options in parse_checks(row["checks"]))
 
     def _judge(self, row: Row) -> Judgement:
-        results = [check(row["checks"], response["text"]) for response in row["responses"]]
+        try:
+            results = [check(row["checks"], response["text"]) for response in row["responses"]]
+        except Exception:  # a rule that met an answer it cannot read, or that would never end
+            return Judgement(unfit="checks")
         scores = [sum(passed for _, passed in result) / len(result) for result in results]
         failed = [", ".join(name for name, passed in result if not passed) for result in results]
         return Judgement([scores], [["failed: " + names if names else "passed all" for names in failed]])
 
 
-def parse_checks(checks: str) -> list[tuple[str, dict[str, Any]]]:
+@functools.lru_cache(maxsize=4)  # a row's checks are asked about several times in a row
+def parse_checks(checks: str) -> tuple[tuple[str, dict[str, Any]], ...]:
     """Return (instruction id, its options) for a row's `checks`; a language prefix as in `en:` is dropped."""
     if not checks:
-        return []
+        return ()
+    if len(checks) > LONGEST:
+        raise InputError(f"checks of {len(checks):,} characters, of {LONGEST:,} at most")
     try:
         content = json.loads(checks)
         names, options = list(map(str, content["instruction_id_list"])), list(map(dict, content["kwargs"]))
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise InputError(
-            f"checks should be JSON with instruction_id_list and kwargs of equal length, got {checks[:80]!r}"
+            f"checks should be JSON with instruction_id_list and kwargs of equal length, got {shown(checks, 80)}"
         ) from None
     if len(names) != len(options):
-        raise InputError(f"checks name {len(names)} instructions but hold {len(options)} kwargs: {checks[:80]!r}")
+        raise InputError(f"checks name {len(names)} instructions but hold {len(options)} kwargs: {shown(checks, 80)}")
     names = [name.split(":", 1)[1] if name.count(":") == 2 else name for name in names]
-    return [(name, {k: v for k, v in o.items() if v is not None}) for name, o in zip(names, options, strict=True)]
+    return tuple((name, {k: v for k, v in o.items() if v is not None}) for name, o in zip(names, options, strict=True))
 
 
-def faults_of(checks: str, language: str) -> list[str]:
+@functools.lru_cache(maxsize=10_000)
+def faults_of(checks: str, language: str) -> tuple[str, ...]:
     """Return why a row's checks cannot be used, one short text per fault; empty if they can."""
-    parsed = parse_checks(checks)
-    return (
-        [fault for name, options in parsed if (fault := _fault(name, options, language))] if parsed else ["no checks"]
+    try:
+        parsed = parse_checks(checks)
+    except InputError as error:
+        return (str(error),)
+    return tuple(fault for name, options in parsed if (fault := _fault(name, options, language))) or (
+        () if parsed else ("no checks",)
     )
 
 
 def check(checks: str, response: str) -> list[tuple[str, bool]]:
-    """Return (instruction id, passed) for every check of a row; an empty response passes none."""
+    """Return (instruction id, passed) for every check of a row; an empty response passes none.
+
+    Raises:
+        TimeoutError: if the rules take longer than SECONDS.
+    """
     parsed = parse_checks(checks)
-    names, options = [name for name, _ in parsed], [o for _, o in parsed]
-    results, _ = evaluate_instructions(response, names, options, "", INSTRUCTION_DICT)
-    return [(r.instruction_id, r.strict_pass) for r in results] or [(name, False) for name in names]
+    with _within(SECONDS):
+        results, _ = evaluate_instructions(
+            response, [n for n, _ in parsed], [o for _, o in parsed], "", INSTRUCTION_DICT
+        )
+    return [(r.instruction_id, r.strict_pass) for r in results] or [(name, False) for name, _ in parsed]
 
 
-def _fault(name: str, options: dict[str, Any], language: str) -> str:
+@contextmanager
+def _within(seconds: float) -> Iterator[None]:
+    """Raise TimeoutError after so many seconds of this process's time; Python's patterns heed it, too."""
+    if threading.current_thread() is not threading.main_thread():  # where signals arrive
+        yield
+        return
+
+    def late(*_: object) -> None:
+        raise TimeoutError(f"not checked within {seconds} seconds")
+
+    before = signal.signal(signal.SIGVTALRM, late)
+    signal.setitimer(signal.ITIMER_VIRTUAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.signal(signal.SIGVTALRM, before)
+
+
+def _fault(name: str, options: dict[str, Any], language: str) -> str:  # noqa: PLR0911 - one line per kind of fault
     if name not in INSTRUCTION_DICT:
-        return f"{name} (unknown instruction)"
+        return f"{shown(name)[1:-1]} (unknown instruction)"
     if name in NEEDS_NLTK_DATA and not _nltk_data():
         return f"{name} (needs NLTK data this machine lacks)"
     if name in ENGLISH_ONLY and language != "en":
@@ -119,11 +172,41 @@ def _fault(name: str, options: dict[str, Any], language: str) -> str:
     )
     if missing:
         return f"{name} (without {', '.join(missing)})"
+    for option, value in options.items():
+        if not _is_sound(value, pattern=option in PATTERNS):
+            return f"{name} ({shown(option)[1:-1]} is {shown(value, 60)})"
     try:
-        evaluate_instructions("a", [name], [options], "", INSTRUCTION_DICT)
+        with _within(SECONDS):
+            evaluate_instructions("a", [name], [options], "", INSTRUCTION_DICT)
+            taken = INSTRUCTION_DICT[name](name)
+            taken.build_description(**options)
+            goes_by = taken.get_instruction_args() or {}
     except Exception as error:  # each rule refuses options it cannot use in its own way
-        return f"{name} ({error})"
-    return ""
+        return f"{name} ({first_line(error)})"
+    # so would an option that the rule cannot use: a number below zero, an empty list, two letters for one
+    drawn = next(
+        (option for option in options if option in goes_by and not _same(options[option], goes_by[option])), ""
+    )
+    return f"{name} ({drawn} is {shown(options[drawn], 60)})" if drawn else ""
+
+
+def _is_sound(value: Any, *, pattern: bool) -> bool:
+    """Tell whether a rule can go by this: a whole number, a text (as a pattern it must end), or a list of texts."""
+    if isinstance(value, list):
+        return len(value) <= 100 and all(isinstance(v, str) and _is_sound(v, pattern=pattern) for v in value)
+    if isinstance(value, str):
+        return not pattern or len(_REPEATS.findall(_ESCAPED.sub("", value))) < 2
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return 0 <= value <= MOST and value == int(value)
+
+
+def _same(given: Any, taken: Any) -> bool:
+    if isinstance(given, list):
+        return sorted(set(given)) == sorted(set(taken))
+    if isinstance(given, str):
+        return isinstance(taken, str) and given.strip().lower() == taken.strip().lower()
+    return bool(given == taken)
 
 
 @functools.cache
