@@ -132,7 +132,7 @@ def answers_only(on_cpu: bool) -> Iterator[None]:
 def _read(folder: Path) -> Numbers:
     """Return all numbers of a folder; a file that cannot be read is removed, its pairs are computed again."""
     known: Numbers = {}
-    for shard in sorted(folder.glob("*.json")):
+    for shard in sorted(folder.glob(f"{'[0-9a-f]' * 16}.json")):  # as `_write` names them; others are not ours
         try:
             known |= json.loads(shard.read_text())
         except (OSError, ValueError, TypeError):

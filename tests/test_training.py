@@ -564,3 +564,16 @@ def test_leaving_prompts_out_of_the_head_on_a_cpu_changes_no_number(tiny_llama, 
         run(trainer)
         logs.append(table(trainer.state.log_history)[["loss", "logps/chosen", "logps/rejected", "rewards/margins"]])
     pd.testing.assert_frame_equal(*logs, rtol=1e-4, atol=1e-5)
+
+
+NO_CHECKPOINTS = ["checkpoint-thesis", "checkpoint-", "checkpoint-1-mine", "checkpoint-v2", "checkpoint--3"]
+
+
+@pytest.mark.parametrize("name", NO_CHECKPOINTS)
+def test_a_folder_that_is_only_named_like_a_checkpoint_stays(tmp_path, name):
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "notes.txt").write_text("mine")
+    (tmp_path / "checkpoint-9").mkdir()
+    assert training.last_complete(tmp_path) is None
+    assert [p.name for p in tmp_path.iterdir()] == [name]
+    assert (tmp_path / name / "notes.txt").read_text() == "mine"
