@@ -7,8 +7,8 @@ The layers, bottom up (an upper one may import a lower one, never the reverse):
     printed conversations                  pure: prompts and answers of every shape, row by row
     pairs prompts params                   pure: selection, validation
     seals mounts                           what a run left, what may be taken of attached inputs
-    store sources stages                   files: replies, datasets, stage folders
-    models engines judges                  models and servers
+    identity store sources stages          files: replies, datasets, stage folders
+    bounded weights models engines judges  models, adapters and servers
     training evaluation plots              what the notebooks show
     notebook run                           opening a stage inside a notebook; all four headless
 """

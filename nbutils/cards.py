@@ -16,7 +16,8 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 from PIL import Image
 
-from nbutils import __version__, choices, evaluation, sources, winrates
+from nbutils import __version__, choices, evaluation, identity, sources, winrates
+from nbutils.errors import InputError
 from nbutils.markup import code, plain
 
 # where each notebook's numbers and prose are explained to someone who only sees the dataset
@@ -29,7 +30,7 @@ ABOUT = {
 ADAPTER = """from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-base = AutoModelForCausalLM.from_pretrained({base})
+base = AutoModelForCausalLM.from_pretrained({base}{at})
 model = PeftModel.from_pretrained(base, "path/to/this/folder")"""
 # what the words below mean to someone who has not seen the notebook
 PROOF = """Both models answered prompts that nobody trained on, and a judge compared them. "All passed" is the share
@@ -103,7 +104,9 @@ def of_model(
     verdicts = "\n".join(f"- {plain(line)}" for line in evaluation.findings(proof))
     tables = (evaluation.side_effects(proof).T, winrates.win_rates(proof), choices.table(knowledge))
     effects, wins, known = (_frame(frame) for frame in tables)
-    use = WHOLE if whole else ADAPTER.format(base=json.dumps(base or "path/to/the/base"))
+    revision = identity.hub_name(name).revision if base else ""  # of a checked form
+    at = f', revision="{revision}"' if revision else ""
+    use = WHOLE if whole else ADAPTER.format(base=json.dumps(base or "path/to/the/base"), at=at)
     doubts = "\n".join(f"- {plain(sentence)}" for sentence in warnings) or "- no warning was raised"
     return ModelCard(
         f"---\n{data.to_yaml()}\n---\n\n# {kind} for {plain(name)}, trained with DPO\n\n"
@@ -119,12 +122,13 @@ def of_model(
 
 
 def _linked(name: str) -> str | None:
-    """Return the name of a model that the Hub can link to and a reader can load, else None."""
+    """Return the name of a model that the Hub can link to and a reader can load, without its revision, else None."""
     try:
-        validate_repo_id(name)
-    except HFValidationError:
+        repository = identity.hub_name(name).repository
+        validate_repo_id(repository)
+    except (HFValidationError, InputError):
         return None
-    return name if name.count("/") == 1 and sources.find(name) is None else None
+    return repository if repository.count("/") == 1 and sources.find(name) is None else None
 
 
 def _parameters(params: Mapping[str, Any]) -> str:

@@ -20,7 +20,7 @@ from nbutils.engines import Engine, Request, Sample, Sampling
 from nbutils.errors import InputError
 from nbutils.judges import Judge, bias
 from nbutils.judges.verifier import check, faults_of, parse_checks
-from nbutils.prompts import Near, from_rows
+from nbutils.prompts import Overlap, from_rows
 from nbutils.records import PROMPTS, Row, digest
 from nbutils.stats import bootstrap_mean, distinct
 from nbutils.store import Store, answer
@@ -38,23 +38,26 @@ def held_out(
     trained_on: Sequence[Row],
     run_dir: Path,
     reference: str = "",
+    judged: Sequence[Row] = (),
     fits: Callable[[Row], bool] | None = None,
 ) -> tuple[dict[str, list[Row]], dict[str, int], dict[str, int]]:
-    """Return the prompts of each held-out set that resemble no training prompt, how many did, and how many are unfit.
+    """Return the prompts of each held-out set that overlap with no training prompt, how many did, how many are unfit.
 
-    A set without a prompt left is left out with a warning, as long as there is another.
+    The rule is the one by which 02 chooses its prompts. A set without a prompt left is left out with a warning, as
+    long as there is another.
 
     Args:
         names: of datasets; a set goes by `sources.label` of its name.
         column: with the prompt.
         reference: column with the right answer, empty for none.
-        trained_on: rows with the prompts that must not be asked again.
+        trained_on: rows with the prompts that must not be asked again, of off-policy pairs as well.
+        judged: rows with the prompts that those were chosen from: beside the others they tell which words are how
+            prompts of a kind are worded, and no overlap.
         fits: whether the model can be asked a prompt; one at which it raises cannot.
 
     Raises:
         InputError: if two sets share a label, or no prompt of any set is left.
     """
-    near = Near(trained_on)
     kept: dict[str, list[Row]] = {}
     overlapped: dict[str, int] = {}
     unfit: dict[str, int] = {}
@@ -63,7 +66,8 @@ def held_out(
         if label in overlapped:
             raise InputError(f"eval_prompts: two sets would be called {label!r}, {name} the second; rename a file")
         rows = from_rows(sources.read(name, run_dir=run_dir), column, reference)
-        fresh = [row for row in rows if not near.holds(row)]
+        trained = Overlap(trained_on, among=[*rows, *judged])
+        fresh = [row for row in rows if not trained.holds(row)]
         kept[label] = [row for row in fresh if not prompts.unfit(row, fits)]
         overlapped[label], unfit[label] = len(rows) - len(fresh), len(fresh) - len(kept[label])
         if unfit[label]:
@@ -73,7 +77,7 @@ def held_out(
             log.warning("%s: none of %d prompts is left, the set is left out", name, len(rows))
     if not kept:
         raise InputError(
-            f"eval_prompts: no prompt of {', '.join(names)} is left, {sum(overlapped.values())} resemble training "
+            f"eval_prompts: no prompt of {', '.join(names)} is left, {sum(overlapped.values())} overlap with training "
             f"prompts and {sum(unfit.values())} are over context or {prompts.REFUSED}; name others"
         )
     return kept, overlapped, unfit

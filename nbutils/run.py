@@ -20,7 +20,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from nbutils import __version__, files, hub, owned, params, rundir, seals, sources
+from nbutils import __version__, files, hub, judges, owned, params, rundir, seals, sources
 from nbutils.errors import STOPPED, InputError, writing
 from nbutils.markup import printable
 
@@ -183,9 +183,20 @@ def fingerprint(stem: str, values: dict[str, Any]) -> dict[str, Any]:
     run_dir = Path(values["run_dir"])
     return {
         "params": complete,
-        "inputs": [[name, sources.fingerprint(part, run_dir=run_dir)] for name, part in params.inputs(stem, complete)],
+        "inputs": [
+            [name, sources.fingerprint(thing, kind, run_dir=run_dir)]
+            for name, part in params.inputs(stem, complete)
+            for kind, thing in _read(name, part)
+        ],
         "code": _code(stem),
     }
+
+
+def _read(name: str, part: str) -> list[tuple[str, str]]:
+    """Return kind and name of all that stands behind one name in a parameter."""
+    if name in ("judge", "eval_judge"):
+        return judges.brings(part)
+    return [("model" if name in ("model", "adapter") else "file" if name == "training" else "dataset", part)]
 
 
 def _code(stem: str) -> str:

@@ -166,7 +166,10 @@ def _trainer(config: Any, tuning: str, options: Mapping[str, Any], device: Devic
     one_word = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel({"a": 0})), pad_token="a")  # noqa: S106
     full = tuning == "full"
     attention = models.attention(device, dtype)
-    made = [AutoModelForCausalLM.from_config(config, dtype=dtype, **attention) for _ in range(1 + full)]
+    made = [
+        AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False, **attention)
+        for _ in range(1 + full)
+    ]
     if tuning == "qlora":
         _quantize(made[0])
     trainer = _Blank(

@@ -4,7 +4,7 @@ Used by all four notebooks. A dataset is named by
     a stage (`02_sample`): this run's folder, else the newest one that may be taken from attached inputs (`mounts`),
     a folder written by a stage, downloaded from the Hub or saved with `save_to_disk`,
     a file (.jsonl, .json, .csv, .parquet),
-    or a Hub id, optionally with a configuration and a split: `org/name:config@train[-300:]`.
+    or a Hub id, optionally with a revision, a configuration and a split: `org/name#revision:config@train[-300:]`.
 Local folders are read file by file: `load_dataset` caches them by name and time, which would mix up two runs.
 """
 
@@ -14,6 +14,7 @@ import logging
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
@@ -21,14 +22,13 @@ from typing import Any
 from datasets import Dataset, Features, ReadInstruction, load_dataset
 from huggingface_hub import get_token
 
-from nbutils import files, folders, hub, mounts, tables
+from nbutils import files, folders, hub, identity, mounts, tables
 from nbutils.errors import InputError, shown
 from nbutils.records import PAIRS, Row, check, complete, dataset
 
 log = logging.getLogger(__name__)
 
 FILE_TYPES = (".jsonl", ".json", ".csv", ".parquet")
-ADAPTER = "adapter_model.safetensors"
 # the folder that holds notebooks/ and params/ when the package is used from a checkout
 CHECKOUT = Path(__file__).resolve().parent.parent
 
@@ -171,6 +171,21 @@ def read_pairs(names: Mapping[str, str], *, run_dir: Path) -> dict[str, list[Row
     return {kind: read_checked(name, "pairs", PAIRS, run_dir=run_dir) if name else [] for kind, name in names.items()}
 
 
+def judged_prompts(names: Iterable[str], *, run_dir: Path) -> list[Row]:
+    """Return the prompts of everything that the named stages judged, also of what became no pair.
+
+    Of names that are no folder of such a stage there are none: the pairs alone are known then.
+    """
+    result: list[Row] = []
+    wanted = {"prompt_id", "prompt"}
+    for path in (find(name, run_dir=run_dir) for name in names if name):
+        with suppress(InputError):  # no such dataset
+            parts = folders.splits(path, "judged").get("train", []) if path and path.is_dir() else []
+            whole = (row for file in parts for row in tables.rows(file) if row.keys() >= wanted)
+            result += ({key: row[key] for key in wanted} for row in whole)
+    return result
+
+
 def write_pairs(path: Path, rows: Sequence[Row]) -> None:
     """Write pairs to a parquet file, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -180,23 +195,21 @@ def write_pairs(path: Path, rows: Sequence[Row]) -> None:
     os.replace(draft, path)
 
 
-def fingerprint(name: str, *, run_dir: Path | None = None) -> str:
-    """Return a short text that changes when the input does; for a Hub id, only its name."""
+def fingerprint(name: str, kind: str = "dataset", *, run_dir: Path | None = None) -> str:
+    """Return a text that changes with the content of an input: of a file or folder, or with a Hub id's commit.
+
+    Args:
+        kind: `dataset`, `model` or `file`, which says where on the Hub to ask, if it is there.
+    """
+    if name.startswith(identity.PACKAGE):
+        return identity.of_file(identity.package_file(name))
     path = find(name, run_dir=run_dir)
     if path is None:
-        return name
-    if path.is_file():
-        return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
-    # a stage's parquet files carry their content hash in the name, whole models are told by size: reading takes long
-    parts = sorted(p for p in path.rglob("*") if p.suffix in (".parquet", ".safetensors", ".json", ".gguf"))
-    listing = [f"{p.relative_to(path)}:{_mark(p)}" for p in parts if p.name != "run.json"]
-    return hashlib.sha256("\n".join(listing).encode()).hexdigest()[:16]
-
-
-def _mark(path: Path) -> str:
-    """Return the content's hash of an adapter's weights, which have one size however they were trained; else a size."""
-    size = path.stat().st_size
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path.name == ADAPTER and size < 2**30 else str(size)
+        return name if kind == "file" else identity.of_hub(name, kind=kind)
+    if path.is_dir():
+        # what a stage measured, its hours for instance, is no input of the next
+        return identity.of_folder(path, aside=("metrics.json", "figures/*") if (path / "metrics.json").exists() else ())
+    return identity.of_file(path)
 
 
 def _from_folder(path: Path, config: str, split: str) -> Iterable[Row]:
@@ -217,8 +230,7 @@ def _from_folder(path: Path, config: str, split: str) -> Iterable[Row]:
 
 
 def _from_hub(name: str, split: str) -> Dataset:
-    name, _, own_split = name.partition("@")
-    repository, _, config = name.partition(":")
+    repository, revision, config, own_split = identity.hub_name(name)
     split = own_split or split
     if repository.count("/") > 1 or repository.startswith((".", "/", "~")) or repository.endswith(FILE_TYPES):
         raise InputError(f"there is no file or folder {name}; check the path (relative to {Path.cwd()})")
@@ -229,7 +241,7 @@ def _from_hub(name: str, split: str) -> Dataset:
             f"{elsewhere and f' ({elsewhere})'}"
         )
     try:
-        dataset: Any = load_dataset(repository, config or None, split=split)
+        dataset: Any = load_dataset(repository, config or None, split=split, revision=revision or None)
     except Exception as error:  # the Hub client raises many kinds, all of them mean the dataset is not to be had
         raise InputError(
             f"dataset {name!r} (split {split!r}) cannot be loaded: {hub.reason(error)}; check name, split, network "

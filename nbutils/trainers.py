@@ -16,7 +16,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 from trl import DPOConfig
 
-from nbutils import choices, launch, models, mounts, params, reference, sources, stages
+from nbutils import choices, launch, models, mounts, params, reference, stages, weights
 from nbutils.errors import InputError, shown, telling
 from nbutils.preflight import Device
 from nbutils.records import PAIRS, Row, dataset, digest
@@ -159,7 +159,7 @@ def check(given: params.Dpo, options: Mapping[str, Any], path: str, pairs: int, 
     if given.adapter or given.tuning == "full":
         return
     with apart(), torch.device("meta"), telling(f"looking for lora_target_modules in {given.model}", CHANGE):
-        model = AutoModelForCausalLM.from_config(models.config(path))
+        model = AutoModelForCausalLM.from_config(models.config(path), trust_remote_code=False)
         names = [name for name, _ in model.named_modules()]
         wanted = options["lora_target_modules"]
         for module in [] if wanted == "all-linear" else wanted:
@@ -201,14 +201,14 @@ def build_trainer(
         Interrupted: at the deadline; the same call goes on.
     """
     release()
-    path, adapter = models.resolve(given.model, cache), sources.located(given.adapter)
+    path, adapter = models.resolve(given.model, cache), given.adapter
     if given.adapter:
         if given.tuning == "full":
             raise InputError(
                 f"adapter: {given.adapter} cannot be trained further with tuning full, which trains the model itself; "
                 "set tuning to lora or qlora, or leave adapter empty"
             )
-        models.check_adapter(path, adapter)
+        adapter = models.check_adapter(path, adapter)
         rank = models.adapter_rank(adapter)
         log.info("going on from %s as it is, rank %d: lora_* options do not apply", given.adapter, rank)
     tokenizer = models.load_tokenizer(path)
@@ -219,12 +219,12 @@ def build_trainer(
         settings["eval_strategy"] = "no"
     start = [models.weights_digest(path)]
     if given.adapter:
-        start.append(models.weights_digest(adapter) or given.adapter)
+        start.append(models.weights_digest(adapter))
     run = digest(
         [
-            given.model_dump(include={"model", "tuning", "learning_rate", "epochs", "beta", "seed"}),
+            weights.plain(given.model),
+            given.model_dump(include={"tuning", "learning_rate", "epochs", "beta", "seed"}),
             *start,
-            str(tokenizer.chat_template),
             options["per_device_train_batch_size"] * options["gradient_accumulation_steps"],
             {k: v for k, v in options.items() if k not in OURS | PLANNED},
             [[p["id"], p["chat_template_kwargs"]] for p in pairs],
@@ -241,6 +241,7 @@ def build_trainer(
             dataloader_pin_memory=device.name != "cpu",
             report_to="none",
             disable_tqdm=True,
+            trust_remote_code=False,
             **flags,
             **settings,
         )
@@ -256,7 +257,7 @@ def build_trainer(
     with telling(f"building the trainer of {given.model}", CHANGE), answers_only(config.use_cpu):
         return Trainer(
             folder=scratch / "reference",
-            reference=digest([given.model, *start, four_bit, str(dtype), flags]),
+            reference=digest([weights.plain(given.model), *start, four_bit, str(dtype), flags]),
             deadline=deadline,
             model=model,
             args=config,

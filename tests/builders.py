@@ -4,10 +4,12 @@ import gzip
 import json
 import multiprocessing
 import random
+import shutil
 import types
 from pathlib import Path
 
 import pytest
+from huggingface_hub.constants import HF_HUB_CACHE
 
 from nbutils.conversations import messages
 from nbutils.engines import Engine, Reply, Request, Sample, Tally
@@ -84,6 +86,14 @@ def notebook_shell(*cells):
     """What `open_stage` sees of the IPython that runs a notebook's cells."""
     events = types.SimpleNamespace(register=lambda *_: None)
     return types.SimpleNamespace(user_ns={"In": ["", *cells]}, set_custom_exc=lambda *_: None, events=events)
+
+
+def published(folder, repository, commit, *, ref="main"):
+    """Put a folder into the Hub's cache as a commit of a repository, as a download would."""
+    cached = Path(HF_HUB_CACHE) / f"models--{repository.replace('/', '--')}"
+    shutil.copytree(folder, cached / "snapshots" / commit)
+    (cached / "refs").mkdir(exist_ok=True)
+    (cached / "refs" / ref).write_text(commit)
 
 
 def child(function, *arguments):

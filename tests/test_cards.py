@@ -43,6 +43,12 @@ def test_the_models_card_says_what_was_proved_and_what_to_distrust(proof):
     assert 'from_pretrained("org/small")' in card.text
 
 
+def test_a_base_at_a_revision_is_linked_by_its_name_and_loaded_at_that_revision(proof):
+    card = card_of(PARAMS | {"model": "org/small#v1.0"}, proof=proof)
+    assert card.data.base_model == "org/small"
+    assert 'from_pretrained("org/small", revision="v1.0")' in card.text
+
+
 @pytest.mark.parametrize(("tuning", "merged"), [("full", False), ("lora", True)])
 def test_whole_weights_are_not_called_an_adapter(tuning, merged, proof):
     card = card_of(PARAMS | {"tuning": tuning}, proof=proof, merged=merged)

@@ -24,6 +24,7 @@ from nbutils.evaluation import (
 from nbutils.health import drift
 from nbutils.judges import Judgement, VerifierFile
 from nbutils.judges.verifier import Verifier
+from nbutils.prompts import select
 from nbutils.records import EVALUATION, dataset
 
 RIVER = json.dumps({"instruction_id_list": ["keywords:existence"], "kwargs": [{"keywords": ["river"]}]})
@@ -243,6 +244,51 @@ def test_held_out_prompts_that_resemble_training_prompts_are_removed_and_counted
     assert (overlapped, unfit) == ({"first": 1, "second": 0}, {"first": 0, "second": 0})
 
 
+PASSAGE = "the old mill by the bridge burned down in the winter of the great flood and nobody rebuilt it"
+BRANO = "il vecchio mulino vicino al ponte bruciò nell'inverno della grande piena e nessuno lo ricostruì più"
+
+
+@pytest.mark.parametrize(
+    ("trained", "held", "overlaps"),
+    [
+        (
+            f"Translate into French: {PASSAGE}.",
+            f"Who owned what is told of here? {PASSAGE.upper()}! Give three names.",
+            1,
+        ),
+        (f"Riassumi: {BRANO}.", f"Che cosa successe, e quando? Rispondi in due frasi brevi. «{BRANO}»", 1),
+        (RIVERS, RIVERS.replace("please", "thanks"), 1),
+        (
+            f"Translate into French: {' '.join(PASSAGE.split()[:12])}.",
+            f"{' '.join(PASSAGE.split()[:12])}: who did it?",
+            0,
+        ),
+        (BREAD, RIVERS, 0),
+    ],
+)
+@pytest.mark.parametrize("origin", ["on_policy", "off_policy"])
+def test_04_keeps_away_from_training_prompts_by_the_rule_that_02_keeps_away_from_held_out_ones(
+    trained, held, overlaps, origin, tmp_path
+):
+    other = "How many moons has Mars, and what are they called?"
+    name = write_prompts(tmp_path / "held.jsonl", held, other)
+    trained_on = [prompt_row(trained, origin=origin)]
+    _, overlapped, _ = held_out([name], "prompt", trained_on=trained_on, run_dir=tmp_path)
+    assert overlapped == {"held": overlaps}
+    kept, _ = select([*trained_on, prompt_row(other)], min_chars=1, max_chars=999, exclude=[prompt_row(held)])
+    assert len(kept) == 2 - overlaps
+
+
+def test_what_many_judged_prompts_share_is_no_overlap_though_few_of_them_became_pairs(tmp_path):
+    stock = "Explain your answer step by step so that a reader can follow how you got there."
+    judged = [prompt_row(f"Topic {i}, in {i % 7} words. {stock}") for i in range(120)]
+    name = write_prompts(tmp_path / "held.jsonl", f"How many leaves has an oak? {stock}")
+    with pytest.raises(InputError, match="overlap"):
+        held_out([name], "prompt", trained_on=judged[:1], run_dir=tmp_path)
+    _, overlapped, _ = held_out([name], "prompt", trained_on=judged[:1], judged=judged, run_dir=tmp_path)
+    assert overlapped == {"held": 0}
+
+
 def test_a_held_out_set_without_a_prompt_left_is_left_out_and_said(tmp_path, caplog):
     names = [write_prompts(tmp_path / f"{name}.jsonl", text) for name, text in (("a", RIVERS), ("b", BREAD))]
     kept, overlapped, _ = held_out(names, "prompt", trained_on=[prompt_row(RIVERS)], run_dir=tmp_path)
@@ -253,7 +299,7 @@ def test_a_held_out_set_without_a_prompt_left_is_left_out_and_said(tmp_path, cap
 def test_held_out_sets_without_any_prompt_left_are_refused_before_anything_is_sampled(tmp_path):
     names = [write_prompts(tmp_path / f"{name}.jsonl", text) for name, text in (("a", RIVERS), ("b", BREAD))]
     with pytest.raises(
-        InputError, match=r"no prompt of .*a\.jsonl, .*b\.jsonl is left, 2 resemble training prompts and"
+        InputError, match=r"no prompt of .*a\.jsonl, .*b\.jsonl is left, 2 overlap with training prompts and"
     ):
         held_out(names, "prompt", trained_on=[prompt_row(RIVERS), prompt_row(BREAD)], run_dir=tmp_path)
 

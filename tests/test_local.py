@@ -1,14 +1,19 @@
 """engines/local.py with tiny random models: what batching, adapters and interruptions must not change."""
 
+import json
 import math
+import shutil
 from dataclasses import replace
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 import tiny
 import torch
+from builders import published
 from dpo import CPU
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForCausalLM,
     GenerationConfig,
@@ -227,6 +232,59 @@ def test_an_adapter_that_does_not_fit_is_refused_before_any_weights_are_loaded(
     monkeypatch.setattr("nbutils.models.load_model", lambda *_: pytest.fail("weights were loaded"))
     with pytest.raises(InputError, match=sentence):
         load(base, tmp_path, adapter=str(adapter / name))
+
+
+def longer_turns(folder):
+    template = (folder / "chat_template.jinja").read_text()
+    (folder / "chat_template.jinja").write_text(template.replace("assistant\n", "assistant\nRight: "))
+
+
+def other_weights(folder):
+    tiny.make(folder, seed=1)
+
+
+def another_end(folder):
+    config = json.loads((folder / "generation_config.json").read_text())
+    (folder / "generation_config.json").write_text(json.dumps(config | {"eos_token_id": [2, 5]}))
+
+
+def one_more_file(folder):
+    (folder / "vocab.txt").write_text("of another library")
+
+
+@pytest.mark.parametrize(
+    ("change", "same"),
+    [(longer_turns, False), (other_weights, False), (another_end, None), (one_more_file, True)],
+)
+def test_another_model_under_the_same_name_is_asked_anew_with_the_seeds_of_before(change, same, tiny_llama, tmp_path):
+    folder = Path(shutil.copytree(tiny_llama, tmp_path / "model"))
+    requests, stored = ask(*PROMPTS, n=2, sampling=DRAWN), Store(tmp_path / "store.sqlite")
+    first = answer(stored, load(folder, tmp_path), requests)
+    assert answer(stored, load(folder, tmp_path), requests) == first
+    assert len(stored) == len(PROMPTS)
+    change(folder)
+    again = answer(stored, load(folder, tmp_path), requests)
+    assert len(stored) == 2 * len(PROMPTS)  # nothing of the old model was taken for the new one's
+    assert same is None or (again == first) == same
+
+
+@pytest.mark.parametrize("file", ["adapter_config.json", "adapter_model.safetensors"])
+def test_another_adapter_under_the_same_name_is_asked_anew(file, adapter, tiny_llama, tmp_path):
+    folder = Path(shutil.copytree(adapter / "lora", tmp_path / "lora"))
+    before = load(tiny_llama, tmp_path, adapter=str(folder)).identity
+    if file.endswith(".json"):
+        config = json.loads((folder / file).read_text())
+        (folder / file).write_text(json.dumps(config | {"lora_alpha": 2 * config["lora_alpha"]}))
+    else:
+        save_file({name: 2 * tensor for name, tensor in load_file(folder / file).items()}, folder / file)
+    assert load(tiny_llama, tmp_path, adapter=str(folder)).identity != before
+
+
+def test_a_name_and_its_revision_are_one_model_at_one_commit(tiny_llama, tmp_path):
+    published(tiny_llama, "me/policy", "6" * 40)
+    plain, pinned = (load(name, tmp_path).identity for name in ("me/policy", f"me/policy#{'6' * 40}"))
+    assert plain == pinned
+    assert (plain["model"], plain["weights"]) == ("me/policy", "6" * 40)
 
 
 class Killed(Exception):

@@ -1,17 +1,24 @@
-"""What lies in the way of an executed notebook."""
+"""run.py: what lies in the way of an executed notebook, and what makes a stage be done again."""
 
 import json
 import os
 import shlex
 import shutil
 import subprocess
+from pathlib import Path
 
 import papermill
 import pytest
+from builders import prompt_row
+from huggingface_hub.constants import HF_HUB_CACHE
 from papermill.iorw import load_notebook_node
 
-from nbutils import run, sources
+from nbutils import judges, records, run, sources
 from nbutils.errors import InputError
+from nbutils.sources import CHECKOUT, fingerprint
+from nbutils.stages import Stage
+
+TEMPLATE = (CHECKOUT / "nbutils/templates/rating_it.txt").read_text()
 
 
 @pytest.fixture
@@ -151,3 +158,128 @@ def test_make_hands_its_variables_on_as_words(tmp_path, word):
         made = subprocess.run(["make", "-s", target, *given], cwd=tmp_path, capture_output=True, text=True, check=True)
         assert made.stdout == words
     assert not list(tmp_path.rglob("pwn"))
+
+
+# what makes a stage be done again
+
+
+@pytest.fixture
+def folder(tiny_llama, tmp_path, monkeypatch):
+    """A working folder with one of everything that a stage may be given by name."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(tiny_llama, tmp_path / "policy")
+    (tmp_path / "lora").mkdir()
+    (tmp_path / "lora/adapter_model.bin").write_text("a pickle")
+    for name in ("prompts", "other", "knowledge"):
+        (tmp_path / f"{name}.jsonl").write_text('{"prompt": "Ciao"}\n')
+    (tmp_path / "training.yaml").write_text("lora_r: 8\n")
+    (tmp_path / "rating.txt").write_text(TEMPLATE)
+    served = {"kind": "llm", "server": "http://127.0.0.1:1/v1", "model": "m", "template": "rating.txt"}
+    here = {"kind": "llm", "engine": "transformers", "model": "policy", "template": "rating.txt"}
+    for name, file in {"served": served, "here": here, "reward": {"kind": "reward", "model": "policy"}}.items():
+        (tmp_path / f"{name}.yaml").write_text(json.dumps(file))
+    return tmp_path
+
+
+def given(stem, **values):
+    return run.fingerprint(stem, {"run_dir": "runs/x"} | values)
+
+
+DPO = {
+    "model": "policy", "adapter": "lora", "off_policy": "other.jsonl", "on_policy": "prompts.jsonl",
+    "judge": "verifier", "eval_judge": "served.yaml", "training": "training.yaml", "knowledge": "knowledge.jsonl",
+    "eval_prompts": "prompts.jsonl",
+}  # fmt: skip
+SAMPLE = {"model": "policy", "adapter": "", "prompts": "prompts.jsonl", "exclude": "other.jsonl,knowledge.jsonl"}
+
+
+@pytest.mark.parametrize(
+    ("stem", "values", "changed"),
+    [
+        ("04_dpo", DPO, "policy/model.safetensors"),
+        ("04_dpo", DPO, "policy/tokenizer.json"),
+        ("04_dpo", DPO, "policy/chat_template.jinja"),
+        ("04_dpo", DPO, "policy/generation_config.json"),
+        ("04_dpo", DPO, "lora/adapter_model.bin"),
+        ("04_dpo", DPO, "training.yaml"),
+        ("04_dpo", DPO, "knowledge.jsonl"),
+        ("04_dpo", DPO, "other.jsonl"),
+        ("04_dpo", DPO, "served.yaml"),
+        ("04_dpo", DPO, "rating.txt"),
+        ("02_sample", SAMPLE, "policy/tokenizer_config.json"),
+        ("02_sample", SAMPLE, "prompts.jsonl"),
+        ("02_sample", SAMPLE, "other.jsonl"),
+        ("02_sample", SAMPLE, "knowledge.jsonl"),
+        ("01_rerank", {"dataset": "prompts.jsonl,other.jsonl", "judge": "served.yaml"}, "other.jsonl"),
+        ("01_rerank", {"dataset": "prompts.jsonl", "judge": "served.yaml"}, "served.yaml"),
+        ("01_rerank", {"dataset": "prompts.jsonl", "judge": "served.yaml"}, "rating.txt"),
+        ("03_judge", {"samples": "prompts.jsonl", "judge": "here.yaml"}, "rating.txt"),
+        ("03_judge", {"samples": "prompts.jsonl", "judge": "here.yaml"}, "policy/model.safetensors"),
+        ("03_judge", {"samples": "prompts.jsonl", "judge": "reward.yaml"}, "policy/tokenizer.json"),
+    ],
+)
+def test_a_stage_is_no_longer_done_when_a_file_it_depends_on_has_another_content(stem, values, changed, folder):
+    before = given(stem, **values)
+    assert given(stem, **values) == before
+    path = folder / changed
+    seen, content = path.stat(), path.read_bytes()
+    path.write_bytes(content + b"\n")
+    os.utime(path, ns=(seen.st_atime_ns, seen.st_mtime_ns))
+    assert given(stem, **values) != before
+
+
+def test_a_commit_on_the_hub_is_content_too(folder):
+    refs = Path(HF_HUB_CACHE) / "datasets--me--asked" / "refs"
+    refs.mkdir(parents=True)
+    prints = set()
+    for commit in ("1" * 40, "2" * 40):
+        (refs / "main").write_text(commit)
+        prints.add(json.dumps(given("02_sample", model="policy", prompts="me/asked:it@train", exclude="")["inputs"]))
+    assert len(prints) == 2
+    assert "me/asked:it@train at 111" in str(sorted(prints)[0])
+
+
+def test_what_a_stage_measured_is_no_input_of_the_next_but_its_rows_are(tmp_path):
+    (tmp_path / "pairs").mkdir()
+    (tmp_path / "pairs/train.parquet").write_bytes(b"rows")
+    (tmp_path / "metrics.json").write_text('{"seconds": 1}')
+    first = fingerprint(str(tmp_path))
+    (tmp_path / "metrics.json").write_text('{"seconds": 2}')
+    for name in ("run.json", "manifest.json"):
+        (tmp_path / name).write_text("{}")
+    assert fingerprint(str(tmp_path)) == first
+    (tmp_path / "pairs/train.parquet").write_bytes(b"swor")
+    assert fingerprint(str(tmp_path)) != first
+
+
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [
+        ("verifier", []),
+        ("rating_it", []),
+        ("served.yaml", [("file", "served.yaml"), ("file", "rating.txt")]),
+        ("here.yaml", [("file", "here.yaml"), ("file", "rating.txt"), ("model", "policy")]),
+        ("reward.yaml", [("file", "reward.yaml"), ("model", "policy")]),
+    ],
+)
+def test_what_a_judge_brings_along_is_told_in_one_place(name, found, folder):
+    assert judges.brings(name) == found
+
+
+def test_the_kits_judges_that_run_here_bring_their_model_and_no_file():
+    for name in ("local_it", "local_en", "reward"):
+        [(kind, model)] = judges.brings(name)
+        assert (kind, "/" in model) == ("model", True)
+
+
+def test_a_judge_whose_template_is_gone_is_named_before_anything_runs(folder):
+    (folder / "rating.txt").unlink()
+    with pytest.raises(InputError, match=r"rating\.txt"):
+        given("01_rerank", dataset="prompts.jsonl", judge="served.yaml")
+
+
+def test_the_prompts_of_all_that_a_stage_judged_are_found_where_it_is_a_folder(tmp_path):
+    judged = records.dataset([prompt_row("Ciao?"), prompt_row("Why?")], records.PROMPTS)
+    Stage("01_rerank", tmp_path).write({"judged": judged}, params={}, metrics={}, summary="")
+    found = sources.judged_prompts(["01_rerank", "", "org/pairs", "03_judge"], run_dir=tmp_path)
+    assert [row["prompt"][0]["content"] for row in found] == ["Ciao?", "Why?"]

@@ -77,7 +77,7 @@ def test_missing_bitsandbytes_is_told_how_to_install_before_any_weight_is_read(m
     ("device", "kind", "dtype"),
     [(T4, "qwen3", torch.float16), (T4, "gemma2", torch.float32), (L4, "gemma2", torch.bfloat16)],
 )
-def test_four_bit_layers_are_nf4_and_compute_in_the_format_of_the_rest(device, kind, dtype, monkeypatch):
+def test_four_bit_layers_are_nf4_and_compute_in_the_format_of_the_rest(device, kind, dtype, tiny_llama, monkeypatch):
     asked = {}
 
     def from_pretrained(path, **options):
@@ -86,7 +86,7 @@ def test_four_bit_layers_are_nf4_and_compute_in_the_format_of_the_rest(device, k
 
     monkeypatch.setattr(models, "is_bitsandbytes_available", lambda: True)
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", from_pretrained)
-    models.load_model("a/model", device, precision(device, kind, "qlora")[0], four_bit=True)
+    models.load_model(str(tiny_llama), device, precision(device, kind, "qlora")[0], four_bit=True)
     config = asked["quantization_config"]
     assert asked["dtype"] == config.bnb_4bit_compute_dtype == dtype
     assert (config.load_in_4bit, config.bnb_4bit_quant_type, config.bnb_4bit_use_double_quant) == (True, "nf4", True)

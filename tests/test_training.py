@@ -17,6 +17,7 @@ import peft.peft_model
 import pytest
 import torch
 import transformers.trainer_utils
+from builders import published
 from dpo import CPU, dpo_params, pair, small_trainer, some_pairs, templated
 from safetensors.torch import load_file
 from transformers import TrainerCallback, TrainerState
@@ -420,6 +421,14 @@ def test_an_adapter_has_one_hash_whatever_order_a_process_has_for_its_modules(ti
         folders.append(training.save(trainer, tmp_path / order[0]))
     assert models.weights_digest(str(folders[0])) == models.weights_digest(str(folders[1]))
     assert json.loads((folders[1] / "adapter_config.json").read_text())["target_modules"] == ["q_proj", "v_proj"]
+
+
+def test_an_adapter_names_its_base_as_others_find_it_and_at_its_commit(tiny_llama, tmp_path):
+    published(tiny_llama, "me/base", "5" * 40)
+    trainer = small_trainer("me/base", tmp_path, some_pairs(4))
+    config = json.loads((training.save(trainer, tmp_path / "adapter") / "adapter_config.json").read_text())
+    assert (config["base_model_name_or_path"], config["revision"]) == ("me/base", "5" * 40)
+    assert str(tmp_path) not in json.dumps(config)
 
 
 def test_a_checkpoint_torn_while_being_written_is_passed_over(unbroken, tiny_llama, tmp_path, monkeypatch, caplog):

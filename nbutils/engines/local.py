@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
-from nbutils import models
+from nbutils import models, weights
 from nbutils.engines import Engine, Reply, Request, Sample, Sampling, Tally, token_ids
 from nbutils.errors import InputError
 from nbutils.preflight import Device
@@ -120,7 +120,7 @@ class TransformersEngine(Engine):
         """
         path = models.resolve(model, cache)
         if adapter:
-            models.check_adapter(path, adapter)
+            adapter = models.check_adapter(path, adapter)
         self.tokenizer = models.load_tokenizer(path)
         self.context = models.context_length(path)
         self.model = models.load_model(path, device, four_bit=four_bit)
@@ -135,7 +135,7 @@ class TransformersEngine(Engine):
         self.model.generation_config = GenerationConfig()
         self.identity = {
             "engine": "transformers",
-            "model": model,
+            "model": weights.plain(model),
             "weights": models.weights_digest(path),
             "adapter": models.weights_digest(adapter) if adapter else "",
             "device": device.name,

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from nbutils import models
+from nbutils import models, weights
 from nbutils.engines import Engine, Reply, Request, Tally, environment, token_ids
 from nbutils.engines.workers import Worker, end
 from nbutils.errors import GO_ON, InputError
@@ -123,7 +123,7 @@ class VllmEngine(Engine):
             )
         self.python = python or environment.make(gpus[0])
         if adapter:
-            models.check_adapter(path, adapter)
+            adapter = models.check_adapter(path, adapter)
             rank = models.adapter_rank(adapter)
             options |= {"enable_lora": True, "max_lora_rank": next((r for r in LORA_RANKS if r >= rank), rank)}
         self.tokenizer = models.load_tokenizer(path)
@@ -142,7 +142,7 @@ class VllmEngine(Engine):
         self.identity = {
             "engine": "vllm",
             "version": self.version,
-            "model": model,
+            "model": weights.plain(model),
             "weights": models.weights_digest(path),
             "adapter": models.weights_digest(adapter) if adapter else "",
             "device": device.name,
@@ -159,9 +159,16 @@ class VllmEngine(Engine):
         if self.workers and length <= self._length:
             return
         self.close()
+        weights.with_weights(Path(self._path))  # what a worker would fetch by itself, if at all
         self._length = min(max(LEAST_LENGTH, 1 << (length - 1).bit_length()), self.context)
         setup = {
-            "options": self._options | {"model": self._path, "max_model_len": self._length},
+            "options": self._options
+            | {
+                "model": self._path,
+                "max_model_len": self._length,
+                "trust_remote_code": False,
+                "load_format": "safetensors",
+            },
             "adapter": self._adapter,
             "stop_ids": sorted(self.stop_ids),
         }

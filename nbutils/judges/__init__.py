@@ -162,6 +162,28 @@ def key_variables(names: Iterable[str]) -> set[str]:
     return {f.key_variable for f in given if isinstance(f, LlmFile) and f.engine == "api" and f.key_variable}
 
 
+def brings(name: str) -> list[tuple[str, str]]:
+    """Return kind and name of what a judge is made of beside the package: its `file`s, and the `model` it runs here.
+
+    Those files are its own and its template's, where they are not the kit's.
+
+    Raises:
+        InputError: from `read_file`, or if its template is faulty.
+    """
+    from nbutils.judges.template import read_template
+
+    file = read_file(name)[1]
+    packaged = resources.files("nbutils")
+    found = [] if (packaged / "judges" / f"{name}.yaml").is_file() else [("file", name)]
+    if isinstance(file, LlmFile):
+        read_template(file.template)
+        if not (packaged / "templates" / f"{file.template}.txt").is_file():
+            found.append(("file", file.template))
+    if isinstance(file, RewardFile) or (isinstance(file, LlmFile) and file.engine != "api"):
+        found.append(("model", file.model))
+    return found
+
+
 def load(name: str, *, cache: Path, seed: int = 0) -> Judge:
     """Return the judge a parameter names; a model that runs here is loaded at its first question.
 

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from nbutils import models, preflight
+from nbutils import models, preflight, weights
 from nbutils.engines import Engine, Reply, Request, Sample, Sampling, Tally
 from nbutils.errors import InputError
 from nbutils.judges import Judgement, RewardFile
@@ -134,7 +134,7 @@ class RewardEngine(Engine):
         # the batch size moves a score by rounding only
         self.identity: dict[str, Any] = {
             "engine": "reward",
-            "model": model,
+            "model": weights.plain(model),
             "weights": models.weights_digest(path),
             "device": device.name,
             "dtype": str(device.dtype(models.model_type(path))),
