@@ -2,6 +2,7 @@
 
 The layers, bottom up (an upper one may import a lower one, never the reverse):
 
+    secrets                                what is masked and refused, below all that speaks
     errors records stats verdicts          pure: rows, scores, verdicts, intervals
     disk files owned                       strangers' files within bounds; folders with a manifest
     printed conversations                  pure: prompts and answers of every shape, row by row

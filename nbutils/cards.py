@@ -16,7 +16,7 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 from PIL import Image
 
-from nbutils import __version__, choices, evaluation, identity, sources, winrates
+from nbutils import __version__, choices, evaluation, identity, secrets, sources, winrates
 from nbutils.errors import InputError
 from nbutils.markup import code, plain
 
@@ -60,10 +60,12 @@ def of_stage(
     figures = "\n".join(f"![{plain(caption(p))}](figures/{quote(p.name)})" for p in images)
     said = "\n".join(f"- {plain(line[2:])}" if line.startswith("- ") else plain(line) for line in summary.splitlines())
     return DatasetCard(
-        f"---\n{data.to_yaml()}\n---\n\n# {stem}\n\n{ABOUT[stem]}\n\n{said}\n\n"
-        f"{_two('configuration', 'rows', counts)}\n\n"
-        f"## How it was made\n\nBy the notebook `{stem}` of nbutils {__version__} with\n\n"
-        f"{_parameters(params)}\n\n## Figures\n\n{figures}\n"
+        secrets.masked(
+            f"---\n{data.to_yaml()}\n---\n\n# {stem}\n\n{ABOUT[stem]}\n\n{said}\n\n"
+            f"{_two('configuration', 'rows', counts)}\n\n"
+            f"## How it was made\n\nBy the notebook `{stem}` of nbutils {__version__} with\n\n"
+            f"{_parameters(params)}\n\n## Figures\n\n{figures}\n"
+        )
     )
 
 
@@ -109,15 +111,17 @@ def of_model(
     use = WHOLE if whole else ADAPTER.format(base=json.dumps(base or "path/to/the/base"), at=at)
     doubts = "\n".join(f"- {plain(sentence)}" for sentence in warnings) or "- no warning was raised"
     return ModelCard(
-        f"---\n{data.to_yaml()}\n---\n\n# {kind} for {plain(name)}, trained with DPO\n\n"
-        f"## Did it help?\n\n{PROOF}\n\n{verdicts}\n\n{effects}\n\nWins by what became of the answers' length; "
-        f"`share` is of wins and losses:\n\n{wins}\n\n"
-        + (f"Two-choice questions answered rightly, in percent:\n\n{known}\n\n" if knowledge else "")
-        + f"## What to distrust\n\n{doubts}\n\n"
-        f"## Use\n\n```python\n{use}\n```\n\n"
-        f"## How it was made\n\nBy the notebook `04_dpo` of nbutils {__version__}\n\n"
-        f"{_two('pairs', 'count', pairs)}\n\n{_parameters(params)}\n\n"
-        f"{_two('training option', 'value', {key: code(value) for key, value in options.items()})}\n"
+        secrets.masked(
+            f"---\n{data.to_yaml()}\n---\n\n# {kind} for {plain(name)}, trained with DPO\n\n"
+            f"## Did it help?\n\n{PROOF}\n\n{verdicts}\n\n{effects}\n\nWins by what became of the answers' length; "
+            f"`share` is of wins and losses:\n\n{wins}\n\n"
+            + (f"Two-choice questions answered rightly, in percent:\n\n{known}\n\n" if knowledge else "")
+            + f"## What to distrust\n\n{doubts}\n\n"
+            f"## Use\n\n```python\n{use}\n```\n\n"
+            f"## How it was made\n\nBy the notebook `04_dpo` of nbutils {__version__}\n\n"
+            f"{_two('pairs', 'count', pairs)}\n\n{_parameters(params)}\n\n"
+            f"{_two('training option', 'value', {key: code(value) for key, value in options.items()})}\n"
+        )
     )
 
 

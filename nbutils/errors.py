@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from nbutils import secrets
+
 GO_ON = "everything done so far is stored: run the same command or cell again to go on"
 STOPPED = "nbutils_stopped"  # where `notebook` leaves the sentence for `run`: in the metadata of a cell's output
 ON_KAGGLE = "in a new session, first add this notebook's output as its input"
@@ -17,11 +19,17 @@ _FOREIGN = re.compile(r"\(os error (?:13|27|28|30|122)\)|iostream error|inline_c
 
 
 class InputError(ValueError):
-    """Something the user gave is wrong: the message names it, says what was expected and what to do."""
+    """Something the user gave is wrong: the message names it, says what was expected and what to do, no secret."""
+
+    def __init__(self, message: object):
+        super().__init__(secrets.masked(str(message)))
 
 
 class Interrupted(RuntimeError):  # noqa: N818 - nothing is wrong
     """The stage stopped before its end on purpose; what was finished is stored and the same command goes on."""
+
+    def __init__(self, message: object):
+        super().__init__(secrets.masked(str(message)))
 
 
 def out_of_time(at: str) -> Interrupted:
@@ -73,16 +81,18 @@ def telling(what: str, remedy: str) -> Iterator[None]:
         raise InputError(f"while {what}: {type(error).__name__}: {first_line(error)}; {remedy}") from error
 
 
-def first_line(error: BaseException) -> str:
-    """Return what another library's error says, short enough for one sentence of ours."""
-    lines = str(error).strip().splitlines() or [type(error).__name__]
+def first_line(error: object) -> str:
+    """Return what another library's error or a server says, short enough for a sentence of ours, without a secret."""
+    lines = secrets.hidden(str(error)[:20_000]).strip().splitlines()  # masked first, then cut
+    lines = lines or [type(error).__name__ if isinstance(error, BaseException) else ""]
     return lines[0][:200].encode("utf-8", "backslashreplace").decode()
 
 
 def shown(value: object, longest: int = 100) -> str:
-    """Return a value as Python writes it, on one line and short enough for a sentence."""
+    """Return a value as Python writes it, on one line and short enough for a sentence, and without a secret."""
     try:
-        text = repr(value[: longest + 1] if isinstance(value, str) else value)
+        text = repr(value[:20_000] if isinstance(value, str) else value)
     except (RecursionError, ValueError):  # nested too deep, or a number of more digits than Python prints
         text = reprlib.repr(value)
+    text = secrets.hidden(text[:20_000])  # masked first, then cut
     return text if len(text) <= longest else f"{text[: longest - 3]}..."

@@ -21,7 +21,7 @@ from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 from pyarrow import parquet
 
-from nbutils import disk, owned
+from nbutils import disk, owned, secrets
 from nbutils.errors import InputError, first_line
 
 TIMEOUT = 120  # seconds until a request without an answer has failed; the client itself would wait for ever
@@ -116,8 +116,9 @@ def reason(error: BaseException) -> str:
     chain = [error]
     while (link := chain[-1].__cause__ or chain[-1].__context__) is not None and link not in chain:
         chain.append(link)
+    secrets.register(get_token() or "")
     text = next(filter(None, map(_words, chain)), "") or first_line(error)
-    return text.rstrip(".").replace(get_token() or "\0", "***")
+    return secrets.masked(text.rstrip("."))
 
 
 def _words(error: BaseException) -> str:
@@ -127,11 +128,11 @@ def _words(error: BaseException) -> str:
         known = STATUS.get(status, "the Hub is out of order" if status >= 500 else "the Hub refuses")
         if status == 401 and not get_token():
             known = "there is no such repository, or it is private and HF_TOKEN is not set"
-        said = (error.server_message or "").strip().splitlines()
-        return f"{known} (HTTP {status}{f': {said[0][:200]}' if said else ''})"
+        said = (error.server_message or "").strip()
+        return f"{known} (HTTP {status}{f': {first_line(said)}' if said else ''})"
     broken = isinstance(error, ConnectionError | TimeoutError | gaierror)
     if broken or type(error).__module__.startswith("http"):  # httpx or httpcore, whichever the client is built on
-        return f"no connection to the Hub ({str(error).splitlines()[0][:200] if str(error) else type(error).__name__})"
+        return f"no connection to the Hub ({first_line(error)})"
     return "the Hub's answer cannot be read" if isinstance(error, json.JSONDecodeError) else ""
 
 

@@ -16,7 +16,7 @@ import pandas as pd
 from IPython.core.getipython import get_ipython
 from IPython.display import publish_display_data
 
-from nbutils import hub, judges, mounts, params, rundir, seals, stages
+from nbutils import hub, judges, mounts, params, rundir, seals, secrets, stages
 from nbutils.engines.environment import GPUS_VARIABLE
 from nbutils.errors import ON_KAGGLE, STOPPED, InputError, Interrupted, on_kaggle
 from nbutils.markup import Formatter
@@ -187,5 +187,6 @@ def _log_to_notebook() -> None:
     if not logger.handlers:
         handler = logging.StreamHandler(sys.stdout)
         handler.setFormatter(Formatter("%(message)s"))
+        handler.addFilter(secrets.Filter())
         logger.addHandler(handler)
         logger.setLevel(logging.INFO)

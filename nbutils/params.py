@@ -21,16 +21,11 @@ from pydantic import (
     field_validator,
 )
 
-from nbutils import files
+from nbutils import files, secrets
 from nbutils.engines import Sampling, check_name, parse_sampling
 from nbutils.errors import InputError, shown
 
 STEMS = ("01_rerank", "02_sample", "03_judge", "04_dpo")
-
-Share = Annotated[float, Field(ge=0, le=1)]
-Count = Annotated[int, Field(ge=0)]
-Name = Annotated[str, Field(min_length=1)]
-Language = Annotated[str, Field(pattern="^([a-z]{2})?$")]  # ISO 639-1; empty for any
 
 
 def _valid(check: Callable[[str], Any]) -> AfterValidator:
@@ -43,6 +38,26 @@ def _valid(check: Callable[[str], Any]) -> AfterValidator:
     return AfterValidator(validate)
 
 
+def _one_line(text: str) -> None:
+    if found := _CONTROL.search(text):
+        raise ValueError(f"it holds {found[0]!a}, which no name does; write it on one line, without such characters")
+
+
+def _encodable(text: str) -> None:
+    if found := re.search("[\0\ud800-\udfff]", text):
+        raise ValueError(f"it holds {found[0]!a}, which is no character of a text; leave it out")
+
+
+# not part of any name: control characters, ends of lines, halves of characters, what turns the direction of writing
+_CONTROL = re.compile("[\0-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+Share = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=0, le=10**9)]
+Line = Annotated[str, Field(max_length=4096), _valid(_one_line)]
+Name = Annotated[Line, Field(min_length=1)]
+Text = Annotated[str, Field(max_length=100_000), _valid(_encodable)]
+Language = Annotated[str, Field(pattern="^([a-z]{2})?$")]  # ISO 639-1; empty for any
+
+
 def template_kwargs(text: str) -> dict[str, Any]:
     """Read arguments of a chat template from text like 'enable_thinking: false'.
 
@@ -51,8 +66,9 @@ def template_kwargs(text: str) -> dict[str, Any]:
     """
     parts = [part.partition(":") for part in text.split(",") if part.strip()]
     with suppress(InputError):
-        if all(name.strip() and sign for name, sign, _ in parts):
-            return {name.strip(): files.parse_yaml(value, name) for name, _, value in parts}
+        values = {name.strip(): files.parse_yaml(value, name) for name, sign, value in parts if name.strip() and sign}
+        if len(values) == len(parts):  # else a name is missing, or stands there twice
+            return values
     raise InputError(f"chat_template_kwargs: expected 'name: value, name: value', got {shown(text)}")
 
 
@@ -77,22 +93,16 @@ def names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()]
 
 
-SamplingText = Annotated[str, _valid(parse_sampling)]
-DrawnText = Annotated[str, _valid(drawn)]
-EngineName = Annotated[str, _valid(check_name)]
-TemplateText = Annotated[str, _valid(template_kwargs)]
-# how the tokens of Hugging Face, Groq, GitHub, OpenAI and Google begin, and what a URL may hold; no word of a path
-_TOKEN = re.compile(
-    r"(?<![A-Za-z0-9])(?:(?:hf|gsk|gh[opsu])_[A-Za-z0-9]{30,}|AIza[\w-]{30,}|github_pat_\w{30,})"
-    r"|(?<![A-Za-z0-9/])sk-[\w-]*[A-Za-z0-9]{20,}"  # sk is also Slovak: a model's name has an owner before it
-    r"|://[^/\s,;]*:[^/\s,;]*@|[?&](?:\w*[_-])?(?:api)?(?:key|token)="
-)
+SamplingText = Annotated[Line, _valid(parse_sampling)]
+DrawnText = Annotated[Line, _valid(drawn)]
+EngineName = Annotated[Line, _valid(check_name)]
+TemplateText = Annotated[Line, _valid(template_kwargs)]
 _REFUSED = (
     "looks like an access token or a password, which would be published with the results; put it into an environment "
     "variable, which `key_variable` in a judge file names, and revoke it if others could read this"
 )
 # marks a parameter whose content, not only its name, decides whether a stage has to run again
-Input = Annotated[str, "input"]
+Input = Annotated[Line, "input"]
 
 
 class Common(BaseModel):
@@ -101,8 +111,8 @@ class Common(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
     run_dir: Name
     seed: Annotated[int, Field(ge=0, lt=2**32)]  # what numpy takes
-    time_budget_hours: Annotated[float, Field(ge=0)]
-    push_to_hub: str
+    time_budget_hours: Annotated[float, Field(ge=0, le=10_000)]
+    push_to_hub: Line
 
 
 class Rerank(Common):
@@ -113,13 +123,13 @@ class Rerank(Common):
     prompt_column: Name
     chosen_column: Name
     rejected_column: Name
-    reference_column: str
+    reference_column: Line
     max_rows: Count
     judge: Annotated[Name, "input"]
     ties: Literal["drop", "shorter", "keep"]
     min_margin: Share
     min_chosen: Share
-    gate_labels: str
+    gate_labels: Line
 
 
 class Sample(Common):
@@ -127,7 +137,7 @@ class Sample(Common):
 
     prompts: Annotated[Name, "input"]
     prompt_column: Name
-    reference_column: str
+    reference_column: Line
     max_prompts: Count
     exclude: Input
     model: Annotated[Name, "input"]
@@ -135,8 +145,8 @@ class Sample(Common):
     engine: EngineName
     n_samples: Annotated[int, Field(ge=2, le=64)]
     sampling: DrawnText
-    system_prompt: str
-    prompt_suffix: str
+    system_prompt: Text
+    prompt_suffix: Text
     chat_template_kwargs: TemplateText
 
     @property
@@ -168,12 +178,12 @@ class Dpo(Common):
     max_pairs: Count
     tuning: Literal["lora", "qlora", "full"]
     learning_rate: Annotated[float, Field(gt=0, lt=1)]
-    epochs: Annotated[float, Field(gt=0)]
-    beta: Annotated[float, Field(gt=0)]
+    epochs: Annotated[float, Field(gt=0, le=10_000)]
+    beta: Annotated[float, Field(gt=0, le=10_000)]
     training: Input
     eval_prompts: Annotated[Name, "input"]
     prompt_column: Name
-    reference_column: str
+    reference_column: Line
     sampling: SamplingText
     chat_template_kwargs: TemplateText
     judge: Annotated[Name, "input"]
@@ -259,9 +269,9 @@ def refuse_tokens(where: str, values: Mapping[str, Any]) -> None:
         InputError: naming the parameter and not its value.
     """
     for name, value in values.items():
-        if _TOKEN.search(str(name)):
+        if secrets.found(str(name)):
             raise InputError(f"{where}: a name {_REFUSED}")
-        if _TOKEN.search(str(value)):
+        if any(map(secrets.found, secrets.texts(value))):
             raise InputError(f"{where}: {name if str(name).isprintable() else shown(name)} {_REFUSED}")
 
 

@@ -15,12 +15,13 @@ import shlex
 import sys
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from nbutils import __version__, files, hub, judges, owned, params, rundir, seals, sources
+from nbutils import __version__, files, hub, judges, owned, params, rundir, seals, secrets, sources
 from nbutils.errors import STOPPED, InputError, writing
 from nbutils.markup import printable
 
@@ -115,7 +116,7 @@ def execute(stem: str, values: dict[str, Any]) -> None:
         run_dir.mkdir(parents=True, exist_ok=True)
         _keep(run_dir / f"{stem}.ipynb", stem)
     inputs = fingerprint(stem, values)
-    with writing(run_dir), warnings.catch_warnings():
+    with writing(run_dir), warnings.catch_warnings(), _scrubbed(run_dir / f"{stem}.ipynb"):
         try:
             # papermill's own deprecations; the notebook's warnings stay in the notebook
             warnings.simplefilter("ignore")
@@ -165,6 +166,16 @@ def _cells(path: Path) -> list[str] | None:
         return ["".join(c["source"]) for c in own]
     except (InputError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None
+
+
+@contextmanager
+def _scrubbed(path: Path) -> Iterator[None]:
+    """Mask what a notebook that is executed meanwhile shows of this machine's secrets, in whatever it prints."""
+    try:
+        yield
+    finally:
+        if path.is_file() and (clean := secrets.masked(text := path.read_text(encoding="utf-8"))) != text:
+            path.write_text(clean, encoding="utf-8")
 
 
 def is_done(stem: str, values: dict[str, Any]) -> bool:

@@ -27,7 +27,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from nbutils import cards, disk, files, owned, seals
+from nbutils import cards, disk, files, owned, seals, secrets
 from nbutils.errors import InputError
 from nbutils.hub import DATA
 
@@ -178,7 +178,7 @@ class Stage:
         tables = {name: _write_parquet(draft / name, dataset) for name, dataset in datasets.items()}
         for name, path in extra.items():
             _copy_own(path, draft / name)
-        for name, content in (("params", params), ("metrics", metrics)):
+        for name, content in secrets.masked_values((("params", dict(params)), ("metrics", dict(metrics)))):
             (draft / f"{name}.json").write_text(json.dumps(_finite(content), indent=1, ensure_ascii=False) + "\n")
         counts = {name: len(dataset) for name, dataset in datasets.items()}
         cards.of_stage(self.stem, draft, tables, counts, params, summary).save(draft / "README.md")
@@ -271,6 +271,9 @@ def _of_earlier_version(folder: Path, stem: str) -> dict[str, str] | None:
 def _write_parquet(folder: Path, dataset: Dataset) -> str:
     folder.mkdir()
     path = folder / "train.parquet"
+    chunks = (chunk for column in dataset.data.columns for chunk in column.chunks)
+    if any(secrets.holds(bytes(buffer)) for chunk in chunks for buffer in chunk.buffers() if buffer):
+        dataset = dataset.map(lambda row: secrets.masked_values(dict(row)), features=dataset.features)
     with path.open("wb") as stream:  # given a name, the library would take some characters in it for a pattern
         dataset.to_parquet(stream)
     content = disk.sha256(path)[:12]

@@ -16,13 +16,13 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from nbutils import seals
+from nbutils import seals, secrets
 from nbutils.engines import Engine, Reply, Request, Sample, count
 from nbutils.errors import InputError, out_of_time
 from nbutils.records import digest
@@ -364,13 +364,13 @@ def answer(
         bar.update(len(order) - sum(len(missing) for missing, _, _ in todo))
         batch: list[tuple[str, Engine, Request, Reply]] = []
         current = 0
-        for c, i, reply in engine.generate_chunks([(asked, s) for _, asked, s in todo], deadline=deadline):
+        for c, i, said in engine.generate_chunks([(asked, s) for _, asked, s in todo], deadline=deadline):
             if c != current:
                 if batch:  # the last chunk had requests that failed for good
                     store.put(batch)
                 batch, current = [], c
             missing, asked, _ = todo[c]
-            known[missing[i]] = reply
+            known[missing[i]] = reply = _masked(said)
             batch.append((missing[i], engine, asked[i], reply))
             bar.set_postfix(retries=engine.tally.retries, failures=engine.tally.failures, refresh=False)
             bar.update(1)
@@ -406,6 +406,13 @@ def _read(stored: dict[str, Any]) -> Reply:
     if not samples and not refused:
         raise ValueError("no answer, and no reason for none")
     return Reply(samples, prompt_tokens, tokens, refused, notes)
+
+
+def _masked(reply: Reply) -> Reply:
+    """Return a reply without what it repeats of this machine's secrets, at the same places."""
+    samples = tuple(replace(sample, text=secrets.masked(sample.text)) for sample in reply.samples)
+    refused, notes = secrets.masked_values((reply.refused, reply.notes))
+    return replace(reply, samples=samples, refused=refused, notes=notes)
 
 
 def _sample(stored: dict[str, Any]) -> Sample:

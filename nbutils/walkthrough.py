@@ -18,7 +18,7 @@ import nbformat
 from jinja2 import Environment, FileSystemLoader
 from pydantic import ValidationError
 
-from nbutils import inert, lessons
+from nbutils import inert, lessons, secrets
 from nbutils.errors import InputError, first_line
 from nbutils.params import STEMS
 from nbutils.run import say
@@ -91,7 +91,7 @@ def _read(run_dir: Path, stem: str) -> tuple[nbformat.NotebookNode, lessons.Made
     try:
         if path.stat().st_size > LARGEST:
             raise InputError(f"{path} is larger than {LARGEST // 2**20} MiB, which no browser shows; print less")
-        notebook = nbformat.read(path, as_version=4)
+        notebook = nbformat.reads(secrets.masked(path.read_text(encoding="utf-8")), as_version=4)
         nbformat.validate(notebook)
     except FileNotFoundError:
         raise InputError(f"there is no {path}; {again}") from None

@@ -80,6 +80,7 @@ class ChatServer:
         self.calls: list[dict[str, Any]] = []  # request bodies in the order they came
         self.times: list[float] = []  # when they came
         self.tokens: list[str] = []  # what came as bearer token
+        self.headers: list[dict[str, str]] = []
         self.max_in_flight = self._in_flight = 0
         self._stopped = threading.Event()
         self._http = _Http(("127.0.0.1", 0), self._handler())
@@ -121,6 +122,7 @@ class ChatServer:
 
             def do_POST(self) -> None:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                server.headers.append(dict(self.headers))
                 try:
                     token = self.headers.get("Authorization", "").removeprefix("Bearer ")
                     self._send(server._next(body, token), body)

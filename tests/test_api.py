@@ -237,15 +237,17 @@ def gaps(times):
     return [after - before for before, after in itertools.pairwise(times)]
 
 
-def test_an_address_that_sends_elsewhere_does_not_carry_the_token_there(monkeypatch):
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_an_address_that_sends_elsewhere_is_named_and_nothing_goes_there(monkeypatch, status):
     monkeypatch.setenv("MY_TOKEN", TOKEN)
     with (
         ChatServer() as other,
-        ChatServer([Answer(status=307, raw="", headers={"Location": f"{other.url}/chat/completions"})]) as server,
+        ChatServer([Answer(status=status, raw="", headers={"Location": f"{other.url}/chat/completions"})]) as server,
+        pytest.raises(InputError, match=rf"answered {status}: it sends on to another address.*write its final one"),
     ):
         list(engine(server, key_variable="MY_TOKEN").generate(ask("a"), seed=0))
     assert server.tokens == [TOKEN]
-    assert other.tokens == [""]
+    assert other.headers == []
 
 
 # how fast, how often

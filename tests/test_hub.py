@@ -294,7 +294,7 @@ def test_an_answer_that_is_an_error_becomes_one_sentence(hub, client, tmp_path, 
 
 def test_the_token_is_cut_out_of_what_the_hub_says(monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_very_secret")
-    assert uploading.reason(ValueError("bad header: Bearer hf_very_secret.")) == "bad header: Bearer ***"
+    assert uploading.reason(ValueError("bad header: Bearer hf_very_secret.")) == "bad header: Bearer **************"
 
 
 def test_the_reason_behind_a_wrapped_error_is_told():

@@ -71,7 +71,10 @@ def test_the_judge_files_of_the_kit_are_valid():
         (LLM + "scale: [1, 5]\n", "scale: Extra inputs"),  # the template declares it
         (LLM + "price: [-1, 2]\n", "price.0: Input should be greater than or equal to 0"),
         (LLM + "temperature: 5e-7\n", "temperature: Input should be a valid number"),
-        (LLM + "orders: 3\nconcurency: 2\n", "orders: Input should be 1 or 2; concurency: Extra inputs"),
+        (
+            LLM + "orders: 3\nconcurency: 2\n",
+            "orders: Input should be less than or equal to 2; concurency: Extra inputs",
+        ),
         (LLM + "engine: vlm\n", "engine: .*'api', 'auto', 'vllm' or 'transformers'"),
         (LLM + "max_characters: 99\n", "max_characters: "),
         (LLM + "price: 0.1\n", "price: "),

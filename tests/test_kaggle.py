@@ -457,11 +457,11 @@ def test_a_file_beside_the_working_folder_only_is_refused(tmp_path, monkeypatch)
 
 
 def test_the_token_that_a_judges_server_wants_is_one_of_the_secrets_to_attach(tmp_path, checkout):
-    profile = profile_of(tmp_path, rerank={"judge": checkout(key_variable="OPENAI_API_KEY")})
+    profile = profile_of(tmp_path, rerank={"judge": checkout(key_variable="JUDGE_API_KEY")})
     kaggle.write(profile, "maria", tmp_path / "out")
     said = (tmp_path / "out" / "STEPS.txt").read_text()
-    assert "01_rerank  # stops early without OPENAI_API_KEY, see 3\n" in said
-    assert "3. The secret OPENAI_API_KEY: " in said
+    assert "01_rerank  # stops early without JUDGE_API_KEY, see 3\n" in said
+    assert "3. The secret JUDGE_API_KEY: " in said
 
 
 def test_a_profile_with_too_long_a_name_is_refused(tmp_path):

@@ -37,7 +37,7 @@ import os, time
 
 class UserSecretsClient:
     def get_secret(self, label):
-        return {{"HF_TOKEN": "{TOKEN}"}}[label]
+        return {{"JUDGE_TOKEN": "{TOKEN}"}}[label]
 
 if slow := os.environ.get("STEP_SECONDS"):  # a slow GPU: no way to be in mid-training at a given time without one
     import transformers
@@ -213,7 +213,7 @@ def push(tmp_path, monkeypatch):
 
     def write(url, **seconds):
         judge = {"kind": "llm", "server": url, "model": "scripted", "template": "rating_it", "concurrency": 2}
-        (checkout / "data" / "judge.yaml").write_text(yaml.safe_dump(judge | {"key_variable": "HF_TOKEN"}))
+        (checkout / "data" / "judge.yaml").write_text(yaml.safe_dump(judge | {"key_variable": "JUDGE_TOKEN"}))
         for stem, values in PROFILE.items():
             budget = {"time_budget_hours": seconds.get(stem, 0) / 3600}
             (checkout / "params" / f"{stem}.yaml").write_text(yaml.safe_dump(values | budget))

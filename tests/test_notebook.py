@@ -344,14 +344,14 @@ def test_a_secret_reaches_the_environment_and_nothing_else(cells, kaggle, tmp_pa
 
 
 def test_the_token_of_a_judges_server_is_fetched_by_the_name_its_file_gives(cells, kaggle, tmp_path, monkeypatch):
-    kaggle["MY_JUDGE_KEY"] = "of the judge"
-    monkeypatch.setenv("MY_JUDGE_KEY", "")
+    kaggle["MY_JUDGE_TOKEN"] = "of the judge"
+    monkeypatch.setenv("MY_JUDGE_TOKEN", "")
     (tmp_path / "mine.yaml").write_text(
-        "kind: llm\nserver: http://127.0.0.1:1/v1\nmodel: m\ntemplate: rating_it\nkey_variable: MY_JUDGE_KEY\n"
+        "kind: llm\nserver: http://127.0.0.1:1/v1\nmodel: m\ntemplate: rating_it\nkey_variable: MY_JUDGE_TOKEN\n"
     )
     cells(PARAMETERS.replace('judge: str = "verifier"', 'judge: str = "mine.yaml"'))
     open_stage("03_judge")
-    assert os.environ["MY_JUDGE_KEY"] == "of the judge"
+    assert os.environ["MY_JUDGE_TOKEN"] == "of the judge"
 
 
 def test_a_secret_that_is_not_attached_is_told_without_stopping(cells, kaggle, capsys):

@@ -1,30 +1,39 @@
 """No token gets out: not into a file of a run, not onto the screen, whatever fails; none is taken as a parameter."""
 
+import base64
 import json
+import logging
 import os
+import re
 import sqlite3
 import subprocess
 import sys
+import time
+from urllib.parse import quote
 
+import datasets
 import pytest
 import servers
 import tiny
 import yaml
 from builders import response
+from hypothesis import given
+from hypothesis import strategies as st
 from pyarrow import parquet
 from test_pipeline import QUESTIONS, grades, judge_file, shown, write_jsonl, write_profile
 
-from nbutils import engines, judges, params
+from nbutils import engines, errors, judges, params, secrets, stages
 from nbutils.engines.api import ApiEngine
 from nbutils.errors import InputError
 from nbutils.settings import read_options
+from nbutils.store import answer
 
 HUB, KEY = "hf_markedHubTokenOfThisVeryTestAlone", "sk-marked0Judge1Token2Of3This4Very5Test"
 SECRETS = (HUB, KEY)
 
 
 def environment(**more):
-    return os.environ | {"OMP_NUM_THREADS": "1", "HF_TOKEN": HUB, "JUDGE_KEY": KEY} | more
+    return os.environ | {"OMP_NUM_THREADS": "1", "HF_TOKEN": HUB, "JUDGE_API_KEY": KEY} | more
 
 
 def run_profile(profile, run_dir, **more):
@@ -74,7 +83,7 @@ def road(tmp_path_factory):
                         "max_steps": 2, "lora_r": 2})
     )  # fmt: skip
     with servers.ChatServer(graded) as server:
-        judge = judge_file(home / "judge.yaml", server.url, key_variable="JUDGE_KEY", orders=1, gate_rows=0)
+        judge = judge_file(home / "judge.yaml", server.url, key_variable="JUDGE_API_KEY", orders=1, gate_rows=0)
         stages = {
             "01_rerank": {"dataset": pairs_file(home / "pairs.jsonl"), "judge": judge, "min_chosen": 0.0,
                           "min_margin": 0.0},
@@ -121,24 +130,24 @@ ECHO = servers.Answer(
 @pytest.mark.slow
 def test_a_server_that_repeats_the_token_gets_it_into_no_notebook(tmp_path):
     with servers.ChatServer([ECHO]) as server:
-        judge = judge_file(tmp_path / "judge.yaml", server.url, key_variable="JUDGE_KEY")
+        judge = judge_file(tmp_path / "judge.yaml", server.url, key_variable="JUDGE_API_KEY")
         values = {"dataset": pairs_file(tmp_path / "pairs.jsonl"), "judge": judge}
         profile = write_profile(tmp_path / "profile", {"01_rerank": values})
-        status, printed = run_profile(profile, tmp_path / "runs" / "a", JUDGE_KEY=f"{KEY}\n")
+        status, printed = run_profile(profile, tmp_path / "runs" / "a", JUDGE_API_KEY=f"{KEY}\n")
     assert status == 1
-    assert "answered 401: the token is missing or wrong; set JUDGE_KEY" in printed
+    assert "answered 401: the token is missing or wrong; set JUDGE_API_KEY" in printed
     assert set(server.tokens) == {KEY}
     assert "InputError" in (tmp_path / "runs" / "a" / "01_rerank.ipynb").read_text()
     assert leaks(tmp_path / "runs", printed) == []
 
 
 def ask(server, **options):
-    engine = ApiEngine(server, "m", key_variable="JUDGE_KEY", wait=0.001, **options)
+    engine = ApiEngine(server, "m", key_variable="JUDGE_API_KEY", wait=0.001, **options)
     return list(engine.generate([engines.Request(({"role": "user", "content": "hi"},))], seed=0))
 
 
 def test_a_server_that_closes_or_is_not_there_gets_the_token_into_no_message(monkeypatch, caplog):
-    monkeypatch.setenv("JUDGE_KEY", KEY)
+    monkeypatch.setenv("JUDGE_API_KEY", KEY)
     with servers.ChatServer([servers.Answer(drop=True)]) as server:
         assert ask(server.url) == []
     assert ask(server.url) == [], "nobody listens there any more"
@@ -147,7 +156,7 @@ def test_a_server_that_closes_or_is_not_there_gets_the_token_into_no_message(mon
 
 
 def test_a_token_with_the_end_of_its_line_is_sent_without(monkeypatch):
-    monkeypatch.setenv("JUDGE_KEY", f" {KEY}\r\n")
+    monkeypatch.setenv("JUDGE_API_KEY", f" {KEY}\r\n")
     with servers.ChatServer() as server:
         assert len(ask(server.url)) == 1
     assert server.tokens == [KEY]
@@ -155,8 +164,10 @@ def test_a_token_with_the_end_of_its_line_is_sent_without(monkeypatch):
 
 @pytest.mark.parametrize("inside", ["\n", "\x00", "è"])
 def test_a_token_that_no_header_can_carry_is_refused_without_being_shown(monkeypatch, inside):
-    monkeypatch.setattr(os, "environ", {"JUDGE_KEY": f"{KEY}{inside}{KEY}"})
-    with pytest.raises(InputError, match=r"^JUDGE_KEY holds a character that no token has; copy the token") as caught:
+    monkeypatch.setattr(os, "environ", {"JUDGE_API_KEY": f"{KEY}{inside}{KEY}"})
+    with pytest.raises(
+        InputError, match=r"^JUDGE_API_KEY holds a character that no token has; copy the token"
+    ) as caught:
         ask("http://127.0.0.1:1/v1")
     assert KEY not in str(caught.value)
 
@@ -171,6 +182,218 @@ def test_a_token_as_a_parameter_is_refused_by_name_and_not_shown(name, token):
         params.validate("01_rerank", {name: token})
     assert token not in str(caught.value)
     assert "word@" not in str(caught.value)
+
+
+A, D, X = "aB3dE5gH7jK9mN1pQ", "0123456789", "f00dcafe"  # what random letters, digits and hexadecimal ones look like
+MAKERS = {
+    "Hugging Face": f"hf_{A * 2}", "of an organisation": f"api_org_{A * 2}", "Groq": f"gsk_{A * 3}",
+    "GitHub": f"ghp_{A * 2}ab", "of an app": f"ghs_{A * 2}ab", "fine-grained": f"github_pat_{A}_{A * 2}",
+    "GitLab": f"glpat-{A}-_{A}", "of a pipeline": f"glptt-{A * 2}", "npm": f"npm_{A * 2}ab",
+    "PyPI": f"pypi-AgEIcHlwaS5vcmc{A}",
+    "Docker": f"dckr_pat_{A}-{A}", "Replicate": f"r8_{A * 2}", "Perplexity": f"pplx-{A * 3}",
+    "Fireworks": f"fw_{A * 2}",
+    "NVIDIA": f"nvapi-{A}-{A}_{A}", "xAI": f"xai-{A * 4}", "OpenAI": f"sk-{A * 3}", "of a project": f"sk-proj-{A}-_{A}",
+    "of a service": f"sk-svcacct-{A}_{A}", "Anthropic": f"sk-ant-api03-{A}-{A}_AA", "OpenRouter": f"sk-or-v1-{X * 8}",
+    "DeepSeek": f"sk-{X * 4}", "Google": f"AIzaSy{A * 2}", "of a login": f"ya29.a0{A}-{A}",
+    "secret of a client": f"GOCSPX-{A}-{A}",
+    "Amazon": "AKIAIOSFODNN7EXAMPLE", "for hours": "ASIAY34FZKBOKMUTVV7A",
+    "secret of Amazon": "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY",
+    "Slack": f"xoxb-{D}-{D}-{A}", "of a user": f"xoxp-{D}-{A}", "of an app of Slack": f"xapp-1-{A}-{D}-{X}",
+    "Slack's address": f"https://hooks.slack.com/services/T0000/B0000/{A}", "Stripe": f"sk_live_{A}",
+    "restricted": f"rk_test_{A}",
+    "SendGrid": f"SG.{A}AbCdE.{A}{A}", "Databricks": f"dapi{X * 4}", "HashiCorp": f"hvs.{A}{A}",
+    "Kaggle": f"KGAT_{X * 4}",
+    "Telegram": f"{D}:AA{A * 2}", "Mistral": "q7Zt3KpXw9Lb2NvR5sYd8Hc1Jf6Gm4Ta",
+    "Cohere": "Xk29fLmQp7RtVw3ZbNc8Hd1Js5Gy6Ua4eTi0oPqR",
+    "a JSON web token": f"eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0NTY3ODkwIn0.{A}",
+    "encrypted": f"eyJhbGciOiJSU0EifQ.{A}.{A}.{A}.{A}",
+    "a private key": f"-----BEGIN OPENSSH PRIVATE KEY-----\n{A}", "of RSA": "-----BEGIN RSA PRIVATE KEY-----",
+    "a header": f"Authorization: Bearer {A}", "another": f"x-api-key: {X * 4}", "of a page": f"Basic {A}==",
+    "a user of an address": f"https://{A}@github.com/org/name", "a password": "postgres://me:word@db/x",
+    "a key in an address": "https://host/v1?api-key=abc", "a signature": "https://bucket/x?X-Amz-Signature=abc",
+    "of Azure": "https://b/x?sv=1&sig=abc",
+    "in a fragment": "https://host/#access_token=abc",
+    "storage": f"DefaultEndpointsProtocol=https;AccountKey={A * 3}==",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "place", ["{}", "model {} for us", "usa {} per favore", "a,{}", "\n{}\n", "'{}'", "run/{}", "x={}"]
+)
+@pytest.mark.parametrize("maker", MAKERS)
+def test_what_makers_hand_out_is_told_by_its_form(maker, place):
+    if place == "run/{}" and maker in ("OpenAI", "DeepSeek", "secret of Amazon"):
+        pytest.skip("could be a name below its owner")
+    assert secrets.found(place.format(MAKERS[maker]))
+    assert MAKERS[maker] not in secrets.hidden(place.format(MAKERS[maker]))
+
+
+@pytest.mark.parametrize("value", ["meta-llama/Llama-3.1-8B-Instruct", "Qwen/Qwen3-4B-Instruct-2507-FP8",
+    "zai-org/GLM-4.5-Air",
+    "xai-org/grok-1", "nvidia/Llama-3_3-Nemotron-Super-49B-v1_5", "google/gemma-3n-E4B-it-litert-preview",
+    "unsloth/gpt-oss-20b-GGUF",
+    "TheBloke/MetaLlama31Instruct8BQuantizedGGUFQ4KM",
+    "HuggingFaceTB/SmolLM2-135M-Instruct@12fd25f77366fa6b3b4b768ec3050bf629380bac",
+    "sha256:9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08",
+    "9F86D081884C7D659A2FEAA0C55AD015A3BF4F1B2B0B822C",
+    "123e4567-e89b-12d3-a456-426614174000", "efederici/evol-dpo-ita@train[-300:]",
+    "/kaggle/input/my-notebook/01_rerank/pairs",
+    "runs/Esperimento2024DiPrimaveraConTantePaginePerTutti",
+    "/home/me/projects/ModelName7B/checkpoint1200/adapterFinal2",
+    "temperature: 0.8, top_p: 0.95, max_tokens: 512", "Rispondi in italiano, con parole tue.",
+    "You are a bearer of good news, basically.",
+    "basic internationalization of the Qwen3-4B-Instruct-2507", "The key is to be brief; token by token.",
+    "glm-4-9b-chat-hf-with-a-long-name-of-2024", "sk-learn-intelex",
+    "https://huggingface.co/datasets/org/name/resolve/main/data.parquet", "git@github.com:org/name.git",
+    "params/demo/off_policy.jsonl",
+    "eyJafjallajokull-volcano-2010.photos", "xoxo-love", "npm_config_cache", "hf_dataset_of_mine", "AKIA",
+    "HF_TOKEN", "MY_SERVER_TOKEN"])  # fmt: skip
+def test_ordinary_names_and_texts_are_no_tokens(value):
+    assert not secrets.found(value)
+    assert secrets.hidden(value) == value
+
+
+@pytest.mark.parametrize("text", ["sk-" * 100_000, "eyJ-" * 100_000, "://" + "a:" * 200_000, "://:" * 100_000,
+    "a" * 400_000, "Aa1" * 150_000,
+                                  "https://" * 50_000, "?" + "a_" * 200_000, "bearer " * 60_000, "glpat-" * 60_000,
+                                  "-----BEGIN " * 40_000])  # fmt: skip
+def test_no_text_takes_long_to_look_through(text):
+    started = time.process_time()
+    secrets.found(text)
+    secrets.hidden(text)
+    assert time.process_time() - started < 4
+
+
+LONG = "hf_i0VpEBOWfbZAVaBSo63bbH6xnAbnBEoonC"
+AWS = "wJalrXUtnFEMI/K7MDENG+bPxRfiCYzEXAMPLEKe9"
+
+
+def lines(text, width):
+    return [text[i : i + width] for i in range(0, len(text), width)]
+
+
+FORMS = {
+    "as it is": LONG, "the first half": LONG[:20], "the second": LONG[-18:], "a third": LONG[14:26],
+    "capitals": LONG.upper(),
+    "small letters": LONG.lower(), "in lines": "\n".join(lines(LONG, 5)), "letter by letter": " ".join(LONG),
+    "with dashes": "-".join(LONG),
+    "with invisible code points": "\u200b".join(LONG), "two texts": f'"{LONG[:18]}" + "{LONG[18:]}"',
+    "in two cells": f"| {LONG[:19]} | {LONG[19:]} |",
+    "with percent codes": quote(AWS, safe=""), "all percent codes": "".join(f"%{byte:02X}" for byte in LONG.encode()),
+    "hexadecimal": LONG.encode().hex(), "in Python": "".join(f"\\x{byte:02x}" for byte in LONG.encode()),
+    "in JSON": json.dumps({"said": f"è {AWS}"}).replace("/", "\\/"),
+    "all in JSON": "".join(f"\\u{ord(c):04x}" for c in LONG),
+    "lines in JSON": json.dumps("\n".join(lines(LONG, 12))), "base64": base64.b64encode(LONG.encode()).decode(),
+    "a header in base64": base64.b64encode(f"me:{LONG}".encode()).decode(),
+    "a sentence in base64": base64.b64encode(f"my {LONG} !".encode()).decode(),
+    "base64 for an address": base64.urlsafe_b64encode(f"{AWS}".encode()).decode(),
+    "base64 in lines": "\n".join(lines(base64.b64encode(LONG.encode()).decode(), 20)),
+    "after others": f"Incorrect key: {LONG}.", "twice": f"{LONG} {LONG}", "Amazon's": AWS,
+}  # fmt: skip
+
+
+def remains(text):
+    """The most letters and digits in a row of one of the two tokens, in any of their forms, that a text still holds."""
+    kept = re.sub("[^a-z0-9]", "", text.lower())
+    wanted = [re.sub("[^a-z0-9]", "", form.lower()) for token in (LONG, AWS) for form in
+              (token, token.encode().hex(),
+              *(base64.b64encode(b" " * k + token.encode()).decode() for k in range(3)))]  # fmt: skip
+    return max(
+        (n for n in range(1, 40) for form in wanted for i in range(len(form) - n + 1) if form[i : i + n] in kept),
+        default=0,
+    )
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_known_secret_is_masked_in_whatever_form_it_comes(form, monkeypatch):
+    monkeypatch.setenv("MY_TOKEN", LONG)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", f" {AWS}\n")
+    clean = secrets.masked(f"Risposta: {FORMS[form]} fine.")
+    assert remains(clean) < 10
+    assert len(clean) == len(f"Risposta: {FORMS[form]} fine.")
+    assert clean.startswith("Risposta: ")
+    assert clean.endswith(" fine.")
+
+
+def test_every_cut_of_a_sentence_is_made_after_masking(monkeypatch):
+    monkeypatch.setenv("MY_TOKEN", LONG)
+    for before in range(60, 210):
+        text = "x " * (before // 2) + LONG
+        for said in (
+            errors.first_line(ValueError(text)),
+            errors.shown(text),
+            str(InputError(text)),
+            str(errors.Interrupted(text)),
+        ):
+            assert "hf_i0" not in said
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("MY_TOKEN", "none"), ("MY_TOKEN", "1"), ("MY_TOKEN", "EMPTY"), ("MY_TOKEN", "token"), ("MY_API_KEY",
+    "italiano"), ("PATH", "/usr/bin:/bin"),
+     ("SECRETS_FOLDER", "/work/italiano/abc"), ("TOKENIZERS_PARALLELISM", "false"), ("PWD", "/work/main"),
+     ("MAX_TOKENS", "123456789"),
+     ("MODEL", "Qwen/Qwen3-4B-Instruct-2507"), ("NBUTILS_ALLOW", "MY_TOKEN@host"), ("TOKENIZER",
+     "meta-llama/Llama-3.1-8B"), ("HOME", "/home/me")],
+)  # fmt: skip
+def test_short_and_ordinary_values_are_left_alone(name, value, monkeypatch):
+    monkeypatch.setenv(name, value)
+    text = f"Il valore {value} resta; {value}"
+    assert secrets.masked(text) == text
+
+
+@pytest.mark.parametrize("name", ["MY_TOKEN", "AWS_SECRET_ACCESS_KEY", "MY_PASSWORD", "DB_PASSWD",
+    "SSH_PRIVATE_KEY", "GITHUB_TOKEN", "SESSION_COOKIE",
+                                  "X_AUTH", "my_api_key", "KAGGLE_KEY", "SERVICE_CREDENTIALS", "PROXY"])  # fmt: skip
+def test_what_a_variable_holds_is_masked_by_its_name_or_its_form(name, monkeypatch):
+    value = f"http://me:{LONG}@proxy" if name == "PROXY" else LONG
+    monkeypatch.setenv(name, value)
+    assert "bZAVaB" not in secrets.masked(f"{value} {LONG}")
+
+
+@given(st.text(max_size=60), st.text(max_size=60))
+def test_the_text_around_a_secret_stays(before, after):
+    os.environ["MARKED_TOKEN"] = LONG
+    try:
+        text = f"{before} {LONG} {after}"
+        assert secrets.masked(text) == f"{before} {'*' * len(LONG)} {after}"
+    finally:
+        del os.environ["MARKED_TOKEN"]
+
+
+def test_a_reply_that_repeats_the_token_is_stored_and_returned_without(store, monkeypatch):
+    monkeypatch.setenv("JUDGE_API_KEY", KEY)
+    said = f"Il token: {KEY[:20]}\n{KEY[20:]} e {base64.b64encode(KEY.encode()).decode()}; fine"
+    with servers.ChatServer([said]) as server:
+        engine = ApiEngine(server.url, "m", key_variable="JUDGE_API_KEY")
+        requests = [engines.Request(({"role": "user", "content": "hi"},))]
+        [asked], [again] = answer(store, engine, requests), answer(store, engine, requests)
+    assert asked == again
+    assert asked.samples[0].text.endswith("; fine")
+    assert "Test" not in asked.samples[0].text
+    assert leaks(store.path.parent) == []
+
+
+def test_a_stage_is_written_without_secrets(tmp_path, monkeypatch):
+    monkeypatch.setenv("JUDGE_API_KEY", KEY)
+    stage = stages.Stage("01_rerank", tmp_path / "run")
+    rows = datasets.Dataset.from_list([{"x": "a", "y": [{"z": f"say {KEY}"}]}, {"x": "b", "y": [{"z": "è"}]}])
+    stage.write({"pairs": rows}, params={"judge": KEY}, metrics={"said": {"who": [KEY]}}, summary=f"By {KEY}.")
+    assert leaks(tmp_path, secrets=[KEY]) == []
+    [path] = (tmp_path / "run/01_rerank/pairs").iterdir()
+    assert parquet.read_table(path).to_pylist()[1] == {"x": "b", "y": [{"z": "è"}]}
+    assert parquet.read_table(path).to_pylist()[0]["y"] == [{"z": f"say {'*' * len(KEY)}"}]
+
+
+def test_messages_are_written_without_secrets(monkeypatch, capsys):
+    monkeypatch.setenv("JUDGE_API_KEY", KEY)
+    handler = logging.StreamHandler(sys.stdout)
+    handler.addFilter(secrets.Filter())
+    handler.emit(record := logging.LogRecord("x", 20, "f", 1, "said %s of %d", (KEY, 3), None))
+    assert handler.filter(record)
+    handler.emit(record)
+    assert capsys.readouterr().out.endswith(f"said {'*' * len(KEY)} of 3\n")
 
 
 @pytest.mark.parametrize("value", ["a/hf_experiment_of_a_long_name_2026", "task-this-is-the-name-of-a-folder",

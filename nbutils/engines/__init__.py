@@ -12,16 +12,16 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Protocol
-from urllib.parse import urlsplit
 
 import numpy as np
 
-from nbutils import sources
+from nbutils import keys, sources
 from nbutils.errors import InputError, shown
 
 log = logging.getLogger(__name__)
 
 ENGINES = ("auto", "vllm", "transformers")
+MOST = 1_000_000  # tokens of an answer, or of a vocabulary
 
 
 @dataclass(frozen=True)
@@ -38,10 +38,10 @@ class Sampling:
             raise InputError(f"sampling: temperature is {self.temperature}, expected 0 to 5")
         if not 0 < self.top_p <= 1:
             raise InputError(f"sampling: top_p is {self.top_p}, expected above 0 and at most 1")
-        if self.max_tokens < 1:
-            raise InputError(f"sampling: max_tokens is {self.max_tokens}, expected at least 1")
-        if self.top_k < 0:
-            raise InputError(f"sampling: top_k is {self.top_k}, expected 0 (off) or more")
+        if not 1 <= self.max_tokens <= MOST:
+            raise InputError(f"sampling: max_tokens is {shown(self.max_tokens)}, expected 1 to {MOST:,}")
+        if not 0 <= self.top_k <= MOST:
+            raise InputError(f"sampling: top_k is {shown(self.top_k)}, expected 0 (off) to {MOST:,}")
 
 
 def parse_sampling(text: str) -> Sampling:
@@ -61,6 +61,8 @@ def parse_sampling(text: str) -> Sampling:
         name, _, value = (piece.strip() for piece in part.partition(":"))
         if name not in kinds:
             raise InputError(f"sampling: unknown option {shown(name)}; known are {', '.join(kinds)}")
+        if name in values:
+            raise InputError(f"sampling: {name} stands there twice")
         try:
             values[name] = int(value) if kinds[name] is int else float(value)
         except ValueError:
@@ -75,13 +77,12 @@ def check_name(text: str) -> None:
         InputError: if it is none of ours and no server's URL.
     """
     try:
-        url = urlsplit(text)
-    except ValueError:  # half an IPv6 address
-        url = urlsplit("")
-    if text not in ENGINES and not (url.scheme in ("http", "https") and url.netloc):
+        if text not in ENGINES:
+            keys.read_server(text)
+    except InputError:
         raise InputError(
             f"engine: expected {', '.join(ENGINES)} or a server's URL like http://127.0.0.1:8000/v1, got {shown(text)}"
-        )
+        ) from None
 
 
 @dataclass(frozen=True)
@@ -227,7 +228,7 @@ def load(
     check_name(name)
     adapter = sources.located(adapter)
     options |= {"chat_template_kwargs": dict(chat_template_kwargs or {})}
-    if name.startswith(("http://", "https://")):
+    if name not in ENGINES:
         if adapter:
             raise InputError(
                 "adapter: a server samples the model it was started with; start it with the adapter instead"

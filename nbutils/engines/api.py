@@ -6,7 +6,6 @@ switched off: they would bypass our limits and our count.
 
 import asyncio
 import logging
-import os
 import queue
 import threading
 import time
@@ -20,8 +19,9 @@ import openai
 from tenacity import AsyncRetrying, RetryCallState, RetryError, retry_if_exception, stop_after_attempt
 from tenacity.wait import wait_exponential, wait_random
 
+from nbutils import keys
 from nbutils.engines import Engine, Reply, Request, Tally, completions, dialect, wire
-from nbutils.errors import InputError, Interrupted
+from nbutils.errors import InputError, Interrupted, first_line
 from nbutils.records import encodable
 
 log = logging.getLogger(__name__)
@@ -39,8 +39,9 @@ GIVEN_UP = 8
 # Different requests refused one after the other before it is asked whether the server answers anything at all.
 REFUSED = 5
 ODD = 8  # things said about replies, at most
-# What no other request can mend: no token, no credit, a proxy that wants a password.
-HOPELESS = (401, 402, 407)
+# What no other request can mend: no token, no credit, a proxy that wants a password, an address that sends elsewhere.
+ELSEWHERE = (301, 302, 303, 307, 308)
+HOPELESS = (401, 402, 407, *ELSEWHERE)
 _REASONS = {
     400: "the server refuses the request; check the model name and the sampling options",
     401: "the token is missing or wrong; set {key} (on Kaggle: add it as a secret)",
@@ -48,6 +49,10 @@ _REASONS = {
     403: "the token may not use this model; accept its terms or choose another",
     404: "there is no such model or address; check `model` and `server` in the judge file",
     407: "a proxy stands before it and wants a password",
+    **dict.fromkeys(
+        ELSEWHERE,
+        "it sends on to another address, which may be anybody's; write its final one as `server` in the judge file",
+    ),
 }
 
 
@@ -123,15 +128,7 @@ class ApiEngine(Engine):
         Raises:
             InputError: if the variable is named but not set, or cannot be sent.
         """
-        key = os.environ.get(key_variable, "").strip() if key_variable else "none"  # pasted with the end of its line
-        if not (key.isascii() and key.isprintable()):  # the client's own error would show it
-            raise InputError(f"{key_variable} holds a character that no token has; copy the token once more")
-        if not key:
-            raise InputError(
-                f"the server {server} wants a token and {key_variable} is not set; set it in the environment "
-                "(on Kaggle: add it as a secret and attach it to the notebook)"
-            )
-        self._key, self._key_variable = key, key_variable
+        self._key, self._key_variable = keys.read_key(key_variable, server), key_variable
         self._server, self._model, self._timeout, self._wait = server, model, timeout, wait
         self._concurrency, self._max_calls, self._neutral = concurrency, max_calls, neutral
         self._interval, self._last_call = 60 / requests_per_minute if requests_per_minute else 0.0, float("-inf")
@@ -250,8 +247,7 @@ class ApiEngine(Engine):
                 asked.fatal.append(error)
 
     def _client(self, requests: Sequence[Request]) -> openai.AsyncOpenAI:
-        # the token goes to the server named in the judge file and nowhere else
-        http = wire.Client()
+        http = wire.Client(**keys.alone(self._server, self._key))
         http.most = max(
             (wire.allowed(r.sampling.max_tokens, logprobs=r.logprobs) for r in requests), default=wire.LEAST
         )
@@ -368,10 +364,10 @@ class ApiEngine(Engine):
 
     def _brief(self, error: BaseException | None) -> str:
         """Name a failure in one line, without the token: some servers repeat it in their answer."""
-        first = " ".join(encodable(str(error)).split())
-        if isinstance(error, openai.APIStatusError) and " - " not in first:  # an error in a form of its own
-            first += f" - {' '.join(error.response.text.split())}"
-        return f"{type(error).__name__}: {first.replace(self._key, '***') if self._key_variable else first}"[:160]
+        said = " ".join(encodable(str(error)).split())
+        if isinstance(error, openai.APIStatusError) and " - " not in said:  # an error in a form of its own
+            said += f" - {' '.join(error.response.text.split())}"
+        return f"{type(error).__name__}: {first_line(said)}"[:160]
 
 
 def _harmless(like: Request) -> Request:

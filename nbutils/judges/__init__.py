@@ -12,73 +12,84 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from nbutils import files, params, sources
+from nbutils import engines, files, keys, params, sources
 from nbutils.engines import Tally
 from nbutils.errors import InputError, shown
 from nbutils.pairs import usable
 from nbutils.records import Row
 from nbutils.store import Store
 
-Price = Annotated[float, Field(ge=0)]
+Price = Annotated[float, Field(ge=0, le=1_000_000)]
+GateRows = Annotated[int, Field(ge=0, le=100_000)]
+Characters = Annotated[int, Field(ge=100, le=10_000_000)]
+BatchSize = Annotated[int, Field(ge=1, le=4096)]
 
 
-class VerifierFile(BaseModel):
+def _server(address: str) -> str:
+    try:
+        if address:
+            keys.read_server(address)
+    except InputError as error:
+        raise ValueError(str(error).removeprefix("server: ")) from None
+    return address
+
+
+class _File(BaseModel):
+    """What all kinds have in common: nothing unknown, no number that is no number."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
+    gate_rows: GateRows = 40  # rows judged as a trial before all are; 0 for none
+
+
+class VerifierFile(_File):
     """Rules from `if-verifiable`: the score is the share of a prompt's checks that a response passes."""
 
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
     kind: Literal["verifier"]
-    language: str = "en"  # of the responses; some rules are right for English only
-    gate_rows: int = Field(40, ge=0)
+    language: params.Line = "en"  # of the responses; some rules are right for English only
 
 
-class LlmFile(BaseModel):
+class LlmFile(_File):
     """A model that rates or compares responses with a template, in one order or two."""
 
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
     kind: Literal["llm"]
     engine: Literal["api", "auto", "vllm", "transformers"] = "api"
-    model: str
-    template: str  # a name in nbutils/templates, or a path
-    orders: Literal[1, 2] = 2
-    temperature: float = Field(0.0, ge=0)
-    max_tokens: int = Field(800, ge=1)
-    max_characters: int = Field(12_000, ge=100)  # of the prompt and of each response; the rest is cut, with a mark
+    model: params.Name
+    template: params.Name  # a name in nbutils/templates, or a path
+    orders: Annotated[int, Field(ge=1, le=2)] = 2
+    temperature: float = Field(0.0, ge=0, le=5)
+    max_tokens: int = Field(800, ge=1, le=engines.MOST)
+    max_characters: Characters = 12_000  # of the prompt and of each response; the rest is cut, with a mark
     logprobs: bool = False  # score by the mean over the scale, where the engine tells probabilities
-    gate_rows: int = Field(40, ge=0)  # rows judged as a trial before all are; 0 for none
     chat_template_kwargs: dict[str, Any] = {}
-    batch_size: int = Field(8, ge=1)  # of engine transformers, also where auto takes it: requests answered at once
+    batch_size: BatchSize = 8  # of engine transformers, also where auto takes it: requests answered at once
     # of engine api
-    server: str = ""  # base URL
-    key_variable: str = ""  # environment variable with the server's token; empty where it wants none
-    concurrency: int = Field(8, ge=1)
-    requests_per_minute: int = Field(0, ge=0)  # 0 sets no limit
-    max_calls: int = Field(0, ge=0)  # hard stop of a notebook's run, retries counted; 0 sets none
-    timeout: float = Field(120.0, gt=0)
+    server: Annotated[params.Line, AfterValidator(_server)] = ""  # base URL
+    key_variable: params.Line = ""  # environment variable with the server's token; empty where it wants none
+    concurrency: int = Field(8, ge=1, le=1024)
+    requests_per_minute: int = Field(0, ge=0, le=1_000_000)  # 0 sets no limit
+    max_calls: params.Count = 0  # hard stop of a notebook's run, retries counted; 0 sets none
+    timeout: float = Field(120.0, gt=0, le=86_400)
     price: tuple[Price, Price] | None = None  # US dollars per million tokens in and out, where known
 
 
-class AnswerFile(BaseModel):
+class AnswerFile(_File):
     """The right answer, which stands in the row as `reference`: see `judges.answer`."""
 
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
     kind: Literal["answer"]
     answer: Literal["number", "text"] = "number"
     language: Literal["it", "en"] = "en"  # how numbers are written
-    marker: str = ""  # what the answer stands after; empty for anywhere
-    gate_rows: int = Field(40, ge=0)
+    marker: params.Line = ""  # what the answer stands after; empty for anywhere
 
 
-class RewardFile(BaseModel):
+class RewardFile(_File):
     """A sequence-classification model trained to score a response; it runs here and costs nothing but time."""
 
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
     kind: Literal["reward"]
-    model: str
-    batch_size: int = Field(16, ge=1)
-    max_characters: int = Field(12_000, ge=100)
-    gate_rows: int = Field(40, ge=0)
+    model: params.Name
+    batch_size: BatchSize = 16
+    max_characters: Characters = 12_000
 
 
 JudgeFile = Annotated[VerifierFile | LlmFile | RewardFile | AnswerFile, Field(discriminator="kind")]
@@ -151,15 +162,23 @@ def read_file(name: str) -> tuple[str, VerifierFile | LlmFile | RewardFile | Ans
         return name, TypeAdapter(JudgeFile).validate_json(json.dumps(content))
     except ValidationError as error:
         faults = "; ".join(
-            f"{'.'.join(map(str, e['loc'][1:] or e['loc'])) or 'kind'}: {e['msg']}" for e in error.errors()
+            f"{'.'.join(map(str, e['loc'][1:] or e['loc'])) or 'kind'}: {e['msg'].removeprefix('Value error, ')}"
+            for e in error.errors()
         )
         raise InputError(f"judge file {name}: {faults}") from None
 
 
 def key_variables(names: Iterable[str]) -> set[str]:
-    """Return the environment variables that these judges read their server's token from; an empty name is no judge."""
+    """Return the environment variables that these judges read their server's token from; an empty name is no judge.
+
+    Raises:
+        InputError: if a variable may not go to the judge's server, see `keys.check`.
+    """
     given = [read_file(name)[1] for name in names if name]
-    return {f.key_variable for f in given if isinstance(f, LlmFile) and f.engine == "api" and f.key_variable}
+    asked = [f for f in given if isinstance(f, LlmFile) and f.engine == "api" and f.key_variable]
+    for file in asked:
+        keys.check(file.key_variable, file.server)
+    return {file.key_variable for file in asked}
 
 
 def brings(name: str) -> list[tuple[str, str]]:
