@@ -16,7 +16,7 @@ import pandas as pd
 from IPython.core.getipython import get_ipython
 from IPython.display import publish_display_data
 
-from nbutils import hub, judges, mounts, params, rundir, seals, secrets, stages
+from nbutils import hub, judges, leftovers, mounts, params, rundir, seals, secrets, stages
 from nbutils.engines.environment import GPUS_VARIABLE
 from nbutils.errors import ON_KAGGLE, STOPPED, InputError, Interrupted, on_kaggle
 from nbutils.markup import Formatter
@@ -57,8 +57,17 @@ def open_stage(stem: str) -> Session:
     shell.events.register("post_run_cell", _forgive)
     datasets.disable_progress_bars()  # bars for what takes a second; the long cells have their own
     cells = shell.user_ns["In"]
-    values = params.given(cells) | _kaggle_overrides(injected=any(c.lstrip().startswith("# Parameters") for c in cells))
-    checked = params.validate(stem, values)
+    injected = any(c.lstrip().startswith("# Parameters") for c in cells)
+    values = params.given(cells) | _kaggle_overrides(injected=injected)
+    try:
+        checked = params.validate(stem, values)
+    except params.TokenError as error:
+        if not injected:
+            raise
+        leftovers.clear()
+        raise InputError(
+            f"{error}; papermill has written it into its output: delete that unless it shows stars"
+        ) from None
     _fetch_secrets({"HF_TOKEN"} | judges.key_variables(getattr(checked, name, "") for name in ("judge", "eval_judge")))
     hub.check_push(checked.push_to_hub)
     # training refuses to run on several GPUs without a launcher; choose before torch looks, but let vLLM use them all

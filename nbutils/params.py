@@ -105,6 +105,10 @@ _REFUSED = (
 Input = Annotated[Line, "input"]
 
 
+class TokenError(InputError):
+    """A token stands where it would be published."""
+
+
 class Common(BaseModel):
     """What every stage takes."""
 
@@ -266,13 +270,13 @@ def refuse_tokens(where: str, values: Mapping[str, Any]) -> None:
     """Refuse values that hold an access token: parameters are saved, shown and published with the results.
 
     Raises:
-        InputError: naming the parameter and not its value.
+        TokenError: naming the parameter and not its value.
     """
     for name, value in values.items():
         if secrets.found(str(name)):
-            raise InputError(f"{where}: a name {_REFUSED}")
+            raise TokenError(f"{where}: a name {_REFUSED}")
         if any(map(secrets.found, secrets.texts(value))):
-            raise InputError(f"{where}: {name if str(name).isprintable() else shown(name)} {_REFUSED}")
+            raise TokenError(f"{where}: {name if str(name).isprintable() else shown(name)} {_REFUSED}")
 
 
 def _literals(body: Sequence[ast.stmt]) -> dict[str, Any]:

@@ -108,8 +108,8 @@ def texts(value: Any) -> Iterator[str]:
         yield from (text for pair in value.items() for part in pair for text in texts(part))
     elif isinstance(value, list | tuple | set):
         yield from (text for part in value for text in texts(part))
-    else:
-        yield str(value)
+    elif isinstance(value, str):
+        yield value
 
 
 class Filter(logging.Filter):

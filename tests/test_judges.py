@@ -94,6 +94,41 @@ def test_a_faulty_judge_file_names_every_key(tmp_path, content, fault):
         read_file(str(path))
 
 
+@pytest.mark.parametrize(
+    ("line", "fault"),
+    [
+        *(("orders: " + text, "orders: ") for text in ("true", "false", "0", "1.0", "'2'", "null", "[1]", "100")),
+        *(("price: " + text, "(price|it is no|.*no finite number)") for text in
+          ("[.inf, 1]", "[1, .nan]", "[1e7, 1]", "[-0.1, 0]", "[true, 1]", "['1', 2]", "[10000000.0, 1]")),
+        *(("timeout: " + text, "(timeout|.*no finite number)") for text in ("0", "-1", ".inf", ".nan", "1000000000", "true", "'9'")),
+        *((f"{name}: {text}", name) for name in ("concurrency", "max_tokens", "max_characters", "batch_size", "max_calls", "gate_rows",
+                                                 "requests_per_minute") for text in ("-1", "true", "1.5", "1" * 30, "'3'")),
+        *(("temperature: " + text, "(temperature|.*no finite number)") for text in ("-0.1", "6", ".inf", "true")),
+        *((f"model: {text}", "model: ") for text in ("''", '"a\\nb"', '"a\\0"', "[a]", "7", "true")),
+        ("logprobs: 1", "logprobs: "), ("logprobs: 'yes'", "logprobs: "), ("chat_template_kwargs: [1]", "chat_template_kwargs: "),
+        ("concurrency: 0", "concurrency: "), ("concurrency: 5000", "concurrency: "), ("seed: 3", "seed: Extra inputs"),
+        ("server: [a]", "server: "), ("server: ftp://host/v1", "server: expected scheme"), ("server: https://h/v1#a", "server: expected"),
+        ("key_variable: 7", "key_variable: "), ("orders: 1\norders: 2", "'orders' stands there twice"),
+        ("gate_rows: 10\ngate_rows: 10", "'gate_rows' stands there twice"), ("template: &t x", "an anchor"), ("price: !!float 1", "a tag"),
+    ],
+)  # fmt: skip
+def test_a_judge_file_is_bounded(tmp_path, line, fault):
+    name = line.partition(":")[0]
+    kept = "".join(f"{text}\n" for text in LLM.splitlines() if not text.startswith(f"{name}:"))
+    (tmp_path / "mine.yaml").write_text(f"{kept}{line}\n")
+    with pytest.raises(InputError, match=f"^judge file mine:? ?{fault}") as caught:
+        read_file(str(tmp_path / "mine.yaml"))
+    assert len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize("kind", ["verifier", "reward\nmodel: m", "answer"])
+@pytest.mark.parametrize("rows", ["-1", "true", "1" * 30, ".nan", "2.5"])
+def test_the_trial_rows_of_every_kind_are_bounded(tmp_path, kind, rows):
+    (tmp_path / "mine.yaml").write_text(f"kind: {kind}\ngate_rows: {rows}\n")
+    with pytest.raises(InputError, match=r"^judge file mine: (gate_rows: |.*no finite number)"):
+        read_file(str(tmp_path / "mine.yaml"))
+
+
 def test_a_price_is_two_numbers(tmp_path):
     (tmp_path / "mine.yaml").write_text(LLM + "price: [0.15, 2]\n")
     assert read_file(str(tmp_path / "mine.yaml"))[1].price == (0.15, 2)

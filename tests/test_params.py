@@ -212,3 +212,60 @@ def test_a_value_python_cannot_make_is_named():
     with pytest.raises(InputError, match=r"seed is \{\[\]: 1\}, expected a plain number or text"):
         params.given(["run_dir: str = 'r'\nseed: int = {[]: 1}"])
     assert params.given(["\x00", "run_dir: str = 'r'"]) == {"run_dir": "r"}
+
+
+ODD = ["a\nb", "a\0", "a\rb", "a\x1b[2J", "\x7f", "a\u2028b", "a\u202eb", "\u2066a", "\ud800", "x" * 5000, ""]
+
+
+@pytest.mark.parametrize("value", ODD)
+@pytest.mark.parametrize("name", ["dataset", "split", "prompt_column", "judge", "run_dir"])
+def test_a_name_is_one_line_without_control_characters(name, value):
+    with pytest.raises(InputError, match=f"01_rerank, 1 wrong parameter.s.: {name} is ") as caught:
+        validate("01_rerank", valid("01_rerank") | {name: value})
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["perché/modello-è.jsonl", "un file con spazi.csv", "数据/データ", "a\u00a0b", "👩\u200d👧.csv", "x" * 4000],
+)
+def test_names_of_every_language_are_taken(value):
+    assert validate("01_rerank", valid("01_rerank") | {"dataset": value}).dataset == value
+
+
+def test_a_system_prompt_may_have_lines_but_only_characters():
+    values = valid("02_sample")
+    assert validate("02_sample", values | {"system_prompt": "Due righe.\n\tE poi."}).system_prompt
+    for wrong in ("\0", "a\ud83d", "x" * 200_000):
+        with pytest.raises(InputError, match="system_prompt is "):
+            validate("02_sample", values | {"system_prompt": wrong})
+
+
+@pytest.mark.parametrize(
+    ("stem", "name", "value"),
+    [
+        ("01_rerank", "max_rows", 10**30), ("01_rerank", "max_rows", -1), ("01_rerank", "max_rows", True),
+        ("02_sample", "max_prompts", 2**63), ("03_judge", "max_length_gap", 10**300), ("04_dpo", "max_pairs", 10**10),
+        *((stem, "seed", seed) for stem in MODELS for seed in (2**32, -1, 10**300, True, 1.0)),
+        *((stem, "time_budget_hours", hours) for stem in MODELS for hours in (math.nan, math.inf, -0.1, 1e9, True)),
+        *(("04_dpo", "learning_rate", rate) for rate in (math.nan, math.inf, -math.inf, -1e-5, 1.0, 10**400)),
+        *(("04_dpo", "beta", beta) for beta in (0.0, -1.0, math.nan, math.inf, 1e300)),
+        *(("04_dpo", "epochs", epochs) for epochs in (0.0, 1e300, math.nan, 10**30)),
+        ("01_rerank", "min_margin", math.nan), ("03_judge", "min_chosen", math.inf), ("02_sample", "n_samples", 10**9),
+        *(("02_sample", "sampling", text) for text in (
+            "temperature: 1, temperature: 0.5", "max_tokens: 1000000000000", "top_k: 10000001", "temperature: inf",
+            "top_p: nan", f"max_tokens: {'9' * 5000}", "max_tokens: 1e9", "temperature: 0.8\0")),
+        *(("02_sample", "chat_template_kwargs", text) for text in (
+            "a: 1, a: 2", "a: &x 1", "a: *x", "a: !!python/none 1", f"a: {'[' * 1000}", "a: .inf", f"a: {'1' * 99}")),
+    ],
+)  # fmt: skip
+def test_what_nobody_can_mean_is_refused_by_name(stem, name, value):
+    with pytest.raises(InputError, match=rf"{stem}, 1 wrong parameter\(s\): {name} is ") as caught:
+        validate(stem, valid(stem) | {name: value})
+    assert len(str(caught.value)) < 400
+
+
+def test_a_number_of_more_digits_than_python_prints_is_named():
+    with pytest.raises(InputError, match="seed is .*: Input should be less than 4294967296"):
+        validate("01_rerank", valid("01_rerank") | {"seed": 10**5000})
