@@ -3,7 +3,6 @@
 import errno
 import os
 import re
-import reprlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -93,6 +92,6 @@ def shown(value: object, longest: int = 100) -> str:
     try:
         text = repr(value[:20_000] if isinstance(value, str) else value)
     except (RecursionError, ValueError):  # nested too deep, or a number of more digits than Python prints
-        text = reprlib.repr(value)
+        text = f"a value too large to show ({type(value).__name__})"
     text = secrets.hidden(text[:20_000])  # masked first, then cut
     return text if len(text) <= longest else f"{text[: longest - 3]}..."

@@ -267,5 +267,5 @@ def test_what_nobody_can_mean_is_refused_by_name(stem, name, value):
 
 
 def test_a_number_of_more_digits_than_python_prints_is_named():
-    with pytest.raises(InputError, match="seed is .*: Input should be less than 4294967296"):
+    with pytest.raises(InputError, match=r"seed is .*: Input should be less than 4294967296"):
         validate("01_rerank", valid("01_rerank") | {"seed": 10**5000})
