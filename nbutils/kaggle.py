@@ -30,7 +30,7 @@ import nbformat
 from papermill.iorw import load_notebook_node, write_ipynb
 from papermill.parameterize import parameterize_notebook
 
-from nbutils import attached, judges, params, run, seals, sources
+from nbutils import attached, disk, judges, owned, params, run, seals, sources
 from nbutils.errors import InputError
 
 Plan = dict[str, dict[str, Any]]  # stem -> what is injected into its notebook
@@ -68,7 +68,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def write(profile: Path, user: str, out: Path) -> list[Path]:
     """Write the dataset folder, the four kernel folders and what to type; return the five folders in that order.
 
-    Folders of an earlier call are replaced, whatever else lies in `out` by then is left alone.
+    Folders of an earlier call are replaced, whatever else lies in `out` by then is left alone. A file in one of them
+    that was put there or changed since is refused by name: it would be lost, or uploaded with the rest.
 
     Raises:
         InputError: if the profile, its parameters, a file they name or the user's name is wrong, or `out` holds
@@ -84,9 +85,13 @@ def write(profile: Path, user: str, out: Path) -> list[Path]:
     steps = _steps(out, kernels, complete)
     if out.exists() and not (out.is_dir() and ((out / STEPS).is_file() or not any(out.iterdir()))):
         raise InputError(f"{out} exists and was not written by this command; name another folder or move it away")
+    folders = [out / PACKAGE, *(out / stem for stem in plan)]
+    known = owned.listed(out) or {}
+    there = [f"{folder.name}/{name}" for folder in folders if folder.exists() for name in disk.entries(folder)]
+    if others := [name for name in there if not owned.unchanged(out / name, known.get(name))]:
+        raise InputError(f"{out} holds what this command did not write: {owned.some(others)}; move that away")
     try:
         key = _key(out / PACKAGE, user)
-        folders = [out / PACKAGE, *(out / stem for stem in plan)]
         for folder in folders:
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True)
@@ -99,6 +104,8 @@ def write(profile: Path, user: str, out: Path) -> list[Path]:
             book.cells.insert(place, nbformat.v4.new_code_cell(cell, id="package"))
             write_ipynb(book, str(out / stem / f"{stem}.ipynb"))
             _write_json(out / stem / KERNEL, kernels[stem])
+        written = [f"{folder.name}/{name}" for folder in folders for name in disk.entries(folder)]
+        owned.record(out, {name: disk.sha256(out / name) for name in written})
     except OSError as error:
         raise InputError(f"cannot write {out} ({error.strerror or error}); choose a writable folder") from None
     return folders

@@ -29,7 +29,7 @@ from transformers import (
 )
 from transformers.utils import is_bitsandbytes_available
 
-from nbutils import bounded, identity, sources, weights
+from nbutils import bounded, identity, owned, sources, weights
 from nbutils.errors import InputError, first_line, writing
 from nbutils.preflight import Device
 from nbutils.records import Messages
@@ -244,9 +244,9 @@ def merge(path: str, adapter: str, folder: Path) -> Path:
     kind = getattr(config(path), "dtype", None) or torch.float32
     base = _load_weights(AutoModelForCausalLM, path, dtype=torch.float32)
     merged = cast(Any, load_adapter(base, adapter)).merge_and_unload()
-    with writing(folder):
-        merged.to(kind).save_pretrained(folder)
-        load_tokenizer(path).save_pretrained(folder)
+    with writing(folder), owned.renewed(folder) as made:
+        merged.to(kind).save_pretrained(made)
+        load_tokenizer(path).save_pretrained(made)
     return folder
 
 
@@ -437,6 +437,8 @@ def _convert(name: str, cache: Path) -> Path:
     origin = {"package": target.name, "file": file.name, "sha256": identity.of_file(file)}
     if _converted(target) == origin:
         return target
+    if target.exists() and _converted(target) is None:
+        raise InputError(f"{target} was not made by the kit, which keeps converted models there; move it away")
     log.info("converting %s to safetensors in %s", file.name, target)
     tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=file.name, trust_remote_code=False)
     loaded = AutoModelForCausalLM.from_pretrained(

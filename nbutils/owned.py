@@ -13,8 +13,8 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from nbutils import disk, files
@@ -48,6 +48,20 @@ def finish(made: Path, folder: Path) -> None:
         os.rename(made, folder)
     with suppress(OSError):  # what could not be moved is in it, and was told
         made.parent.rmdir()
+
+
+@contextmanager
+def renewed(folder: Path) -> Iterator[Path]:
+    """Give a draft to fill, and put it into the folder's place when that is done; see `finish`."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    clear(folder, folder.parent)
+    made = draft(folder, folder.parent)
+    try:
+        yield made
+        finish(made, folder)
+    except BaseException:
+        abandon(made)
+        raise
 
 
 def abandon(made: Path) -> None:

@@ -21,7 +21,7 @@ from transformers import PrinterCallback, TrainerCallback
 from transformers.trainer_callback import TrainerControl, TrainerState
 from trl import DPOTrainer
 
-from nbutils import health, mounts, seals, stages, weights
+from nbutils import health, mounts, owned, seals, stages, weights
 from nbutils.errors import GO_ON, InputError, Interrupted, out_of_time, telling, writing
 from nbutils.records import Row, digest
 from nbutils.reference import answers_only
@@ -188,17 +188,17 @@ def table(history: Sequence[Mapping[str, float]]) -> pd.DataFrame:
 
 def save(trainer: DPOTrainer, folder: Path) -> Path:
     """Save the adapter, or the whole model after full tuning, with its tokenizer as safetensors; return the folder."""
-    with writing(folder):
-        trainer.save_model(str(folder))
-    (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle of this machine's paths
-    config = folder / "adapter_config.json"
-    if config.is_file():
-        content = json.loads(config.read_text(encoding="utf-8"))
-        base, commit = weights.portable(content["base_model_name_or_path"] or "")
-        content |= {"base_model_name_or_path": base, "revision": commit}  # not where this machine keeps it
-        if isinstance(modules := content["target_modules"], list):
-            content["target_modules"] = sorted(modules)  # a set, and one adapter is to have one hash
-        config.write_text(json.dumps(content, indent=2) + "\n")
+    with writing(folder), owned.renewed(folder) as made:
+        trainer.save_model(str(made))
+        (made / "training_args.bin").unlink(missing_ok=True)  # a pickle of this machine's paths
+        config = made / "adapter_config.json"
+        if config.is_file():
+            content = json.loads(config.read_text(encoding="utf-8"))
+            base, commit = weights.portable(content["base_model_name_or_path"] or "")
+            content |= {"base_model_name_or_path": base, "revision": commit}  # not where this machine keeps it
+            if isinstance(modules := content["target_modules"], list):
+                content["target_modules"] = sorted(modules)  # a set, and one adapter is to have one hash
+            config.write_text(json.dumps(content, indent=2) + "\n")
     return folder
 
 

@@ -479,6 +479,27 @@ def test_what_this_command_did_not_write_is_left_alone(tmp_path):
     assert [p.name for p in (tmp_path / "out").rglob("*")] == ["01_rerank", "thesis.txt"]
 
 
+@pytest.mark.parametrize("name", ["01_rerank/thesis.txt", "package/.env", "package/nbutils/mine.py", "04_dpo/a/b.txt"])
+def test_a_file_put_into_a_folder_that_would_be_uploaded_is_refused_by_name(tmp_path, name):
+    out = tmp_path / "out"
+    kaggle.write(CHECKOUT / "params/kaggle-t4", "maria", out)
+    (out / name).parent.mkdir(exist_ok=True)
+    (out / name).write_text("mine")
+    with pytest.raises(InputError, match=f"holds what this command did not write: {name}; move that away"):
+        kaggle.write(CHECKOUT / "params/kaggle-t4", "maria", out)
+    assert (out / name).read_text() == "mine"
+    (out / name).unlink()
+    assert len(kaggle.write(CHECKOUT / "params/kaggle-t4", "maria", out)) == 5
+
+
+def test_a_file_that_was_changed_since_is_refused_by_name(tmp_path):
+    kaggle.write(CHECKOUT / "params/kaggle-t4", "maria", tmp_path / "out")
+    settings = tmp_path / "out/02_sample/kernel-metadata.json"
+    settings.write_text(settings.read_text().replace("true", "false"))
+    with pytest.raises(InputError, match=r"did not write: 02_sample/kernel-metadata\.json; move that away"):
+        kaggle.write(CHECKOUT / "params/kaggle-t4", "maria", tmp_path / "out")
+
+
 def test_a_second_call_replaces_its_folders_and_nothing_else(copy):
     (copy / "output").mkdir()
     (copy / "package" / "params").mkdir()

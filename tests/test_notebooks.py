@@ -14,7 +14,7 @@ from nbutils import params, run
 from nbutils.sources import CHECKOUT
 
 NOTEBOOKS = {stem: CHECKOUT / "notebooks" / f"{stem}.ipynb" for stem in params.STEMS}
-PROFILES = sorted(p for p in (CHECKOUT / "params").iterdir() if p.is_dir())
+PROFILES = sorted({path.parent for path in (CHECKOUT / "params").glob("*/0*.yaml")})
 each = pytest.mark.parametrize("stem", params.STEMS)
 
 

@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 from transformers import TrainerCallback, TrainerState
 from trl import DPOConfig, DPOTrainer
 
-from nbutils import models, training
+from nbutils import models, owned, training
 from nbutils.errors import InputError, Interrupted
 from nbutils.preflight import Device
 from nbutils.records import PAIRS, dataset
@@ -198,6 +198,15 @@ def test_the_log_has_one_row_per_step_in_csv(unbroken, tiny_llama, tmp_path):
 def test_training_goes_without_held_out_pairs(tiny_llama, tmp_path):
     log = train(small_trainer(tiny_llama, tmp_path, some_pairs(4), []), csv=tmp_path / "log.csv")
     assert list(log.step) == [1, 2]
+
+
+def test_what_lies_where_an_adapter_is_saved_is_kept_and_is_no_part_of_it(tiny_llama, tmp_path):
+    (tmp_path / "result").mkdir()
+    (tmp_path / "result" / "notes.txt").write_text("mine")
+    folder = save(small_trainer(tiny_llama, tmp_path, some_pairs(4)), tmp_path / "result")
+    assert (folder / "notes.txt").read_text() == "mine"
+    assert "adapter_model.safetensors" in owned.listed(folder)
+    assert "notes.txt" not in owned.listed(folder)
 
 
 @pytest.mark.parametrize("tuning", ["lora", "full"])
