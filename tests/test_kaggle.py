@@ -319,10 +319,15 @@ def test_a_later_call_for_the_same_user_keeps_the_key_and_one_for_another_does_n
     assert key("luca") != first
     second = key("maria")
     assert second != first
-    (tmp_path / "out" / "package" / "kaggle.key").write_text("short")
+    (tmp_path / "out" / "package" / "kaggle.key").unlink()
     assert len(key("maria")) == 65
-    (tmp_path / "out" / "package" / "dataset-metadata.json").write_text("[5]")
-    assert len(key("maria")) == 65
+    for name, text in (("kaggle.key", "short"), ("dataset-metadata.json", "[5]")):
+        path = tmp_path / "out" / "package" / name
+        path.write_text(text)
+        with pytest.raises(InputError, match=f"did not write: package/{name}"):
+            key("maria")
+        path.unlink()
+        assert len(key("maria")) == 65
 
 
 def test_the_key_stands_in_no_notebook(folders):
