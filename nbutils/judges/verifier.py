@@ -181,6 +181,8 @@ def _fault(name: str, options: dict[str, Any], language: str) -> str:  # noqa: P
             taken = INSTRUCTION_DICT[name](name)
             taken.build_description(**options)
             goes_by = taken.get_instruction_args() or {}
+        if options.get("nth_paragraph", 0) > options.get("num_paragraphs", 0):  # it might draw the very number
+            raise ValueError(f"nth_paragraph is {shown(options['nth_paragraph'], 60)}")
     except Exception as error:  # each rule refuses options it cannot use in its own way
         return f"{name} ({first_line(error)})"
     # so would an option that the rule cannot use: a number below zero, an empty list, two letters for one
