@@ -31,7 +31,7 @@ from nbutils.errors import InputError
 from nbutils.judges import Judgement, template
 from nbutils.judges.replies import expected_score, read
 from nbutils.judges.template import Template
-from nbutils.records import JUDGED, PAIRS, PROMPTS, SAMPLES, check, dataset, encodable, pair_id, prompt_id
+from nbutils.records import JUDGED, PAIRS, PROMPTS, SAMPLES, check, complete, dataset, encodable, pair_id, prompt_id
 from nbutils.settings import DEFAULTS, read_options
 
 FURTHER = float(os.environ.get("FUZZ", "0"))
@@ -196,7 +196,7 @@ def assert_kept(judged):
     assert len(ids) == len(set(ids))
     assert {pair["id"] for pair in pairs.build(judged[::-1])} == set(ids)
     assert len(built) <= sum(row["chosen"] >= 0 for row in judged)
-    assert whole(back(judged, JUDGED)) == whole(judged)
+    assert whole(back(judged, JUDGED)) == whole([complete(row, JUDGED) for row in judged])
     stored = back(built, PAIRS)
     assert stored == whole(built)
     for pair in stored:

@@ -88,5 +88,6 @@ def end(workers: Sequence[Worker]) -> None:
     """Kill workers with all that they started; their GPUs are free when this returns."""
     for worker in workers:
         if worker.process.poll() is None:
-            os.killpg(worker.process.pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):  # it ended at this moment
+                os.killpg(worker.process.pid, signal.SIGKILL)
         worker.process.wait()
