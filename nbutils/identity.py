@@ -106,6 +106,8 @@ def of_hub(name: str, *, kind: str) -> str:
         validate_repo_id(parts.repository)
     except HFValidationError:  # the name of a file that is not there, which its reader tells
         return name
+    if "/" not in parts.repository:  # no owner: no Hub id either
+        return name
     if found := commit(parts.repository, parts.revision, kind=kind):
         return f"{name} at {found}"
     if name not in _told:

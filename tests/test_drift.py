@@ -9,7 +9,7 @@ from dpo import CPU, small_trainer, some_pairs
 from servers import ChatServer
 from trl import DPOConfig
 
-from nbutils import training
+from nbutils import settings
 from nbutils.engines import Request, Sampling
 from nbutils.engines.api import ApiEngine
 from nbutils.engines.local import TransformersEngine
@@ -32,14 +32,14 @@ def recorder(calls):
 
 
 def test_every_default_is_a_field_of_dpo_config():
-    lora = {name for name in training.DEFAULTS if name.startswith("lora_")}
+    lora = {name for name in settings.DEFAULTS if name.startswith("lora_")}
     assert lora == {"lora_r", "lora_alpha", "lora_dropout", "lora_target_modules"}
-    assert set(training.DEFAULTS) - lora - training.OURS <= DPO_FIELDS
+    assert set(settings.DEFAULTS) - lora - settings.OURS <= DPO_FIELDS
 
 
 def test_every_reserved_name_is_one_that_would_otherwise_be_taken():
-    assert training.RESERVED <= DPO_FIELDS
-    assert not training.RESERVED & set(training.DEFAULTS)
+    assert settings.RESERVED <= DPO_FIELDS
+    assert not settings.RESERVED & set(settings.DEFAULTS)
 
 
 def test_what_build_trainer_passes_is_known_and_arrives(tiny_llama, tmp_path):
@@ -61,7 +61,8 @@ def test_what_the_server_is_asked_for_is_known_to_the_client():
     with ChatServer() as server:
         list(ApiEngine(server.url, "m", chat_template_kwargs={"a": 1}).generate([request], seed=0))
     [asked] = server.calls
-    assert set(asked) - known == {"top_k", "chat_template_kwargs"}, "what vLLM takes beyond OpenAI's names"
+    beyond = {"top_k", "min_p", "repetition_penalty", "chat_template_kwargs"}
+    assert set(asked) - known == beyond, "what vLLM takes beyond OpenAI's names"
     assert {"temperature", "top_p", "max_tokens", "seed", "response_format", "logprobs", "top_logprobs"} <= set(asked)
 
 
