@@ -332,7 +332,7 @@ def test_every_cut_of_a_sentence_is_made_after_masking(monkeypatch):
     ("name", "value"),
     [("MY_TOKEN", "none"), ("MY_TOKEN", "1"), ("MY_TOKEN", "EMPTY"), ("MY_TOKEN", "token"), ("MY_API_KEY",
     "italiano"), ("PATH", "/usr/bin:/bin"),
-     ("SECRETS_FOLDER", "/work/italiano/abc"), ("TOKENIZERS_PARALLELISM", "false"), ("PWD", "/work/main"),
+     ("SECRETS_FOLDER", "/data/italiano/abc"), ("TOKENIZERS_PARALLELISM", "false"), ("PWD", "/home/anna/kit"),
      ("MAX_TOKENS", "123456789"),
      ("MODEL", "Qwen/Qwen3-4B-Instruct-2507"), ("NBUTILS_ALLOW", "MY_TOKEN@host"), ("TOKENIZER",
      "meta-llama/Llama-3.1-8B"), ("HOME", "/home/me")],
