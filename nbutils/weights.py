@@ -101,6 +101,8 @@ def digest(path: Path) -> str:
 
 def plain(name: str) -> str:
     """Return a model's name without its revision, which the digest tells more exactly."""
+    if name.startswith(identity.PACKAGE):
+        return name.partition("#")[0]
     return name if sources.find(name) or "#" not in name else identity.hub_name(name).repository
 
 

