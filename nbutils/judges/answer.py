@@ -15,20 +15,16 @@ and the score is the share that holds. A key may list several right answers: `Ro
 """
 
 import itertools
-import logging
 import re
 import unicodedata
 from collections.abc import Sequence
 
-from nbutils.engines import Tally
 from nbutils.errors import InputError, shown
 from nbutils.judges import AnswerFile, Judgement
 from nbutils.judges.numbers import Number, numbers
+from nbutils.judges.rules import RuleJudge
 from nbutils.judges.verifier import check, faults_of
 from nbutils.records import Row
-from nbutils.store import Store
-
-log = logging.getLogger(__name__)
 
 SEPARATOR = "|"
 UNMARKED = 0.5  # of a right answer that does not stand where it was asked to stand
@@ -51,40 +47,25 @@ _UNDONE = re.compile(r"^\s*[×x*·+:÷/−–-]\s*$", re.I)
 _ARTICLE = re.compile(r"^(?:(?:il|lo|la|i|gli|le|un|uno|una|the|an?)\s+|(?:l|un)['’]\s*)", re.I)
 
 
-class AnswerJudge:
-    """Compares the answer a response states with the row's key; order has no meaning here."""
-
-    model = ""
+class AnswerJudge(RuleJudge):
+    """Compares the answer a response states with the row's key."""
 
     def __init__(self, name: str, file: AnswerFile):
         self.name, self.file = name, file
 
-    def tally(self) -> Tally:
-        """Return zeros: nothing is ever asked."""
-        return Tally()
+    def hopeless(self, rows: Sequence[Row]) -> str:
+        """Return a sentence for rows of which none has a key of the declared kind."""
+        first = next((row["reference"] for row in rows if row.get("reference")), "")
+        held = f"the first says {shown(first)}" if first else "`reference` is empty in all of them"
+        return (
+            f"judge {self.name}: none of {len(rows)} rows has a {self.file.answer} as right answer ({held}); "
+            "name its column in reference_column"
+        )
 
-    def score(
-        self, rows: Sequence[Row], store: Store, *, deadline: float = float("inf"), repeat: bool = False
-    ) -> list[Judgement]:
-        """Compare every response; nothing is stored, and a key never wavers.
-
-        Raises:
-            InputError: if no row has a key of the declared kind.
-        """
-        faults = [self.fault(row) for row in rows]
-        if rows and all(faults):
-            first = next((row["reference"] for row in rows if row.get("reference")), "")
-            held = f"the first says {shown(first)}" if first else "`reference` is empty in all of them"
-            raise InputError(
-                f"judge {self.name}: none of {len(rows)} rows has a {self.file.answer} as right answer ({held}); "
-                "name its column in reference_column"
-            )
-        if told := sum(not fault and self._tells(row) for row, fault in zip(rows, faults, strict=True)):
-            log.warning("%d of %d right answers stand in their own prompt: repeating it may be enough", told, len(rows))
-        return [
-            Judgement(unfit=fault) if fault else Judgement() if repeat else self._judge(row)
-            for row, fault in zip(rows, faults, strict=True)
-        ]
+    def doubt(self, rows: Sequence[Row]) -> str:
+        """Return how many right answers stand in their own prompt, or nothing."""
+        told = sum(map(self._tells, rows))
+        return f"{told} of {len(rows)} right answers stand in their own prompt: repeating it may be enough" * bool(told)
 
     def fault(self, row: Row) -> str:
         """Return why a row cannot be judged, or nothing: it has no key, or key or checks cannot be used."""
@@ -103,16 +84,13 @@ class AnswerJudge:
             return any(f" {key} " in f" {plain(prompt)} " for key in right)
         return any(_is_right(number, right) for number in numbers(prompt, self.file.language))
 
-    def notes(self) -> dict[str, int]:
-        """Return nothing: no server stands between."""
-        return {}
-
     def explain(self, row: Row) -> str:
         """Return the key of a row and where its answer is looked for."""
         where = f"after {self.file.marker!r}" if self.file.marker else "last in the response"
         return f"right: {row['reference']} (a {self.file.answer}, {where})"
 
-    def _judge(self, row: Row) -> Judgement:
+    def judge(self, row: Row) -> Judgement:
+        """Compare every response."""
         scores, feedback = [], []
         for response in row["responses"]:
             score = grade(response["text"], row["reference"], self.file)

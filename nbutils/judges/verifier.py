@@ -20,11 +20,10 @@ import langdetect
 from if_verifiable.common import evaluate_instructions
 from if_verifiable.ifeval.instructions_registry import INSTRUCTION_DICT
 
-from nbutils.engines import Tally
 from nbutils.errors import InputError, first_line, shown
 from nbutils.judges import Judgement, VerifierFile
+from nbutils.judges.rules import RuleJudge
 from nbutils.records import Row
-from nbutils.store import Store
 
 # langdetect draws random numbers: without a seed the same text can get two answers
 langdetect.DetectorFactory.seed = 0
@@ -42,49 +41,28 @@ PATTERNS = ("keywords", "keyword", "forbidden_words", "section_spliter", "postsc
 _REPEATS, _ESCAPED = re.compile(r"[*+?{]+"), re.compile(r"\\.")
 
 
-class Verifier:
-    """Scores a response by the share of its prompt's checks that it passes; order has no meaning here."""
-
-    model = ""
+class Verifier(RuleJudge):
+    """Scores a response by the share of its prompt's checks that it passes."""
 
     def __init__(self, name: str, file: VerifierFile):
         self.name, self.file, self.language = name, file, file.language
-
-    def tally(self) -> Tally:
-        """Return zeros: nothing is ever asked."""
-        return Tally()
-
-    def score(
-        self, rows: Sequence[Row], store: Store, *, deadline: float = float("inf"), repeat: bool = False
-    ) -> list[Judgement]:
-        """Check every response. Nothing is stored: checking again is cheaper than looking up. Rules never waver.
-
-        Raises:
-            InputError: if no row can be checked, naming the faults and how many rows hold them.
-        """
-        found = [faults_of(row["checks"], self.language) for row in rows]
-        if rows and all(found):
-            faults = Counter(fault for row_faults in found for fault in row_faults)
-            listed = "; ".join(f"{fault} ({count} rows)" for fault, count in faults.most_common(5))
-            raise InputError(f"judge {self.name} cannot check: {listed}; remove these rows or choose another judge")
-        return [
-            Judgement(unfit="checks") if faults else Judgement() if repeat else self._judge(row)
-            for row, faults in zip(rows, found, strict=True)
-        ]
-
-    def notes(self) -> dict[str, int]:
-        """Return nothing: no server stands between."""
-        return {}
 
     def fault(self, row: Row) -> str:
         """Return why a row cannot be judged, or nothing."""
         return "checks" if faults_of(row["checks"], self.language) else ""
 
+    def hopeless(self, rows: Sequence[Row]) -> str:
+        """Return a sentence that names the faults and how many rows hold them."""
+        faults = Counter(fault for row in rows for fault in faults_of(row["checks"], self.language))
+        listed = "; ".join(f"{fault} ({count} rows)" for fault, count in faults.most_common(5))
+        return f"judge {self.name} cannot check: {listed}; remove these rows or choose another judge"
+
     def explain(self, row: Row) -> str:
         """Return the checks of a row, one per line."""
         return "\n".join(f"{name} {json.dumps(options)}" for name, options in parse_checks(row["checks"]))
 
-    def _judge(self, row: Row) -> Judgement:
+    def judge(self, row: Row) -> Judgement:
+        """Check every response."""
         try:
             results = [check(row["checks"], response["text"]) for response in row["responses"]]
         except Exception:  # a rule that met an answer it cannot read, or that would never end
