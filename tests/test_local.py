@@ -24,7 +24,7 @@ from transformers import (
 
 from nbutils import models
 from nbutils.engines import Request, Sampling
-from nbutils.engines.local import Draw, TransformersEngine, nucleus
+from nbutils.engines.local import TransformersEngine, draw, nucleus
 from nbutils.errors import InputError
 from nbutils.store import Store, answer
 
@@ -101,9 +101,15 @@ def test_an_answer_is_what_plain_generate_gives_up_to_the_first_stop_token(engin
 
 
 def test_gathering_unfinished_answers_into_new_batches_changes_no_greedy_answer(engine, monkeypatch):
+    monkeypatch.setattr(engine, "batch_size", 4)
+    batches, draw_batch = [], engine._draw
+    monkeypatch.setattr(engine, "_draw", lambda texts, *rest: batches.append(len(texts)) or draw_batch(texts, *rest))
+    monkeypatch.setattr("nbutils.engines.local.FEW", 0.0)
     in_one_go = generate(engine, ask(*PROMPTS, n=2))
-    monkeypatch.setattr("nbutils.engines.local.STRETCH", 3)
+    assert batches == [4, 4, 4]
+    monkeypatch.setattr("nbutils.engines.local.FEW", 0.5)
     assert generate(engine, ask(*PROMPTS, n=2)) == in_one_go
+    assert len(batches) > 6
     many = generate(engine, ask(*PROMPTS, n=8, sampling=DRAWN))
     assert {len(reply.samples) for reply in many} == {8}
     assert {s.n_tokens for reply in many for s in reply.samples if s.finish_reason == "length"} == {12}
@@ -164,7 +170,7 @@ def test_the_distribution_drawn_from_is_the_one_transformers_own_options_give(
 def test_tokens_are_drawn_as_often_as_their_probability_says():
     scores = torch.tensor([0.5, 0.25, 0.2, 0.05]).log().expand(20_000, 4)
     torch.manual_seed(0)
-    drawn = Draw(Sampling(temperature=1.0, top_p=0.9))(None, scores).argmax(-1)
+    drawn = draw(scores, Sampling(temperature=1.0, top_p=0.9))
     shares = torch.bincount(drawn, minlength=4) / len(drawn)
     torch.testing.assert_close(shares, torch.tensor([0.5, 0.25, 0.2, 0.0]) / 0.95, atol=0.01, rtol=0)
 
@@ -298,16 +304,16 @@ CPU_ERROR = RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate mem
 
 
 def limit_memory(engine, monkeypatch, fits, error=CUDA_ERROR):
-    """Let `generate` fail, some random numbers on, for batches of which `fits(rows, width)` does not hold."""
-    draw = engine.model.generate
+    """Let memory run out, some random numbers on, for batches of which `fits(rows, width)` does not hold."""
+    draw_batch = engine._draw
 
-    def limited(inputs, **options):
-        if not fits(*inputs.shape):
+    def limited(texts, *options):
+        if not fits(len(texts), max(map(len, texts))):
             torch.rand(5)
             raise error
-        return draw(inputs=inputs, **options)
+        return draw_batch(texts, *options)
 
-    monkeypatch.setattr(engine.model, "generate", limited)
+    monkeypatch.setattr(engine, "_draw", limited)
 
 
 def halvings(caplog):
@@ -332,7 +338,6 @@ def test_a_batch_that_does_not_fit_is_drawn_in_halves_as_if_it_had_never_been_tr
 def test_what_is_drawn_when_memory_runs_out_depends_on_the_chunk_alone(tiny_llama, tmp_path, monkeypatch, caplog):
     engine = load(tiny_llama, tmp_path, batch_size=16)
     monkeypatch.setattr(type(engine), "chunk_size", 4)
-    monkeypatch.setattr("nbutils.engines.local.STRETCH", 3)
     requests = ask(*(f"{i} {text}" for i in range(2) for text in PROMPTS[:5]), n=3, sampling=DRAWN)
     limit_memory(engine, monkeypatch, lambda rows, width: rows * width <= 400)  # the longest prompt has 165 tokens
     unbroken = answer(Store(tmp_path / "unbroken.sqlite"), engine, requests, seed=7)
@@ -499,10 +504,11 @@ def test_of_a_drawn_answer_the_numbers_are_the_models_own_probabilities_not_the_
         assert one.samples[0].numbers == other.samples[0].numbers
 
 
-def test_neither_batches_nor_stretches_change_the_numbers(counting, tmp_path, monkeypatch):
+def test_neither_batches_nor_gathering_changes_the_numbers(counting, tmp_path, monkeypatch):
     together = generate(counting, judging(*JUDGED))
     alone = [generate(counting, [request])[0] for request in judging(*JUDGED)]
-    monkeypatch.setattr("nbutils.engines.local.STRETCH", 3)
+    monkeypatch.setattr(counting, "batch_size", 3)
+    monkeypatch.setattr("nbutils.engines.local.FEW", 0.7)
     by_three = generate(counting, judging(*JUDGED))
     assert [r.samples[0].text for r in together] == [r.samples[0].text for r in alone]
     for one, *others in zip(*([r.samples[0].numbers for r in run] for run in (together, alone, by_three)), strict=True):

@@ -1,18 +1,19 @@
 """Sampling with `transformers` in this process, on any GPU or CPU; the engine of the demo and of a P100.
 
-One chunk of requests is expanded to n sequences each and drawn in batches from one seed. `generate` runs a batch until
-its last answer ends, and most end early: so it is called for a stretch of tokens at a time, and what is unfinished goes
-on in new, full batches. A batch that does not fit the memory is drawn in halves.
+One chunk of requests is expanded to n sequences each and drawn in batches from one seed. transformers' `generate` reads
+a prompt once for each of its samples and runs a batch until its last answer ends; here a prompt is read once, an answer
+that ends leaves the batch and its cache at once, and the last few of a batch go on in a new one. A batch that does not
+fit the memory is drawn in halves.
 """
 
+import inspect
 import itertools
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from nbutils import models, weights
 from nbutils.engines import Engine, Reply, Request, Sample, Sampling, Tally, token_ids
@@ -21,8 +22,9 @@ from nbutils.preflight import Device
 
 log = logging.getLogger(__name__)
 
-# Tokens generated before the unfinished answers are gathered into new batches; doubled from stretch to stretch.
-STRETCH = 48
+# Where other batches wait, one ends when no more than this share of it is unfinished: a step of a few rows takes half
+# as long as one of all, and reading those few again takes less than their steps.
+FEW = 0.25
 
 # The nucleus nearly always lies within this many tokens; sorting them alone takes a tenth of the time of sorting all.
 PREFIX = 1024
@@ -54,35 +56,24 @@ def nucleus(scores: torch.Tensor, sampling: Sampling) -> tuple[torch.Tensor, tor
     return values.masked_fill(before >= sampling.top_p, float("-inf")), tokens
 
 
-class Draw(LogitsProcessor):  # type: ignore[misc]
-    """Draws the next token among the nucleus and leaves it as the only choice.
+def draw(scores: torch.Tensor, sampling: Sampling) -> torch.Tensor:
+    """Return a token id for every row of next-token logits, shape (batch, vocabulary); the likeliest at temperature 0.
 
     `generate` would draw from the whole vocabulary; on a CPU that and the sorting take as long as a small model itself.
     """
-
-    def __init__(self, sampling: Sampling):
-        self.sampling = sampling
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        """Return scores, shape (batch, vocabulary), that are finite for the drawn token alone."""
-        values, tokens = nucleus(scores, self.sampling)
-        drawn = tokens.gather(-1, torch.multinomial(values.softmax(-1), 1))
-        return torch.full_like(scores, float("-inf")).scatter(-1, drawn, 0.0)
+    if sampling.temperature == 0:
+        return scores.argmax(-1)
+    values, tokens = nucleus(scores, sampling)
+    return tokens.gather(-1, torch.multinomial(values.softmax(-1), 1))[:, 0]
 
 
-class Watch(LogitsProcessor):  # type: ignore[misc]
-    """Keeps the most probable tokens of every step, before anything is drawn."""
+TOP = 20  # tokens that could have stood in a place and are kept, more than a scale of digits has levels
 
-    TOP = 20  # more than a scale of digits has levels
 
-    def __init__(self) -> None:
-        self.steps: list[tuple[list[list[float]], list[list[int]]]] = []
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        """Return scores, shape (batch, vocabulary), as they came."""
-        values, tokens = scores.float().log_softmax(-1).topk(min(self.TOP, scores.shape[-1]))
-        self.steps.append((values.tolist(), tokens.tolist()))
-        return scores
+def likeliest(scores: torch.Tensor) -> list[dict[int, float]]:
+    """Return the most probable tokens of every row of next-token logits and their log-probabilities."""
+    values, tokens = scores.float().log_softmax(-1).topk(min(TOP, scores.shape[-1]))
+    return [dict(zip(*pair, strict=True)) for pair in zip(tokens.tolist(), values.tolist(), strict=True)]
 
 
 # New token ids, and for each what else could have stood there (token id -> log-probability) where that was asked for.
@@ -92,7 +83,7 @@ Piece = tuple[list[int], list[dict[int, float]]]
 class TransformersEngine(Engine):
     """A causal language model, optionally with a LoRA adapter that stays unmerged."""
 
-    chunk_size = 32
+    chunk_size = 64
 
     def __init__(
         self,
@@ -131,8 +122,9 @@ class TransformersEngine(Engine):
         self.special_tokens = models.special_tokens(self.tokenizer)
         self.tally = Tally()
         self.stop_ids = models.stop_ids(path, self.tokenizer)
-        # `generate` would add the model's own defaults, a repetition penalty say, to the options a request states
-        self.model.generation_config = GenerationConfig()
+        # logits of the last place alone, and places that padding does not count in, where the model takes either
+        forward = self.model.get_base_model().forward if adapter else self.model.forward
+        self.takes = inspect.signature(forward).parameters.keys()
         self.identity = {
             "engine": "transformers",
             "model": weights.plain(model),
@@ -169,14 +161,13 @@ class TransformersEngine(Engine):
         }
         options: dict[tuple[int, int], list[dict[int, float]]] = {job: [] for job in pending}
         too_large = set[int]()
-        stretch = STRETCH
         while pending:
-            for sampling, batch in self._batches(requests, prompts, pending):
+            for sampling, batch, last in self._batches(requests, prompts, pending):
                 texts = [prompts[i] + pending[i, k] for i, k in batch]
-                left = sampling.max_tokens - len(pending[batch[0]])
+                limits = [sampling.max_tokens - len(pending[job]) for job in batch]
                 watched = any(requests[i].logprobs for i, _ in batch)
-                drawn = self._continue(texts, sampling, min(stretch, left), watched, not samples)
-                for job, piece in zip(batch, drawn, strict=True):
+                drawn = self._continue(texts, limits, sampling, watched, last, not samples)
+                for job, limit, piece in zip(batch, limits, drawn, strict=True):
                     if piece is None:
                         too_large.add(job[0])
                         del pending[job]
@@ -185,10 +176,9 @@ class TransformersEngine(Engine):
                     pending[job] = pending[job] + new
                     if requests[job[0]].logprobs:  # beside it in the batch may be one without
                         options[job] += seen
-                    if new[-1] in self.stop_ids or len(new) == left:
+                    if not self._goes_on(new, limit):
                         seen_at = dict(enumerate(options.pop(job)))
                         samples[job] = token_ids.sample(self.tokenizer, pending.pop(job), self.stop_ids, seen_at)
-            stretch *= 2
         self.tally.failures += len(too_large)
         for i in prompts.keys() - too_large:
             request = requests[i]
@@ -197,17 +187,26 @@ class TransformersEngine(Engine):
             yield i, Reply(done, len(prompts[i]), sum(s.n_tokens for s in done))
 
     def _batches(
-        self, requests: Sequence[Request], prompts: Mapping[int, list[int]], pending: Iterable[tuple[int, int]]
-    ) -> Iterator[tuple[Sampling, list[tuple[int, int]]]]:
-        """Yield batches of jobs drawn with the same options, sorted by length so that little is padded."""
-        jobs = sorted(pending, key=lambda job: (str(requests[job[0]].sampling), len(prompts[job[0]]), job))
-        for sampling, group in itertools.groupby(jobs, key=lambda job: requests[job[0]].sampling):
+        self,
+        requests: Sequence[Request],
+        prompts: Mapping[int, list[int]],
+        pending: Mapping[tuple[int, int], list[int]],
+    ) -> Iterator[tuple[Sampling, list[tuple[int, int]], bool]]:
+        """Yield batches of jobs drawn with the same options, sorted by length so that little is padded.
+
+        The last value tells whether no other batch has the same options.
+        """
+
+        def place(job: tuple[int, int]) -> tuple[str, int, tuple[int, int]]:
+            return str(requests[job[0]].sampling), len(prompts[job[0]]) + len(pending[job]), job
+
+        for sampling, group in itertools.groupby(sorted(pending, key=place), key=lambda job: requests[job[0]].sampling):
             alike = list(group)
             for start in range(0, len(alike), self.batch_size):
-                yield sampling, alike[start : start + self.batch_size]
+                yield sampling, alike[start : start + self.batch_size], len(alike) <= self.batch_size
 
     def _continue(
-        self, texts: list[list[int]], sampling: Sampling, limit: int, watched: bool, alone: bool
+        self, texts: list[list[int]], limits: list[int], sampling: Sampling, watched: bool, last: bool, alone: bool
     ) -> list[Piece | None]:
         """Return the piece that continues each text, in as many batches as the memory asks for.
 
@@ -217,14 +216,16 @@ class TransformersEngine(Engine):
         """
         pieces: list[Piece | None] = []
         while len(pieces) < len(texts):
-            batch = texts[len(pieces) : len(pieces) + self._at_once]
-            drawn = self._try(batch, sampling, limit, watched)
+            some = slice(len(pieces), len(pieces) + self._at_once)
+            batch = texts[some]
+            drawn = self._try(batch, limits[some], sampling, watched, last)
             if drawn is not None:
                 pieces += drawn
                 continue
             if len(batch) == 1:
+                tokens = len(batch[0]) + limits[some.start]
                 fault = (
-                    f"the model {self.identity['model']} and one sequence of {len(batch[0]) + limit} tokens do not fit "
+                    f"the model {self.identity['model']} and one sequence of {tokens} tokens do not fit "
                     f"the memory of this machine ({self.model.device}); lower max_tokens, leave out the longest "
                     "prompts or choose a smaller model"
                 )
@@ -241,12 +242,14 @@ class TransformersEngine(Engine):
             )
         return pieces
 
-    def _try(self, texts: list[list[int]], sampling: Sampling, limit: int, watched: bool) -> list[Piece] | None:
+    def _try(
+        self, texts: list[list[int]], limits: list[int], sampling: Sampling, watched: bool, last: bool
+    ) -> list[Piece] | None:
         """Return the piece of each text, or None where memory ran out: no random number is used up then."""
         on_gpu = self.model.device.type == "cuda"
         states = torch.get_rng_state(), torch.cuda.get_rng_state_all() if on_gpu else []
         try:
-            return self._draw(texts, sampling, limit, watched)
+            return self._draw(texts, limits, sampling, watched, last)
         except RuntimeError as error:
             if not isinstance(error, torch.OutOfMemoryError) and "DefaultCPUAllocator" not in str(error):
                 raise
@@ -257,30 +260,53 @@ class TransformersEngine(Engine):
         return None
 
     @torch.inference_mode()
-    def _draw(self, texts: list[list[int]], sampling: Sampling, limit: int, watched: bool) -> list[Piece]:
-        """Return up to `limit` new tokens for each text, ending with its first stop token if there is one."""
-        watch = Watch()
-        width = max(map(len, texts))
-        pad = self.tokenizer.pad_token_id
-        ids = torch.tensor([[pad] * (width - len(t)) + t for t in texts], device=self.model.device)
-        mask = torch.tensor([[0] * (width - len(t)) + [1] * len(t) for t in texts], device=self.model.device)
-        # greedy over what `Draw` has drawn
-        config = GenerationConfig(
-            max_new_tokens=limit, do_sample=False, pad_token_id=pad, eos_token_id=sorted(self.stop_ids)
-        )
-        processors = LogitsProcessorList([watch] if watched else [])
-        if sampling.temperature > 0:
-            processors.append(Draw(sampling))
-        output = self.model.generate(
-            inputs=ids, attention_mask=mask, generation_config=config, logits_processor=processors
-        )
-        pieces = []
-        for row, ids_row in enumerate(output[:, width:].tolist()):
-            new = self._until_stop(ids_row)
-            steps = [(values[row], tokens[row]) for values, tokens in watch.steps[: len(new)]]
-            pieces.append((new, [dict(zip(tokens, values, strict=True)) for values, tokens in steps]))
-        return pieces
+    def _draw(
+        self, texts: list[list[int]], limits: list[int], sampling: Sampling, watched: bool, last: bool
+    ) -> list[Piece]:
+        """Return up to its limit of new tokens for each text, ending with its first stop token if there is one.
 
-    def _until_stop(self, ids: list[int]) -> list[int]:
-        end = next((i for i, token in enumerate(ids) if token in self.stop_ids), len(ids) - 1)
-        return ids[: end + 1]
+        Args:
+            last: whether the batch runs until all its answers end; else it ends when few are left.
+        """
+        distinct = {tuple(text): place for place, text in enumerate(dict.fromkeys(map(tuple, texts)))}
+        width = max(map(len, distinct))
+        pad = self.tokenizer.pad_token_id
+        device = self.model.device
+        ids = torch.tensor([[pad] * (width - len(text)) + list(text) for text in distinct], device=device)
+        mask = torch.tensor([[0] * (width - len(text)) + [1] * len(text) for text in distinct], device=device)
+        pieces: list[Piece] = [([], []) for _ in texts]
+        rows = list(range(len(texts)))  # of which text a row of the batch is; one text may stand in several
+        kept = torch.tensor([distinct[tuple(text)] for text in texts], device=device)
+        read = self._read(ids, mask, None)
+        cache, scores, mask = read.past_key_values, read.logits[kept, -1], mask[kept]
+        cache.reorder_cache(kept)
+        while True:
+            drawn = draw(scores, sampling)
+            for row, token in zip(rows, drawn.tolist(), strict=True):
+                pieces[row][0].append(token)
+            if watched:
+                for row, options in zip(rows, likeliest(scores), strict=True):
+                    pieces[row][1].append(options)
+            going = [k for k, row in enumerate(rows) if self._goes_on(pieces[row][0], limits[row])]
+            if len(going) <= (0 if last else int(FEW * len(texts))):
+                return pieces
+            if len(going) < len(rows):
+                rows, kept = [rows[k] for k in going], torch.tensor(going, device=device)
+                drawn, mask = drawn[kept], mask[kept]
+                cache.reorder_cache(kept)
+            mask = torch.cat([mask, mask.new_ones(len(rows), 1)], dim=-1)
+            scores = self._read(drawn[:, None], mask, cache).logits[:, -1]
+
+    def _read(self, ids: torch.Tensor, mask: torch.Tensor, cache: Any) -> Any:
+        """Return what the model makes of the ids, shape (batch, new places), that follow those in the cache.
+
+        Args:
+            mask: shape (batch, all places), 0 where there is padding.
+        """
+        places = (mask.cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :]
+        options = {"position_ids": places, "logits_to_keep": 1}
+        taken = {name: value for name, value in options.items() if name in self.takes}
+        return self.model(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True, **taken)
+
+    def _goes_on(self, ids: list[int], limit: int) -> bool:
+        return len(ids) < limit and ids[-1] not in self.stop_ids
