@@ -30,6 +30,8 @@ from nbutils.winrates import win_rate
 
 log = logging.getLogger(__name__)
 
+PASSED = "all passed"  # the headline where prompts carry checks
+
 
 def held_out(
     names: Sequence[str],
@@ -274,7 +276,7 @@ def headline(summary: Mapping[str, Any]) -> tuple[str, dict[str, float] | None]:
     Only where prompts carry checks has the highest score a meaning of its own; a reward model never gives it. None
     where nothing was measured.
     """
-    return ("all passed", summary["passed_all"]) if summary["checks"] else ("mean score", summary["score"])
+    return (PASSED, summary["passed_all"]) if summary["checks"] else ("mean score", summary["score"])
 
 
 def in_words(summary: Mapping[str, Any]) -> str:

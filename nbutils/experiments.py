@@ -1,11 +1,14 @@
-"""Experiments that take several runs of 04: which pairs help (`ablation`), and whether a further round does (`rounds`).
+"""Experiments that take several runs of 04: what luck a training has (`repeat`), which pairs help (`ablation`), and
+whether a further round does (`rounds`).
 
-    python -m nbutils.experiments ablation params/demo runs/demo --seeds 2
+    python -m nbutils.experiments repeat params/demo runs/demo --trainings 5
+    python -m nbutils.experiments ablation params/demo runs/demo --seeds 3
     python -m nbutils.experiments rounds params/demo runs/demo --rounds 2
 
-Both start from the profile's own run and skip what is done. The runs they need stand beside it
+All start from the profile's own run and skip what is done. The runs they need stand beside it
 (`runs/demo-ablation-mix-seed0`, `runs/demo-round2`), so that all share one store, and a killed experiment goes on;
-text, numbers and figure go to `runs/demo-ablation` or `runs/demo-rounds`. Only the profile's own run is pushed.
+text, numbers and figure go to `runs/demo-repeat`, `runs/demo-ablation` or `runs/demo-rounds`. Only the profile's own
+run is pushed.
 """
 
 import argparse
@@ -26,30 +29,73 @@ from nbutils.errors import InputError
 from nbutils.records import Row
 from nbutils.trainers import updates
 
-ARMS = ORIGINAL, RERANKED, ON_POLICY, MIX = ("off-policy, original labels", "off-policy, re-ranked", "on-policy", "mix")
+ARMS = ORIGINAL, RERANKED, ON_POLICY, MIX = ("original labels", "re-ranked", "on-policy", "mix")
+# what the recipe claims: re-ranking repairs a dataset, on-policy pairs help, the mix most
+CONTRASTS = ((RERANKED, ORIGINAL), (ON_POLICY, RERANKED), (MIX, RERANKED), (MIX, ON_POLICY))
 MOST_PASSES = 8.0  # over few pairs; more would test memory
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one experiment and return the exit status: 0, or 1 after printing what stopped it."""
     parser = argparse.ArgumentParser(prog="python -m nbutils.experiments", description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("experiment", choices=("ablation", "rounds"))
+    parser.add_argument("experiment", choices=("repeat", "ablation", "rounds"))
     parser.add_argument("profile", type=Path, help="folder with one YAML of parameters per notebook, e.g. params/demo")
     parser.add_argument("run_dir", type=Path, help="folder of the profile's own run, e.g. runs/demo")
-    parser.add_argument("--seeds", type=int, default=2, help="of the ablation: trainings of each arm, 2 or more")
+    parser.add_argument("--trainings", type=int, default=5, help="on the same pairs, 2 or more")
+    parser.add_argument("--seeds", type=int, default=3, help="of the ablation: trainings of each arm, 2 or more")
     parser.add_argument("--rounds", type=int, default=2, help="of sampling, judging and training, 2 or more")
     given = parser.parse_args(arguments)
     datasets.disable_progress_bars()
     try:
         where = (given.profile, run.run_folder(given.run_dir))
-        ablation(*where, seeds=given.seeds) if given.experiment == "ablation" else rounds(*where, count=given.rounds)
+        if given.experiment == "repeat":
+            repeat(*where, count=given.trainings)
+        elif given.experiment == "ablation":
+            ablation(*where, seeds=given.seeds)
+        else:
+            rounds(*where, count=given.rounds)
     except InputError as error:
         run.say(f"error: {error}", sys.stderr)
         return 1
     return 0
 
 
-def ablation(profile: Path, run_dir: Path, *, seeds: int = 2) -> pd.DataFrame:
+def repeat(profile: Path, run_dir: Path, *, count: int = 5) -> pd.DataFrame:
+    """Train on the same pairs several times, each with its own seed, and compare each with the base model.
+
+    The first is the profile's own run. A seed decides the pairs' order, which of them are held out for the curves, the
+    training and the samples of the proof.
+
+    Returns:
+        One row per training and held-out set with the columns of `outcomes.measured`.
+
+    Raises:
+        InputError: if there are fewer than two trainings, or a notebook stopped.
+    """
+    if count < 2:
+        raise InputError(f"--trainings is {count}, expected 2 or more; one training is python -m nbutils.run")
+    plan = run.read_profile(profile, run_dir)
+    for stem, values in plan.items():
+        finish(stem, values)
+    dpo = params.validate("04_dpo", run.defaults("04_dpo") | plan["04_dpo"])
+    given = {"off_policy": dpo.off_policy, "on_policy": dpo.on_policy}
+    stages = {side: str(run_dir / name) for side, name in given.items() if name in params.STEMS}
+    folders = {dpo.seed: run_dir}
+    for seed in range(dpo.seed + 1, dpo.seed + count):
+        folders[seed] = run_dir.with_name(f"{run_dir.name}-repeat-seed{seed}")
+        own = {"run_dir": str(folders[seed]), "seed": seed, "push_to_hub": ""}
+        finish("04_dpo", plan["04_dpo"] | stages | own)
+    frame = pd.DataFrame([{"seed": s} | row for s, folder in folders.items() for row in outcomes.measured(folder)])
+    changes = {
+        name: outcomes.pooled([outcomes.by_prompt(folder, name, headline) for folder in folders.values()])
+        for name, headline in frame.drop_duplicates("held_out")[["held_out", "headline"]].itertuples(index=False)
+    }
+    where = run_dir.with_name(f"{run_dir.name}-repeat") / "repeat"
+    outcomes.save(where, outcomes.repeat_text(frame, changes), frame, plots.plot_repeat(frame, changes))
+    return frame
+
+
+def ablation(profile: Path, run_dir: Path, *, seeds: int = 3) -> pd.DataFrame:
     """Train on each of four kinds of pairs, with equal pairs and steps, and compare each with the base model.
 
     A seed decides which pairs are drawn, their order, the training and the samples of the proof, which is on the
@@ -99,7 +145,8 @@ def ablation(profile: Path, run_dir: Path, *, seeds: int = 2) -> pd.DataFrame:
     )
     about += f"{updates(trained_of(n), options)} steps; the profile's own run takes {steps} steps."
     run.say(about)
-    rows = []
+    rows: list[Row] = []
+    tried: dict[str, list[pd.DataFrame]] = {arm: [] for arm in ARMS}
     for seed in range(dpo.seed, dpo.seed + seeds):
         for arm, sides in draw(off, own, n=n, seed=seed).items():
             name = f"{sources.label(arm)}-seed{seed}"
@@ -117,9 +164,13 @@ def ablation(profile: Path, run_dir: Path, *, seeds: int = 2) -> pd.DataFrame:
                 "push_to_hub": "",
             }
             finish("04_dpo", values)
-            rows += [{"arm": arm, "seed": seed} | row for row in outcomes.measured(Path(values["run_dir"]))]
+            (row,) = outcomes.measured(Path(values["run_dir"]))
+            rows.append({"arm": arm, "seed": seed} | row)
+            tried[arm].append(outcomes.by_prompt(Path(values["run_dir"]), row["held_out"], row["headline"]))
     frame = pd.DataFrame(rows)
-    outcomes.save(folder / "ablation", f"{about}\n\n{outcomes.ablation_text(frame)}", frame, plots.plot_ablation(frame))
+    contrasts = {f"{one} minus {other}": outcomes.pooled(tried[one], tried[other]) for one, other in CONTRASTS}
+    text = f"{about}\n\n{outcomes.ablation_text(frame, contrasts)}"
+    outcomes.save(folder / "ablation", text, frame, plots.plot_ablation(frame, contrasts))
     return frame
 
 

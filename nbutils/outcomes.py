@@ -3,6 +3,7 @@
 import json
 import math
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from nbutils.cards import table
 from nbutils.errors import InputError
 from nbutils.markup import plain
 from nbutils.records import Row
+from nbutils.stats import Interval, crossed_mean
 
 BESIDE = ("before to after", "tokens ratio", "distinct-2", "wins of decided", "last margin", "pairs", "steps")
 
@@ -75,8 +77,66 @@ def gaps_between(previous: Path, current: Path) -> list[str]:
     return gaps
 
 
-def ablation_text(frame: pd.DataFrame) -> str:
-    """Return a table with one row per arm, and how far it may be read."""
+def by_prompt(run_dir: Path, name: str, headline: str) -> pd.DataFrame:
+    """Return one row per prompt of a held-out set of a finished 04, by its id: `before`, `after` and its topic.
+
+    Both are the headline's mean over the prompt's answers that were measured, from 0 to 1.
+    """
+    frame = pd.DataFrame(sources.read(str(run_dir / "04_dpo"), f"evaluation_{name}"))
+    sides = frame[["before_score", "after_score"]].astype(float).set_axis(["before", "after"], axis=1)
+    if headline == evaluation.PASSED:
+        sides = (sides >= 1 - 1e-9).where(sides.notna())
+    topic = frame.category.where(frame.category != "", frame.prompt_id)
+    measured = sides.astype(float).dropna()
+    return measured.join(topic).groupby(frame.prompt_id).agg({"before": "mean", "after": "mean", "category": "first"})
+
+
+def pooled(trainings: Sequence[pd.DataFrame], others: Sequence[pd.DataFrame] = ()) -> Interval:
+    """Return the mean change over several trainings, or their mean distance from as many others, seed by seed.
+
+    Its interval resamples trainings and topics, see `stats.crossed_mean`. Prompts that one of them lacks are left out.
+
+    Args:
+        trainings, others: of `by_prompt`.
+    """
+    against = [other.after for other in others] if others else [one.before for one in trainings]
+    sides = zip(trainings, against, strict=True)
+    changes = pd.concat([one.after - other for one, other in sides], axis=1).dropna()
+    return crossed_mean(changes.to_numpy().T, list(trainings[0].category.reindex(changes.index)))
+
+
+def repeat_text(frame: pd.DataFrame, changes: Mapping[str, Interval]) -> str:
+    """Return a table with one row per held-out set and training, and what they come to together.
+
+    Args:
+        frame: of `measured`, with a column `seed`.
+        changes: of `pooled`, for each held-out set.
+    """
+    rows, told = [], []
+    for name, change in changes.items():
+        runs = frame[frame.held_out == name]
+        rows += [[plain(name), run.seed, _change(run), *_beside(run)] for run in runs.itertuples()]
+        word = "better" if change.low > 0 else "worse" if change.high < 0 else "not shown to differ"
+        told.append(
+            f"**{plain(name)}: {word}**, {runs.headline.iloc[0]} {_interval(change)} points over {len(runs)} "
+            f"trainings; single ones {100 * runs.change.min():+.1f} to {100 * runs.change.max():+.1f}."
+        )
+    table_of = table(["held-out set", "seed", "change", *BESIDE], rows)
+    return (
+        "Change of the headline in percentage points; of one training with an interval over topics.\n\n"
+        f"{table_of}\n\nTogether, with a 95% interval that resamples trainings and topics:\n\n" + "\n\n".join(told)
+    )
+
+
+def ablation_text(frame: pd.DataFrame, contrasts: Mapping[str, Interval]) -> str:
+    """Return a table with one row per arm, one of the contrasts between arms, and how far they may be read.
+
+    Args:
+        frame: of `measured`, with the columns `arm` and `seed`.
+        contrasts: of `pooled`, by what is compared.
+    """
+    compared = [[name, _interval(c), "shown" if c.low > 0 else "refuted" if c.high < 0 else "not shown"]
+                for name, c in contrasts.items()]  # fmt: skip
     seeds, rows, apart = sorted(frame.seed.unique()), [], []
     for arm, runs in frame.groupby("arm", sort=False):
         mean = runs.mean(numeric_only=True)
@@ -89,9 +149,10 @@ def ablation_text(frame: pd.DataFrame) -> str:
         f"95% intervals over topics; other columns are means over the seeds.\n\n"
         + table(["arm", *(f"seed {seed}" for seed in seeds), "mean", *BESIDE], rows)
         + f"\n\nArms with an interval that excludes zero are {len({a.rpartition(' (')[0] for a in apart})} of "
-        f"{len(rows)}{': ' if apart else ''}{'; '.join(apart)}. The seeds are {len(seeds)} points, not a distribution, "
-        "and an interval compares an arm with the base model, not with another arm."
+        f"{len(rows)}{': ' if apart else ''}{'; '.join(apart)}. The seeds are {len(seeds)} points, not a distribution."
         + (f" The arms are not equal in {', '.join(unequal)}: see the CSV file." if unequal else "")
+        + "\n\nOne arm against another on the same prompts, seed by seed, with 95% intervals that resample trainings "
+        "and topics:\n\n" + table(["contrast", "points", "that it is positive"], compared)
     )
 
 
@@ -118,6 +179,10 @@ def save(stem: Path, text: str, frame: pd.DataFrame, axes: Axes) -> None:
 
 def _change(row: Any) -> str:
     return f"{100 * row.change:+.1f} [{100 * row.low:+.1f}, {100 * row.high:+.1f}]"
+
+
+def _interval(interval: Interval) -> str:
+    return f"{100 * interval.value:+.1f} [{100 * interval.low:+.1f}, {100 * interval.high:+.1f}]"
 
 
 def _beside(row: Any) -> list[str]:

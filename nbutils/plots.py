@@ -284,32 +284,67 @@ def plot_bias(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     return ax
 
 
-def plot_ablation(frame: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
-    """Draw the change of the headline for each arm: a point with its interval per seed, a bar for their mean.
+def plot_ablation(
+    frame: pd.DataFrame, contrasts: Mapping[str, Interval], *, axes: Sequence[Axes] | None = None
+) -> Axes:
+    """Draw what each arm changed, a dot per seed and a bar for their mean, and below it how far arms differ.
 
     Args:
         frame: one row per arm and seed with `arm`, `seed`, `headline` and, from -1 to 1, `change`, `low`, `high`.
+        contrasts: how much better one arm is than another, from -1 to 1.
+        axes: two, for the arms and for the contrasts.
     """
-    title = "Which pairs help, at equal pairs and steps?"
-    ax = _axes(ax, title, "change against the base model (percentage points), 95% interval", "", size=(7.2, 3.8))
     arms, seeds = list(frame.arm.unique()), sorted(frame.seed.unique())
+    if axes is None:
+        heights = [len(arms) + 1, len(contrasts) + 1]
+        axes = plt.subplots(2, height_ratios=heights, figsize=(7.2, 6.4), layout="constrained")[1]
+    above = _axes(axes[0], "Which pairs help, at equal pairs and steps?", "change against the base model (points)", "")
     for i, arm in enumerate(arms):
         rows = frame[frame.arm == arm]
         label = None if i else "mean of the seeds"
-        ax.barh(i, 100 * rows.change.mean(), 0.7, color=GREY, edgecolor=GREY, alpha=0.4, label=label)
+        above.barh(i, 100 * rows.change.mean(), 0.7, color=GREY, edgecolor=GREY, alpha=0.4, label=label)
         for _, row in rows.iterrows():
             place = seeds.index(row.seed)
             y = i + (place - (len(seeds) - 1) / 2) * 0.6 / len(seeds)
             color = (FIRST, SECOND, "#3d405b", "#81b29a")[place % 4]
-            ax.plot([100 * row.low, 100 * row.high], [y, y], color=color, linewidth=1)
-            ax.plot(100 * row.change, y, "o", color=color, markersize=5, label=f"seed {row.seed}" if not i else None)
-    ax.axvline(0, color="black", linewidth=0.8)
-    ax.set_yticks(range(len(arms)), list(map(_label, arms)))
-    ax.set_ylim(max(len(arms), 1) - 0.5, -0.5)
+            above.plot([100 * row.low, 100 * row.high], [y, y], color=color, linewidth=1)
+            above.plot(100 * row.change, y, "o", color=color, markersize=5, label=f"seed {row.seed}" if not i else None)
+    above.axvline(0, color="black", linewidth=0.8)
+    above.set_yticks(range(len(arms)), list(map(_label, arms)))
+    above.set_ylim(max(len(arms), 1) - 0.5, -0.5)
     if arms:
-        ax.legend(frameon=False, fontsize=8, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.18))
+        above.legend(frameon=False, fontsize=8)
+    below = _axes(axes[1], "Is one arm better than another?", "first minus second (points), 95% interval", "")
+    _forest(below, list(contrasts), [Interval(*(100 * end for end in c)) for c in contrasts.values()])
+    below.axvline(0, color="black", linewidth=0.8)
     text = "Change by each arm's training in percentage points, a dot per seed; an interval across zero shows nothing."
-    _caption(ax, text)
+    _caption(above, text)
+    return above
+
+
+def plot_repeat(frame: pd.DataFrame, changes: Mapping[str, Interval], *, ax: Axes | None = None) -> Axes:
+    """Draw the change of the headline by each training, and by all together, for every held-out set.
+
+    Args:
+        frame: one row per held-out set and training with `held_out`, `seed` and, from -1 to 1, `change`, `low`, `high`.
+        changes: of all trainings of a held-out set together, from -1 to 1.
+    """
+    title = "The same pairs, trained several times"
+    label = "change against the base model (percentage points), 95% interval"
+    ax = _axes(ax, title, label, "", size=(7.2, 1.4 + 0.3 * (len(frame) + len(changes))))
+    lines: list[tuple[str, Interval]] = []
+    for name, change in changes.items():
+        runs = frame[frame.held_out == name]
+        ends = runs[["change", "low", "high"]].to_numpy(dtype=float).tolist()
+        lines += [(f"{name}, seed {seed}", Interval(*line)) for seed, line in zip(runs.seed, ends, strict=True)]
+        lines.append((f"{name}, all together", change))
+    _forest(ax, [name for name, _ in lines], [Interval(*(100 * end for end in line)) for _, line in lines])
+    for i, (name, line) in enumerate(lines):
+        if name.endswith("all together"):
+            ax.plot([100 * line.low, 100 * line.high], [i, i], color=SECOND, linewidth=3)
+            ax.plot(100 * line.value, i, "D", color=SECOND, markersize=8)
+    ax.axvline(0, color="black", linewidth=0.8)
+    _caption(ax, "Change by each training in percentage points, and together; an interval across zero shows nothing.")
     return ax
 
 

@@ -63,6 +63,32 @@ def bootstrap_mean(
     return Interval(mean, float(result.confidence_interval.low), float(result.confidence_interval.high))
 
 
+def crossed_mean(
+    values: np.ndarray, clusters: Sequence[Hashable], *, seed: int = 0, resamples: int = 10_000
+) -> Interval:
+    """Return the mean of `values` with a percentile bootstrap interval that resamples its rows and its clusters.
+
+    Each training is tried on the same prompts, so what is luck in a mean over several is that of the trainings and
+    that of the topics. Both are drawn anew, each for itself. Method: Owen 2007, the pigeonhole bootstrap.
+
+    Args:
+        values: shape (trainings, prompts), any unit.
+        clusters: the topic of each prompt; one alone, or one training, gives an interval of -inf to inf.
+        seed, resamples: of the bootstrap.
+    """
+    names = {name: i for i, name in enumerate(dict.fromkeys(clusters))}
+    members = np.eye(len(names))[[names[c] for c in clusters]]
+    sums, counts = values @ members, np.ones_like(values) @ members
+    mean = float(values.mean())
+    if min(sums.shape) < 2:
+        return Interval(mean, float("-inf"), float("inf"))
+    rng = np.random.default_rng(seed)
+    rows, columns = (rng.multinomial(n, np.full(n, 1 / n), resamples).astype(float) for n in sums.shape)
+    means = ((rows @ sums) * columns).sum(1) / ((rows @ counts) * columns).sum(1)
+    low, high = np.percentile(means, [2.5, 97.5])
+    return Interval(mean, float(low), float(high))
+
+
 def kappa(first: Sequence[str], second: Sequence[str], *, seed: int = 0, resamples: int = 2_000) -> Interval:
     """Return Cohen's kappa of two raters, with a percentile bootstrap interval over the items (Cohen 1960).
 

@@ -178,15 +178,15 @@ def test_an_arm_with_fewer_pairs_than_a_batch_is_named_with_its_count():
     assert experiments.equal_size(rows, rows, BATCH_OF_8, most=12) == 12
     with pytest.raises(InputError, match=r"arm 'on-policy' can have 8 pairs .* 7 of them to train on, .* batch of 8"):
         experiments.equal_size(rows, rows[:8], BATCH_OF_8)
-    with pytest.raises(InputError, match=r"arm 'off-policy, re-ranked' can have 3 pairs"):
+    with pytest.raises(InputError, match=r"arm 're-ranked' can have 3 pairs"):
         experiments.equal_size(rows[:3], rows, BATCH_OF_8)
 
 
 def test_the_arms_train_on_equal_pairs_for_equal_steps_and_differ_in_nothing_else(notebooks, profile, tmp_path):
     frame = experiments.ablation(profile, tmp_path / "runs" / "demo")
     assert [stem for _, stem, _ in notebooks.asked[:3]] == ["01_rerank", "02_sample", "03_judge"]
-    slugs = ["off-policy-original-labels", "off-policy-re-ranked", "on-policy", "mix"]
-    assert notebooks.ran() == [f"demo-ablation-{slug}-seed{seed}" for seed in (0, 1) for slug in slugs]
+    slugs = ["original-labels", "re-ranked", "on-policy", "mix"]
+    assert notebooks.ran() == [f"demo-ablation-{slug}-seed{seed}" for seed in (0, 1, 2) for slug in slugs]
     # 45 of all 50 pairs are trained on: 12 batches, 6 steps, three times; an arm has 18, so 3 steps, six times
     assert set(frame.pairs) == {18}
     assert set(frame.steps) == {18}
@@ -220,14 +220,14 @@ def test_an_ablation_goes_on_where_it_was(notebooks, profile, tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(run, "execute", until_killed)
         with pytest.raises(InputError, match=f"{stop}: .*the same command goes on"):
-            experiments.ablation(profile, run_dir)
+            experiments.ablation(profile, run_dir, seeds=2)
     assert len(notebooks.ran()) == 2
     notebooks.asked.clear()
-    experiments.ablation(profile, run_dir)
+    experiments.ablation(profile, run_dir, seeds=2)
     assert notebooks.ran()[0] == stop
     assert len(notebooks.asked) == 6
     notebooks.asked.clear()
-    experiments.ablation(profile, run_dir)
+    experiments.ablation(profile, run_dir, seeds=2)
     assert notebooks.asked == []
 
 
@@ -235,7 +235,7 @@ def test_table_numbers_and_figure_of_an_ablation_agree_with_the_metrics(notebook
     # of ten topics so many rise; a rise of nine cannot be chance, none is no change
     notebooks.changes = {"demo-ablation-on-policy-seed0": 9, "demo-ablation-on-policy-seed1": 8}
     notebooks.changes |= {f"demo-ablation-mix-seed{seed}": 0 for seed in (0, 1)}
-    assert experiments.main(["ablation", str(profile), str(tmp_path / "runs" / "demo")]) == 0
+    assert experiments.main(["ablation", str(profile), str(tmp_path / "runs" / "demo"), "--seeds", "2"]) == 0
     folder = tmp_path / "runs" / "demo-ablation"
     text = (folder / "ablation.md").read_text()
     row = next(line for line in text.splitlines() if line.startswith("| on-policy"))
@@ -245,7 +245,7 @@ def test_table_numbers_and_figure_of_an_ablation_agree_with_the_metrics(notebook
     assert cells[3:] == ["+85.0", "0.0% to 85.0%", "1.20", "0.06 to 0.10", "100%", "0.50", "18", "18"]
     assert "| +0.0 [+0.0, +0.0] | +0.0 [+0.0, +0.0] | +0.0 | 0.0% to 0.0% | 1.20 | 0.06 to 0.10 | none |" in text
     assert "20 pairs per arm, 18 of them to train on, in 6 passes" in text
-    assert "excludes zero are 3 of 4: off-policy, original labels (above, 2 of 2 seeds); " in text
+    assert "excludes zero are 3 of 4: original labels (above, 2 of 2 seeds); " in text
     assert "mix (" not in text
     assert "2 points, not a distribution" in text
     assert text.split("\n\n", 1)[1].split("\n\n![")[0] in capsys.readouterr().out
@@ -254,6 +254,64 @@ def test_table_numbers_and_figure_of_an_ablation_agree_with_the_metrics(notebook
     assert table[table.arm == "on-policy"].change.tolist() == pytest.approx([0.9, 0.8])
     assert table[table.arm == "mix"].change.tolist() == [0, 0]
     assert (folder / "ablation.png").read_bytes().startswith(b"\x89PNG")
+    # on-policy rises in topics 0 to 8 and 0 to 7, re-ranked in 0 to 3: five and four of ten topics between them
+    compared = next(line for line in text.splitlines() if line.startswith("| on-policy minus re-ranked"))
+    assert compared.startswith("| on-policy minus re-ranked | +45.0 [+")
+    assert compared.endswith("| shown |")
+    assert "| re-ranked minus original labels | +0.0 [+0.0, +0.0] | not shown |" in text
+    assert "| mix minus re-ranked | -40.0 [-" in text
+    assert "] | refuted |" in text
+
+
+def test_trainings_on_the_same_pairs_differ_in_their_seed_alone(notebooks, profile, tmp_path, capsys):
+    notebooks.changes = {"demo": 4, "demo-repeat-seed1": 6, "demo-repeat-seed2": 5}
+    run_dir = tmp_path / "runs" / "demo"
+    assert experiments.main(["repeat", str(profile), str(run_dir), "--trainings", "3"]) == 0
+    assert notebooks.ran() == ["demo", "demo-repeat-seed1", "demo-repeat-seed2"]
+    first, second, third = (values for _, stem, values in notebooks.asked if stem == "04_dpo")
+    assert (second["seed"], third["seed"]) == (1, 2)
+    same = {"seed", "run_dir", "off_policy", "on_policy"}
+    assert {k: v for k, v in first.items() if k not in same} == {k: v for k, v in second.items() if k not in same}
+    assert pairs_of(second) == {
+        kind: sources.read(str(run_dir / stem), "pairs")
+        for kind, stem in (("off_policy", "01_rerank"), ("on_policy", "03_judge"))
+    }
+    text = (tmp_path / "runs" / "demo-repeat" / "repeat.md").read_text()
+    assert [line.split("|")[2].strip() for line in text.splitlines() if line.startswith("| heldout")] == ["0", "1", "2"]
+    # between four and six of ten topics rise: five on average
+    assert "**heldout: better**, mean score +50.0 [+" in text
+    assert "over 3 trainings; single ones +40.0 to +60.0" in text
+    assert text.split("\n\n", 1)[1].split("\n\n![")[0] in capsys.readouterr().out
+    assert (tmp_path / "runs" / "demo-repeat" / "repeat.png").read_bytes().startswith(b"\x89PNG")
+    notebooks.asked.clear()
+    experiments.repeat(profile, run_dir, count=3)
+    assert notebooks.asked == []
+
+
+def test_a_repeat_after_other_pairs_trains_anew(notebooks, profile, tmp_path, monkeypatch):
+    run_dir = tmp_path / "runs" / "demo"
+    experiments.repeat(profile, run_dir, count=2)
+    notebooks.asked.clear()
+    (profile / "03_judge.yaml").write_text(yaml.safe_dump({"language": "it"}))
+    monkeypatch.setattr("test_experiments.OWN", 20)
+    experiments.repeat(profile, run_dir, count=2)
+    assert [(name, stem) for name, stem, _ in notebooks.asked] == [
+        ("demo", "03_judge"),
+        ("demo", "04_dpo"),
+        ("demo-repeat-seed1", "04_dpo"),
+    ]
+
+
+def test_an_answer_that_was_not_measured_counts_on_neither_side(notebooks, tmp_path):
+    rows = compared(4)
+    rows[0]["after_score"], rows[9]["category"] = math.nan, ""
+    stage = Stage("04_dpo", tmp_path)
+    data = {"evaluation_heldout": records.dataset(rows, records.EVALUATION)}
+    stage.write(data, params={}, metrics={}, summary="")
+    frame = outcomes.by_prompt(tmp_path, "heldout", "mean score")
+    assert (len(frame), frame.after.sum(), frame.before.sum()) == (9, 3, 0)
+    assert rows[9]["prompt_id"] in set(frame.category)
+    assert outcomes.pooled([frame, frame]).value == pytest.approx(3 / 9)
 
 
 def test_a_later_round_starts_from_the_adapter_of_the_one_before_and_takes_fresh_pairs_only(
@@ -321,7 +379,12 @@ def test_an_interval_without_ends_and_a_share_of_nothing_are_not_numbers(tmp_pat
 
 @pytest.mark.parametrize(
     ("arguments", "told"),
-    [(["ablation", "--seeds", "1"], "--seeds is 1"), (["rounds", "--rounds", "1"], "--rounds is 1"), (["rounds"], "")],
+    [
+        (["ablation", "--seeds", "1"], "--seeds is 1"),
+        (["rounds", "--rounds", "1"], "--rounds is 1"),
+        (["repeat", "--trainings", "1"], "--trainings is 1"),
+        (["rounds"], ""),
+    ],
 )
 def test_what_cannot_be_an_experiment_is_said_in_one_sentence(arguments, told, tmp_path, capsys):
     name, *rest = arguments

@@ -1,10 +1,11 @@
 import math
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nbutils.stats import bootstrap_mean, distinct, kappa, wilson
+from nbutils.stats import bootstrap_mean, crossed_mean, distinct, kappa, wilson
 
 
 @pytest.mark.parametrize(
@@ -119,3 +120,25 @@ def test_kappa_does_not_depend_on_who_is_named_first():
 def test_kappa_needs_two_opinions_on_every_item():
     with pytest.raises(ValueError, match="zip"):
         kappa(["a"], ["a", "b"])
+
+
+def test_over_several_trainings_topics_and_trainings_both_count():
+    # two trainings that differ by 0.4 throughout: by topics there is no luck, by trainings all of it
+    values = np.array([[0.1] * 6, [0.5] * 6])
+    mean, low, high = crossed_mean(values, list("aabbcc"))
+    assert (mean, low, high) == pytest.approx((0.3, 0.1, 0.5))
+    # and the other way round: trainings that agree, topics of which half are 1; half width about 1.96 * 0.5 / sqrt(12)
+    topics = np.array([[i % 2 for i in range(12)]] * 3, dtype=float)
+    alike = crossed_mean(topics, list(range(12)))
+    assert alike.high - alike.low == pytest.approx(2 * 1.96 * 0.5 / math.sqrt(12), rel=0.15)
+
+
+@pytest.mark.parametrize(("values", "topics"), [([[0.2, 0.4]], "ab"), ([[0.2, 0.4], [0.1, 0.3]], "aa")])
+def test_one_training_or_one_topic_gives_no_interval_over_both(values, topics):
+    assert crossed_mean(np.array(values), topics)[1:] == (-math.inf, math.inf)
+
+
+def test_topics_of_different_size_weigh_by_their_prompts():
+    values = np.array([[1.0, 1.0, 1.0, 0.0], [1.0, 1.0, 0.0, 0.0]])
+    assert crossed_mean(values, "aaab", resamples=50).value == 0.625
+    assert crossed_mean(values, "aaab", seed=1) == crossed_mean(values, "aaab", seed=1)
