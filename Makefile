@@ -1,4 +1,5 @@
-# make demo | walkthrough | check-pages | run PROFILE=kaggle-t4 RUN=name | kaggle PROFILE=kaggle-t4 USER=name | ablation | rounds N=2
+# make demo | italian | walkthrough | check-pages | run PROFILE=kaggle-t4 RUN=name | kaggle PROFILE=kaggle-t4 USER=name
+#      repeat N=5 | ablation | rounds N=2
 #      test | test-vllm | lint | clean | plan | cost PROFILE=kaggle-t4 | bench-judge | bench-sample | bench-dpo | bench-scale
 PYTHON ?= python3
 VENV := .venv
@@ -13,10 +14,14 @@ export OWNER = $(if $(filter command,$(firstword $(origin USER))),$(USER))
 VLLM := .venv-vllm
 VLLM_PYTHON := $(CURDIR)/$(VLLM)/bin/python
 
-.PHONY: demo walkthrough check-pages test test-vllm run kaggle ablation rounds plan cost bench-judge bench-sample bench-dpo bench-scale lint clean
+.PHONY: demo italian walkthrough check-pages test test-vllm run kaggle repeat ablation rounds plan cost bench-judge bench-sample bench-dpo bench-scale lint clean
 
 demo: $(STAMP)
 	$(BIN)/python -m nbutils.run params/demo runs/demo
+
+# the demo with all its data
+italian: $(STAMP)
+	$(BIN)/python -m nbutils.run params/italian runs/italian
 
 # the executed notebooks of the demo as pages in docs/
 walkthrough: demo
@@ -43,6 +48,10 @@ kaggle cost: PROFILE := kaggle-t4
 kaggle: $(STAMP)
 	$(BIN)/python -m nbutils.kaggle "params/$$PROFILE" "$$OWNER" build/kaggle
 
+# N trainings on the same pairs, and one interval over all
+repeat: $(STAMP)
+	$(BIN)/python -m nbutils.experiments repeat "params/$$PROFILE" "runs/$$RUN" --trainings "$$N"
+
 # which pairs help: original labels, re-ranked, on-policy or both, at equal pairs and steps
 ablation: $(STAMP)
 	$(BIN)/python -m nbutils.experiments ablation "params/$$PROFILE" "runs/$$RUN"
@@ -55,7 +64,9 @@ rounds: $(STAMP)
 bench-judge: $(STAMP)
 	$(BIN)/python bench/judge.py
 
+# the transformers engine beside that of an older commit; then vLLM beside itself
 bench-sample: $(STAMP) $(VLLM)/.installed
+	$(BIN)/python bench/local.py
 	NBUTILS_VLLM_PYTHON=$(VLLM_PYTHON) $(BIN)/python bench/sample.py
 
 bench-dpo: $(STAMP)

@@ -50,7 +50,7 @@ GIVEN = Dpo.model_construct(model=MODEL, tuning="lora", learning_rate=2e-4, epoc
 
 def main() -> int:
     """Measure, print, and tell whether every limit was kept."""
-    options = settings.read_options(str(ROOT / "params/demo/training.yaml")) | {"save_strategy": "no"}
+    options = settings.read_options(str(ROOT / "params/english/training.yaml")) | {"save_strategy": "no"}
     rows = demo_pairs(options["max_length"])
     batch = options["per_device_train_batch_size"] * options["gradient_accumulation_steps"]
     steps = len(rows) // TURNS // batch
@@ -102,7 +102,7 @@ def report(times: Mapping[str, Sequence[float]], peaks: Mapping[str, int], fille
 
 def demo_pairs(max_length: int) -> list[Row]:
     """Return the demo's off-policy pairs, the first ones once more the other way round, PAIRS_IN_ALL together."""
-    raw = [json.loads(line) for line in (ROOT / "params/demo/off_policy.jsonl").open()]
+    raw = [json.loads(line) for line in (ROOT / "params/english/off_policy.jsonl").open()]
     judged = [
         scored(sides, [[1.0, 0.5]], text=row["prompt"], verdict="kept", chosen=0, rejected=1)
         for exchanged in (False, True)

@@ -35,7 +35,7 @@ def main() -> int:
     from nbutils.engines.vllm import VllmEngine
 
     files = ("prompts", "heldout", "unseen")
-    rows = [json.loads(line) for name in files for line in (ROOT / f"params/demo/{name}.jsonl").open()]
+    rows = [json.loads(line) for name in files for line in (ROOT / f"params/english/{name}.jsonl").open()]
     messages = [
         [{"role": "user", "content": row["prompt"]}] if isinstance(row["prompt"], str) else row["prompt"]
         for row in rows[:PROMPTS]

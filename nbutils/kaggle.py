@@ -117,8 +117,8 @@ def needs_gpu(stem: str, values: Mapping[str, Any]) -> bool:
         return not urlsplit(values["engine"]).scheme
     if stem == "04_dpo":
         return True
-    file = judges.read_file(values["judge"])[1]
-    return file.kind == "reward" or (file.kind == "llm" and file.engine != "api")
+    files = [judges.read_file(values[name])[1] for name in params.JUDGES if values.get(name)]
+    return any(file.kind == "reward" or (file.kind == "llm" and file.engine != "api") for file in files)
 
 
 def named_files(stem: str, values: Mapping[str, Any]) -> Iterator[Path]:
@@ -131,7 +131,7 @@ def named_files(stem: str, values: Mapping[str, Any]) -> Iterator[Path]:
     """
     for name, part in params.inputs(stem, values):
         what = f"{stem}, {name}"
-        if name in ("judge", "eval_judge"):
+        if name in params.JUDGES:
             for kind, thing in judges.brings(part):
                 yield from _travels(f"{what} {part}", thing, must_exist=kind == "file")
         elif part not in params.STEMS:
@@ -271,7 +271,7 @@ def _secrets(stem: str, values: Mapping[str, Any]) -> set[str]:
     """Return the names of the tokens a stage cannot do without."""
     wanted = {"HF_TOKEN"} if values["push_to_hub"] else set()
     asked = "" if stem == "02_sample" else values.get("eval_judge") or values["judge"]
-    return wanted | judges.key_variables([asked])
+    return wanted | judges.key_variables([asked, values.get("second_judge", "")])
 
 
 def _steps(out: Path, kernels: Mapping[str, dict[str, Any]], complete: Plan) -> str:

@@ -68,7 +68,7 @@ def open_stage(stem: str) -> Session:
         raise InputError(
             f"{error}; papermill has written it into its output: delete that unless it shows stars"
         ) from None
-    _fetch_secrets({"HF_TOKEN"} | judges.key_variables(getattr(checked, name, "") for name in ("judge", "eval_judge")))
+    _fetch_secrets({"HF_TOKEN"} | judges.key_variables(getattr(checked, name, "") for name in params.JUDGES))
     hub.check_push(checked.push_to_hub)
     # training refuses to run on several GPUs without a launcher; choose before torch looks, but let vLLM use them all
     os.environ.setdefault(GPUS_VARIABLE, os.environ.get("CUDA_VISIBLE_DEVICES", "all"))

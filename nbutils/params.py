@@ -105,6 +105,9 @@ _REFUSED = (
 Input = Annotated[Line, "input"]
 
 
+JUDGES = ("judge", "second_judge", "eval_judge")  # parameters that name judges
+
+
 class TokenError(InputError):
     """A token stands where it would be published."""
 
@@ -130,6 +133,7 @@ class Rerank(Common):
     reference_column: Line
     max_rows: Count
     judge: Annotated[Name, "input"]
+    second_judge: Input
     ties: Literal["drop", "shorter", "keep"]
     min_margin: Share
     min_chosen: Share

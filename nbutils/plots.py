@@ -247,13 +247,20 @@ def plot_before_after(summary: Mapping[str, Any], *, ax: Axes | None = None) -> 
     return ax
 
 
-def plot_bias(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
+def plot_bias(tables: Mapping[str, pd.DataFrame], *, ax: Axes | None = None) -> Axes:
     """Draw the figures of `judges.bias.figures` with the limits that stop a run and the range without a taste.
 
     Kappa is left out: it is no share.
+
+    Args:
+        tables: by the judge's name; a figure of two judges has a line of each.
     """
-    table = table.drop(index="kappa", errors="ignore")
-    ax = _axes(ax, "Can this judge be trusted?", "share (%), 95% interval", "", size=(6.4, 4.2))
+    table = pd.concat(dict(tables)).drop(index="kappa", level=1, errors="ignore")
+    order = {name: i for i, name in enumerate(dict.fromkeys(n for t in tables.values() for n in t.index))}
+    table = table.sort_index(level=1, key=lambda names: names.map(order), sort_remaining=False)
+    names = [f"{name}: {judge}" if len(tables) > 1 else name for judge, name in table.index]
+    height = max(4.2, 0.9 + 0.27 * len(names))
+    ax = _axes(ax, "Can this judge be trusted?", "share (%), 95% interval", "", size=(6.4, height))
     stops = {name: (100 * limit, 100.0) for name, limit in MOST.items()}
     stops |= {name: (0.0, 100 * limit) for name, limit in LEAST.items()}
     fair = {name: (100 * low, 100 * high) for name, (low, high) in TASTES.items()}
@@ -261,11 +268,11 @@ def plot_bias(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
         (stops, SECOND, "beyond the limit of a trial"),
         (fair, GREY, "a line that reaches here shows no taste"),
     ):
-        shown = [(i, *ranges[name]) for i, name in enumerate(table.index) if name in ranges]
+        shown = [(i, *ranges[name]) for i, (_, name) in enumerate(table.index) if name in ranges]
         for i, low, high in shown:
             ax.barh(i, high - low, 0.8, low, color=color, alpha=0.25, label=label if i == shown[0][0] else None)
     shares = 100 * table[["share", "low", "high"]].where(table.rows > 0)
-    _forest(ax, list(table.index), [Interval(*share) for share in shares.to_numpy()])
+    _forest(ax, names, [Interval(*share) for share in shares.to_numpy()])
     for i, rows in enumerate(table.rows):
         ax.annotate(
             f"of {rows}" if rows else "not measured",
@@ -284,42 +291,36 @@ def plot_bias(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     return ax
 
 
-def plot_ablation(
-    frame: pd.DataFrame, contrasts: Mapping[str, Interval], *, axes: Sequence[Axes] | None = None
-) -> Axes:
-    """Draw what each arm changed, a dot per seed and a bar for their mean, and below it how far arms differ.
+def plot_ablation(frame: pd.DataFrame, contrasts: Mapping[str, Interval], *, ax: Axes | None = None) -> Axes:
+    """Draw what each arm changed, a dot per seed and a bar for their mean, and below how far arms are apart.
 
     Args:
         frame: one row per arm and seed with `arm`, `seed`, `headline` and, from -1 to 1, `change`, `low`, `high`.
-        contrasts: how much better one arm is than another, from -1 to 1.
-        axes: two, for the arms and for the contrasts.
+        contrasts: how much better one arm is than another, from -1 to 1, with what that is called.
     """
     arms, seeds = list(frame.arm.unique()), sorted(frame.seed.unique())
-    if axes is None:
-        heights = [len(arms) + 1, len(contrasts) + 1]
-        axes = plt.subplots(2, height_ratios=heights, figsize=(7.2, 6.4), layout="constrained")[1]
-    above = _axes(axes[0], "Which pairs help, at equal pairs and steps?", "change against the base model (points)", "")
+    title = "Which pairs help, at equal pairs and steps?"
+    label = "percentage points, 95% interval"
+    ax = _axes(ax, title, label, "", size=(7.2, 1.8 + 0.5 * (len(arms) + len(contrasts))))
     for i, arm in enumerate(arms):
         rows = frame[frame.arm == arm]
-        label = None if i else "mean of the seeds"
-        above.barh(i, 100 * rows.change.mean(), 0.7, color=GREY, edgecolor=GREY, alpha=0.4, label=label)
+        name = None if i else "mean of the seeds"
+        ax.barh(i, 100 * rows.change.mean(), 0.7, color=GREY, edgecolor=GREY, alpha=0.4, label=name)
         for _, row in rows.iterrows():
             place = seeds.index(row.seed)
             y = i + (place - (len(seeds) - 1) / 2) * 0.6 / len(seeds)
             color = (FIRST, SECOND, "#3d405b", "#81b29a")[place % 4]
-            above.plot([100 * row.low, 100 * row.high], [y, y], color=color, linewidth=1)
-            above.plot(100 * row.change, y, "o", color=color, markersize=5, label=f"seed {row.seed}" if not i else None)
-    above.axvline(0, color="black", linewidth=0.8)
-    above.set_yticks(range(len(arms)), list(map(_label, arms)))
-    above.set_ylim(max(len(arms), 1) - 0.5, -0.5)
+            ax.plot([100 * row.low, 100 * row.high], [y, y], color=color, linewidth=1)
+            ax.plot(100 * row.change, y, "o", color=color, markersize=5, label=f"seed {row.seed}" if not i else None)
+    ax.axvline(0, color="black", linewidth=0.8)
+    unknown = Interval(math.nan, math.nan, math.nan)  # drawn above already
+    points = [Interval(*(100 * end for end in contrast)) for contrast in contrasts.values()]
+    _forest(ax, [*arms, *contrasts], [unknown] * len(arms) + points)
     if arms:
-        above.legend(frameon=False, fontsize=8)
-    below = _axes(axes[1], "Is one arm better than another?", "first minus second (points), 95% interval", "")
-    _forest(below, list(contrasts), [Interval(*(100 * end for end in c)) for c in contrasts.values()])
-    below.axvline(0, color="black", linewidth=0.8)
-    text = "Change by each arm's training in percentage points, a dot per seed; an interval across zero shows nothing."
-    _caption(above, text)
-    return above
+        ax.axhline(len(arms) - 0.5, color=GREY, linewidth=0.8)
+        ax.legend(frameon=False, fontsize=8, ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.14))
+    _caption(ax, "Change by each arm's training in points, below one arm minus another; across zero nothing is shown.")
+    return ax
 
 
 def plot_repeat(frame: pd.DataFrame, changes: Mapping[str, Interval], *, ax: Axes | None = None) -> Axes:

@@ -205,7 +205,7 @@ def fingerprint(stem: str, values: dict[str, Any]) -> dict[str, Any]:
 
 def _read(name: str, part: str) -> list[tuple[str, str]]:
     """Return kind and name of all that stands behind one name in a parameter."""
-    if name in ("judge", "eval_judge"):
+    if name in params.JUDGES:
         return judges.brings(part)
     return [("model" if name in ("model", "adapter") else "file" if name == "training" else "dataset", part)]
 

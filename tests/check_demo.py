@@ -1,7 +1,6 @@
 """What `make demo` must leave behind; run after it: `python -m pytest tests/check_demo.py`."""
 
 import json
-import math
 
 import pytest
 from datasets import load_dataset
@@ -15,7 +14,7 @@ CONFIGS = {
     "01_rerank": ["pairs", "judged"],
     "02_sample": ["samples"],
     "03_judge": ["pairs", "judged"],
-    "04_dpo": ["evaluation_heldout", "evaluation_unseen"],
+    "04_dpo": ["evaluation_test"],
 }
 
 
@@ -40,10 +39,25 @@ def test_stage_is_whole(stem):
 
 
 def test_both_preference_datasets_hold_pairs():
-    for stem, least in (("01_rerank", 10), ("03_judge", 60)):
+    for stem, least in (("01_rerank", 60), ("03_judge", 60)):
         pairs = load_dataset(str(RUN / stem), "pairs", split="train")
         assert len(pairs) >= least
         assert all(row["chosen"] != row["rejected"] for row in pairs)
+
+
+def test_some_labels_of_the_larger_model_were_wrong():
+    report = json.loads((RUN / "01_rerank" / "metrics.json").read_text())["verdicts"]
+    assert min(report["kept"], report["swapped"], report["tie"]) > 0
+
+
+def test_no_story_family_of_the_proof_was_trained_on():
+    asked = {row["category"] for row in load_dataset(str(RUN / "04_dpo"), "evaluation_test", split="train")}
+    trained = {
+        row["category"]
+        for stem in ("01_rerank", "03_judge")
+        for row in load_dataset(str(RUN / stem), "pairs", split="train")
+    }
+    assert (len(asked), asked & trained) == (18, set())
 
 
 def test_adapter_is_saved_as_safetensors():
@@ -52,21 +66,12 @@ def test_adapter_is_saved_as_safetensors():
     assert not [name for name in files if name.endswith((".bin", ".pt", ".pkl"))]
 
 
-def test_more_held_out_answers_pass_every_check(proof):
-    held_out = proof["heldout"]
-    assert held_out["prompts"] >= 60
-    # one training is one draw, and its interval is quoted, not demanded: a limit on it would only test the luck
-    assert held_out["passed_all"]["change"] > 0
+def test_more_answers_are_right_on_families_never_trained_on(proof):
+    test = proof["test"]
+    assert (test["prompts"], test["answers"], test["topics"]) == (252, 756, 18)
+    # its size is quoted, not demanded; that the interval lies above zero is what the demo is there to show
+    assert test["score"]["low"] > 0
 
 
-def test_the_gain_was_not_bought_with_brevity_or_by_leaving_the_topic(proof):
-    held_out = proof["heldout"]
-    assert held_out["checks"]["topic named"]["change"] >= 0
-    assert held_out["tokens_ratio"] >= 0.7
-    assert held_out["characters_ratio"] >= 0.7
-
-
-def test_kinds_never_trained_on_are_reported_beside_it(proof):
-    unseen = proof["unseen"]
-    assert unseen["prompts"] >= 30
-    assert all(math.isfinite(unseen["passed_all"][key]) for key in ("before", "after", "low", "high"))
+def test_the_gain_was_not_bought_with_length(proof):
+    assert 0.7 <= proof["test"]["tokens_ratio"] <= 1.5

@@ -67,7 +67,7 @@ def texts(replies):
 
 
 def test_notebook_02_samples_with_vllm(tmp_path):
-    values = run.read_profile(sources.CHECKOUT / "params/demo", tmp_path / "run")["02_sample"]
+    values = run.read_profile(sources.CHECKOUT / "params/english", tmp_path / "run")["02_sample"]
     values |= {"engine": "vllm", "max_prompts": 40, "n_samples": 4}
     run.execute("02_sample", values)
     rows = sources.read("02_sample", "samples", run_dir=tmp_path / "run")

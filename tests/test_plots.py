@@ -10,6 +10,7 @@ from builders import scored
 from nbutils import plots
 from nbutils.health import Finding
 from nbutils.judges import bias
+from nbutils.stats import Interval
 
 ROW = {"scores": [[1.0, 0.5, math.nan], [0.5, 0.5, math.nan]]}
 MEASURED = {"answers": 100, "measured": {"answers": 95}}
@@ -22,13 +23,18 @@ ASKED_ONCE = bias.figures([scored(["aa", "b"], [[1.0, 0.0]], label="first")] * 3
 
 ARMS = pd.DataFrame([{"arm": arm, "seed": seed, "change": 0.1 * seed} for arm in ("mix", "off") for seed in (3, 5)])
 ARMS = ARMS.assign(low=ARMS.change - 0.1, high=ARMS.change + 0.2)
+CONTRASTS = {"mix minus off": Interval(0.1, -0.1, 0.3)}
+TRAININGS = pd.DataFrame(
+    [{"held_out": "dev", "seed": i, "change": 0.3 + i / 10, "low": 0.2 + i / 10, "high": 0.4 + i / 10} for i in (0, 1)]
+)
 ROUNDS = pd.DataFrame(
     [CHANGE | {"round": i, "held_out": "a", "before": 0.2 + i / 10, "after": 0.3 + i / 10} for i in (2, 1)]
 )
 ROUNDS = ROUNDS.assign(headline="all passed")
 
 DRAWN = [
-    (plots.plot_ablation, (ARMS,)),
+    (plots.plot_ablation, (ARMS, CONTRASTS)),
+    (plots.plot_repeat, (TRAININGS, {"dev": Interval(0.35, 0.25, 0.45)})),
     (plots.plot_rounds, (ROUNDS,)),
     (plots.plot_verdicts, ({"kept": 96, "swapped": 8},)),
     (plots.plot_scores, ([ROW],)),
@@ -39,10 +45,11 @@ DRAWN = [
     (plots.plot_length_gap, ([-10, 20],)),
     (plots.plot_before_after, ({"passed_all": CHANGE, "checks": {"no_comma": CHANGE}} | MEASURED,)),
     (plots.plot_before_after, ({"score": None, "passed_all": None, "checks": {}} | UNMEASURED,)),
-    (plots.plot_bias, (ASKED_ONCE,)),
+    (plots.plot_bias, ({"one": ASKED_ONCE},)),
 ]
 NOTHING = [
-    (plots.plot_ablation, (ARMS[:0],)),
+    (plots.plot_ablation, (ARMS[:0], {})),
+    (plots.plot_repeat, (TRAININGS[:0], {})),
     (plots.plot_rounds, (ROUNDS[:0],)),
     (plots.plot_verdicts, ({},)),
     (plots.plot_scores, ([],)),
@@ -51,7 +58,7 @@ NOTHING = [
     (plots.plot_waterfall, ({},)),
     (plots.plot_margins, ([],)),
     (plots.plot_length_gap, ([],)),
-    (plots.plot_bias, (bias.figures([]),)),
+    (plots.plot_bias, ({"one": bias.figures([])},)),
 ]
 
 
@@ -152,7 +159,7 @@ def test_the_bar_of_the_other_tokens_is_split_where_the_nucleus_ends():
 
 
 def test_the_figures_of_a_judge_are_drawn_in_percent_where_they_were_measured_and_kappa_is_not():
-    ax = plots.plot_bias(ASKED_ONCE)
+    ax = plots.plot_bias({"one": ASKED_ONCE})
     names = [tick.get_text() for tick in ax.get_yticklabels()]
     drawn = {names[int(line.get_ydata()[0])]: line.get_xdata() for line in ax.lines if len(line.get_xdata()) == 2}
     measured = [name for name, ends in drawn.items() if not any(map(math.isnan, ends))]
@@ -166,7 +173,7 @@ def test_the_figures_of_a_judge_are_drawn_in_percent_where_they_were_measured_an
 
 
 def test_what_stops_a_run_and_what_is_no_taste_stand_in_the_rows_they_belong_to():
-    ax = plots.plot_bias(ASKED_ONCE)
+    ax = plots.plot_bias({"one": ASKED_ONCE})
     names = [tick.get_text() for tick in ax.get_yticklabels()]
     bands = {
         names[round(bar.get_y() + bar.get_height() / 2)]: pytest.approx((bar.get_x(), bar.get_x() + bar.get_width()))
@@ -177,12 +184,35 @@ def test_what_stops_a_run_and_what_is_no_taste_stand_in_the_rows_they_belong_to(
     assert len(ax.get_legend().get_texts()) == 2
 
 
+def test_two_judges_have_a_line_each_under_every_figure():
+    ax = plots.plot_bias({"key": ASKED_ONCE, "model": ASKED_ONCE.drop(index="ties")})
+    names = [tick.get_text() for tick in ax.get_yticklabels()]
+    assert names[:4] == ["unanswered: key", "unanswered: model", "unparsed: key", "unparsed: model"]
+    assert [name for name in names if name.startswith("ties")] == ["ties: key"]
+    # both lines of a figure have its limit behind them
+    assert len([bar for bar in ax.patches if bar.get_x() == 10]) == 4
+
+
+def test_contrasts_stand_below_the_arms_in_points():
+    ax = plots.plot_ablation(ARMS, CONTRASTS)
+    assert [tick.get_text() for tick in ax.get_yticklabels()] == ["mix", "off", "mix minus off"]
+    [line] = [line for line in ax.lines if list(line.get_ydata()) == [2, 2]]
+    assert list(line.get_xdata()) == pytest.approx([-10, 30])
+
+
+def test_every_training_and_all_together_have_a_line():
+    ax = plots.plot_repeat(TRAININGS, {"dev": Interval(0.35, 0.25, 0.45)})
+    labels = [tick.get_text() for tick in ax.get_yticklabels()]
+    assert labels == ["dev, seed 0", "dev, seed 1", "dev, all together"]
+    ends = [list(line.get_xdata()) for line in ax.lines if len(line.get_xdata()) == 2]
+    assert ends[:3] == [pytest.approx([20, 40]), pytest.approx([30, 50]), pytest.approx([25, 45])]
+
+
 def test_an_arm_has_a_point_and_an_interval_per_seed_in_points_and_a_bar_for_their_mean():
-    ax = plots.plot_ablation(ARMS)
-    assert [tick.get_text() for tick in ax.get_yticklabels()] == ["mix", "off"]
+    ax = plots.plot_ablation(ARMS, CONTRASTS)
     intervals = [list(line.get_xdata()) for line in ax.lines if len(line.get_xdata()) == 2]
     assert intervals[:2] == [pytest.approx([20, 50]), pytest.approx([40, 70])]
-    points = [line for line in ax.lines if len(line.get_xdata()) == 1]
+    points = [line for line in ax.lines if len(line.get_xdata()) == 1][:4]
     assert [float(line.get_xdata()[0]) for line in points] == pytest.approx([30, 50, 30, 50])
     heights = [float(line.get_ydata()[0]) for line in points]
     assert heights == pytest.approx([-0.15, 0.15, 0.85, 1.15])
@@ -230,7 +260,7 @@ def test_no_name_ends_a_figure_and_each_is_drawn_as_it_is(name, tmp_path):
         plots.plot_waterfall({f"filtered:{name}": 3, "on_policy": 2}),
         plots.plot_before_after(MEASURED | {"passed_all": CHANGE, "checks": {name: CHANGE}}),
         plots.plot_next_token([name, "b"], {1.0: np.array([0.6, 0.3, 0.1])}, {1.0: 2}),
-        plots.plot_ablation(ARMS.assign(arm=name)),
+        plots.plot_ablation(ARMS.assign(arm=name), CONTRASTS),
         plots.plot_rounds(ROUNDS.assign(held_out=name)),
     ]
     for number, axes in enumerate(drawn):

@@ -360,7 +360,7 @@ def test_instructions_that_real_prompts_share_are_no_overlap(name):
 
 def test_the_demos_prompts_share_their_wordings_with_the_held_out_ones_but_none_is_dropped_for_it():
     rows, heldout, unseen = (
-        from_rows(map(json.loads, (CHECKOUT / f"params/demo/{name}.jsonl").read_text().splitlines()), "prompt")
+        from_rows(map(json.loads, (CHECKOUT / f"params/english/{name}.jsonl").read_text().splitlines()), "prompt")
         for name in ("prompts", "heldout", "unseen")
     )
     kept, dropped = select(rows, min_chars=20, max_chars=2000, exclude=heldout + unseen)

@@ -245,7 +245,7 @@ def test_what_makers_hand_out_is_told_by_its_form(maker, place):
     "basic internationalization of the Qwen3-4B-Instruct-2507", "The key is to be brief; token by token.",
     "glm-4-9b-chat-hf-with-a-long-name-of-2024", "sk-learn-intelex",
     "https://huggingface.co/datasets/org/name/resolve/main/data.parquet", "git@github.com:org/name.git",
-    "params/demo/off_policy.jsonl",
+    "params/english/off_policy.jsonl",
     "eyJafjallajokull-volcano-2010.photos", "xoxo-love", "npm_config_cache", "hf_dataset_of_mine", "AKIA",
     "HF_TOKEN", "MY_SERVER_TOKEN"])  # fmt: skip
 def test_ordinary_names_and_texts_are_no_tokens(value):

@@ -13,7 +13,8 @@ best-parted responses are compared:
     ties                rows without a preference
     source order kept   of the decided rows, those where the response the source calls better won
     agreement           rows with a person's label where the verdict is the same; a flip counts as a tie
-    decided agreement   the same, of the rows where both the person and the judge chose one
+    decided agreement   the same, of the rows where both the person and the judge chose one; a second judge is held
+                        against the first where there is no label
     kappa               Cohen's kappa of all labelled rows, which chance agreement makes 0 (Cohen 1960)
 
 A judge is held against pairs that people have labelled (1, 2, or 0 for a tie) like this:
@@ -33,7 +34,7 @@ import pandas as pd
 
 from nbutils.engines import doubts
 from nbutils.errors import InputError
-from nbutils.judges import Judge, run
+from nbutils.judges import Judge, run, screen
 from nbutils.records import Row, digest
 from nbutils.stats import Interval, kappa, wilson
 from nbutils.store import Store
@@ -82,6 +83,23 @@ def gate(
     ]
 
 
+def trial_of(
+    judge: Judge, rows: Sequence[Row], store: Store, *, seed: int = 0, deadline: float = float("inf")
+) -> list[Row]:
+    """Let a second judge do the trial that another one did, and hold it against what that one or people chose.
+
+    Args:
+        rows: as `gate` returned them for the other judge; where they carry people's labels, those are the truth.
+    """
+    chosen = {id(row): found["verdict"] for row in rows if (found := _comparison(row))}
+    open_rows = [
+        {name: value for name, value in row.items() if name != "repeat"}
+        | {"scores": [], "replies": [], "feedback": [], "label": row.get("label") or chosen.get(id(row), "")}
+        for row in rows
+    ]
+    return gate(judge, screen(judge, open_rows), store, seed=seed, deadline=deadline)
+
+
 def figures(rows: Sequence[Row], *, source_order: bool = False) -> pd.DataFrame:
     """Return the figures of judged rows, one per line, with `share`, `low`, `high`, `rows` and what to think of it.
 
@@ -128,16 +146,20 @@ def figures(rows: Sequence[Row], *, source_order: bool = False) -> pd.DataFrame:
 
 def insist(table: pd.DataFrame) -> None:
     """Raise InputError if the figures of a gate forbid the run."""
+    if told := refusal(table):
+        raise InputError(told)
+
+
+def refusal(table: pd.DataFrame) -> str:
+    """Return why the figures of a gate forbid the run, or nothing."""
     failed = table[table.opinion == "stop"]
     if failed.empty:
-        return
+        return ""
     wrong = [f"{name} {row['share']:.1%} of {row['rows']} rows" for name, row in failed.iterrows()]
     limits = [f"{name} above {limit:.0%}" for name, limit in MOST.items()]
     limits += [f"{name} of {limit:.0%} or less" for name, limit in LEAST.items()]
-    raise InputError(
-        f"the judge failed its trial: {', '.join(wrong)} (the run stops at {', '.join(limits)}); "
-        + ", ".join(dict.fromkeys(REMEDY[str(name)] for name in failed.index))
-    )
+    remedies = ", ".join(dict.fromkeys(REMEDY[str(name)] for name in failed.index))
+    return f"the judge failed its trial: {', '.join(wrong)} (the run stops at {', '.join(limits)}); {remedies}"
 
 
 def report(judge: Judge, rows: Sequence[Row], table: pd.DataFrame) -> dict[str, Any]:

@@ -29,10 +29,8 @@ ASIDES = (
     "Il paese conta {k} mila abitanti. ",
 )
 FORMS = (
-    "Scrivi prima il calcolo, poi una riga «Risposta:» con il numero.",
-    "Scrivi il calcolo e sotto «Risposta:» con il numero.",
-    "Prima il calcolo, poi su una nuova riga «Risposta:» e il numero.",
-    "Mostra il calcolo e termina con «Risposta:» e il numero.",
+    "Scrivi il calcolo in una riga, con il segno di uguale e il risultato.",
+    "Scrivi su una riga l'operazione con il risultato e niente altro.",
 )
 # split -> its families and problems of each
 SPLITS = {"train": (TRAIN, 15), "off_policy": (TRAIN, 12), "dev": (DEV, 14), "test": (TEST, 14)}
@@ -76,7 +74,7 @@ def written(value: float, rng: Random) -> str:
     """Return a number as a story writes it: sometimes as a word, prices with two decimals."""
     if value != int(value):
         return f"{value:.2f}".replace(".", ",")
-    return WORDS["it"].split()[int(value)] if 2 <= value <= 20 and rng.random() < 0.25 else f"{value:g}"
+    return WORDS["it"].split()[int(value)] if 2 <= value <= 20 and rng.random() < 0.15 else f"{value:g}"
 
 
 def main() -> None:
