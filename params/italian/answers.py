@@ -35,7 +35,6 @@ def main() -> None:
         for row, reply in zip(rows, answer(Store(runs / "store.sqlite"), engine, requests, seed=SEED), strict=True):
             (sample,) = reply.samples
             row |= {side: sample.text, f"{side}_model": name, f"{side}_finish_reason": sample.finish_reason}
-        engine.close()
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     (HERE / "pairs.jsonl").write_text(text, encoding="utf-8")
     print(len(rows), "pairs")
