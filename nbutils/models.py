@@ -237,6 +237,23 @@ def load_adapter(model: PreTrainedModel, adapter: str, *, trainable: bool = Fals
     return cast(PreTrainedModel, loaded.eval())
 
 
+def load_tuned(path: str, adapter: str, device: Device, *, four_bit: bool = False) -> PreTrainedModel:
+    """Load a base with a LoRA adapter that `check_adapter` has found to fit, ready for inference.
+
+    On a CPU the adapter is merged in float32, before weights are rounded to the device's format: unmerged its small
+    matrices take a quarter of the time. On a GPU it stays unmerged, where half precision would lose part of it.
+    """
+    if device.name != "cpu" or four_bit:
+        return load_adapter(load_model(path, device, four_bit=four_bit), adapter)
+    dtype = device.dtype(model_type(path))
+    base = _load_weights(AutoModelForCausalLM, path, dtype=torch.float32, **attention(device, dtype))
+    merged = cast(Any, load_adapter(base, adapter)).merge_and_unload()
+    # parameter by parameter: rotary frequencies are a buffer and stay in float32, as a base's that is loaded rounded
+    for parameter in merged.parameters():
+        parameter.data = parameter.data.to(dtype)
+    return cast(PreTrainedModel, merged.eval())
+
+
 def merge(path: str, adapter: str, folder: Path) -> Path:
     """Save the base with a LoRA adapter merged into its weights, in the base's own format; return the folder.
 

@@ -3,6 +3,7 @@
 Used by `training`'s callers (04, `launch`) and by the memory plan.
 """
 
+import ctypes
 import gc
 import logging
 import math
@@ -114,8 +115,13 @@ def divided(options: Mapping[str, Any], processes: int) -> tuple[int, int]:
 
 
 def release() -> None:
-    """Give memory back for a next model: accelerate leaves a cycle on the last one, which only a collection frees."""
+    """Give memory back for a next model: accelerate leaves a cycle on the last one, which only a collection frees.
+
+    On a CPU the allocator of glibc keeps a training's freed tensors, gigabytes of them, until it is told to let go.
+    """
     gc.collect()
+    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
+        trim(0)
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 

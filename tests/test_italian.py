@@ -84,9 +84,42 @@ def test_the_kits_own_rules_leave_all_problems_standing():
 
 @pytest.mark.parametrize("split", SPLITS)
 def test_every_key_is_read_and_only_it_is_right(split):
-    _, file = read_file("answer_it")
+    _, file = read_file(str(FOLDER / "judge.yaml"))
     assert isinstance(file, AnswerFile)
     keys = [row["reference"] for row in rows(split)]
     for key, other in zip(keys, random.Random(0).sample(keys, len(keys)), strict=True):
-        assert grade(f"Calcolo: 2 + 2\nRisposta: {key}", key, file) == 1
-        assert (grade(f"Risposta: {other}", key, file) == 1) == (other == key)
+        assert grade(f"2 + 2 = {key} euro.", key, file) == 1
+        assert (grade(f"{key} + 0 = {other}", key, file) == 1) == (other == key)
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "right", "cause"),
+    [
+        ("8 coni × 4 palline = 32 palline", "32", True, 0),
+        ("10 euro - 5,50 euro = 4,50 euro", "4,5", True, 0),
+        ("40/8 = 5", "5", True, 0),
+        ("3 + 4 * 5 = 23", "23", True, 0),
+        ("9 + 4 = 36", "36", True, 1),
+        ("Sono 36.", "36", True, 2),
+        ("114 euro / 6 amici = 21 euro", "19", False, 3),
+        ("46 - 7 + 16 = 53", "55", False, 3),
+        ("5 * 75 = 375 euro", "15", False, 4),
+        ("7 / 0 = 0", "15", False, 5),
+        ("Non lo so.", "15", False, 5),
+    ],
+)
+def test_why_an_answer_is_right_or_wrong_is_told_by_its_sum(program, text, key, right, cause):
+    causes = program("causes")
+    assert causes.cause(text, key, right, cut=False) == causes.CAUSES[cause]
+
+
+def test_an_answer_without_a_sum_may_have_been_cut_off(program):
+    causes = program("causes")
+    assert causes.cause("Allora dobbiamo", "3", right=False, cut=True) == "wrong, cut off"
+
+
+def test_the_answers_of_the_two_models_are_to_the_off_policy_problems():
+    asked = [row["prompt"] for row in rows("off_policy")]
+    assert [row["prompt"] for row in rows("pairs")] == asked
+    assert {row["chosen_model"] for row in rows("pairs")} == {"Qwen2.5-Coder-1.5B-Instruct"}
+    assert {row["rejected_model"] for row in rows("pairs")} == {"Qwen2.5-Coder-0.5B-Instruct"}

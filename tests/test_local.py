@@ -219,12 +219,25 @@ def test_a_prompt_the_chat_template_does_not_take_is_that_prompts_outcome(engine
     assert len(known[1].samples) == 1
 
 
-def test_an_unmerged_adapter_answers_as_the_merged_model_does(engine, adapter, tiny_llama, tmp_path):
-    unmerged = load(tiny_llama, tmp_path, adapter=str(adapter / "lora"))
-    texts = [r.samples[0].text for r in generate(unmerged, ask(*PROMPTS))]
-    assert texts == [r.samples[0].text for r in generate(load(adapter / "merged", tmp_path), ask(*PROMPTS))]
-    assert texts != [r.samples[0].text for r in generate(engine, ask(*PROMPTS))]
-    assert unmerged.identity != engine.identity
+def test_an_adapter_answers_the_same_merged_in_memory_unmerged_and_saved_as_one(
+    engine, adapter, tiny_llama, tmp_path, monkeypatch
+):
+    def texts(model, **options):
+        return [r.samples[0].text for r in generate(load(model, tmp_path, **options), ask(*PROMPTS))]
+
+    lora = {"adapter": str(adapter / "lora")}
+    tuned = load(tiny_llama, tmp_path, **lora)
+    assert not [name for name, _ in tuned.model.named_parameters() if "lora_" in name]
+    merged = [r.samples[0].text for r in generate(tuned, ask(*PROMPTS))]
+    assert merged == texts(adapter / "merged")
+    assert merged != texts(tiny_llama)
+    assert tuned.identity != engine.identity
+    unmerged = models.load_adapter(models.load_model(str(tiny_llama), CPU), lora["adapter"])
+    monkeypatch.setattr(models, "load_tuned", lambda *_, **__: unmerged)
+    apart = load(tiny_llama, tmp_path, **lora)
+    assert [name for name, _ in apart.model.named_parameters() if "lora_" in name]
+    assert merged == [r.samples[0].text for r in generate(apart, ask(*PROMPTS))]
+    assert apart.identity != tuned.identity
 
 
 @pytest.mark.parametrize(
@@ -236,6 +249,7 @@ def test_an_adapter_that_does_not_fit_is_refused_before_any_weights_are_loaded(
 ):
     base = tiny.make(tmp_path / "base", "llama", **sizes)
     monkeypatch.setattr("nbutils.models.load_model", lambda *_: pytest.fail("weights were loaded"))
+    monkeypatch.setattr("nbutils.models.load_tuned", lambda *_, **__: pytest.fail("weights were loaded"))
     with pytest.raises(InputError, match=sentence):
         load(base, tmp_path, adapter=str(adapter / name))
 

@@ -4,6 +4,7 @@ import hashlib
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from importlib import resources
 from importlib.util import find_spec
 from pathlib import Path
@@ -103,15 +104,16 @@ def test_gemmas_prompt_begins_with_bos_once_and_has_no_system_turn(tiny_gemma):
 
 
 def given_to_the_model(folder, prompts, kwargs, cache):
-    """Return the token ids that reach the model's `generate` for each prompt, without padding."""
+    """Return the token ids that the model reads for each prompt, without padding."""
     engine = TransformersEngine(str(folder), device=CPU, cache=cache, chat_template_kwargs=kwargs, batch_size=1)
-    draw, seen = engine.model.generate, []
+    read, seen = engine._read, []
 
-    def watched(inputs, attention_mask, **options):
-        seen.append(inputs[attention_mask.bool()].tolist())
-        return draw(inputs=inputs, attention_mask=attention_mask, **options)
+    def watched(ids, mask, cache):
+        if cache is None:  # the prompt, and not what was drawn after it
+            seen.append(ids[mask.bool()].tolist())
+        return read(ids, mask, cache)
 
-    engine.model.generate = watched
+    engine._read = watched
     for prompt in prompts:
         list(engine.generate([Request(tuple(prompt), sampling=Sampling(max_tokens=2))], seed=0))
     return seen
@@ -437,7 +439,12 @@ def test_an_adapter_sampled_in_half_precision_leaves_the_bases_rotary_frequencie
     trainer = small_trainer(tiny_llama, tmp_path, some_pairs(4))
     trainer.save_model(str(tmp_path / "adapter"))
     base = models.load_model(str(tiny_llama), CPU, torch.bfloat16)
-    tuned = models.load_adapter(base, str(tmp_path / "adapter"))
+    merged = models.load_tuned(str(tiny_llama), str(tmp_path / "adapter"), replace(CPU, fast_bfloat16=True))
+    for tuned in (models.load_adapter(base, str(tmp_path / "adapter")), merged):
+        check_rotary(tuned)
+
+
+def check_rotary(tuned):
     rotary = [buffer.dtype for name, buffer in tuned.named_buffers() if name.endswith("inv_freq")]
     assert rotary
     assert set(rotary) == {torch.float32}

@@ -81,7 +81,7 @@ Piece = tuple[list[int], list[dict[int, float]]]
 
 
 class TransformersEngine(Engine):
-    """A causal language model, optionally with a LoRA adapter that stays unmerged."""
+    """A causal language model, optionally with a LoRA adapter."""
 
     chunk_size = 64
 
@@ -114,16 +114,18 @@ class TransformersEngine(Engine):
             adapter = models.check_adapter(path, adapter)
         self.tokenizer = models.load_tokenizer(path)
         self.context = models.context_length(path)
-        self.model = models.load_model(path, device, four_bit=four_bit)
         if adapter:
-            self.model = models.load_adapter(self.model, adapter)
+            self.model = models.load_tuned(path, adapter, device, four_bit=four_bit)
+        else:
+            self.model = models.load_model(path, device, four_bit=four_bit)
         self.chat_template_kwargs = chat_template_kwargs or {}
         self.batch_size = batch_size
         self.special_tokens = models.special_tokens(self.tokenizer)
         self.tally = Tally()
         self.stop_ids = models.stop_ids(path, self.tokenizer)
         # logits of the last place alone, and places that padding does not count in, where the model takes either
-        forward = self.model.get_base_model().forward if adapter else self.model.forward
+        unmerged = hasattr(self.model, "get_base_model")  # as peft wraps it
+        forward = self.model.get_base_model().forward if unmerged else self.model.forward
         self.takes = inspect.signature(forward).parameters.keys()
         self.identity = {
             "engine": "transformers",
@@ -135,8 +137,8 @@ class TransformersEngine(Engine):
             "batch_size": batch_size,
             "chat_template_kwargs": self.chat_template_kwargs,
         } | ({"four_bit": True} if four_bit else {})
-        if adapter and self.model.dtype != torch.float32:
-            self.identity["rotary"] = "float32"  # older stores hold answers of adapters with rounded frequencies
+        if adapter:  # older stores hold answers of unmerged adapters, and of rounded rotary frequencies
+            self.identity |= {"rotary": "float32"} if unmerged else {"merged": True}
 
     def generate(
         self, requests: Sequence[Request], *, seed: int, deadline: float = float("inf")
@@ -304,7 +306,10 @@ class TransformersEngine(Engine):
             mask: shape (batch, all places), 0 where there is padding.
         """
         places = (mask.cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :]
-        options = {"position_ids": places, "logits_to_keep": 1}
+        # an index and not a count: of a count the head is given a view that is not contiguous, and where its weights
+        # take no gradient, as under an adapter, torch 2.13 then copies them for every row
+        last = torch.tensor([ids.shape[1] - 1], device=ids.device)
+        options = {"position_ids": places, "logits_to_keep": last}
         taken = {name: value for name, value in options.items() if name in self.takes}
         return self.model(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True, **taken)
 
