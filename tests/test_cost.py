@@ -33,5 +33,5 @@ def test_requests_and_hours_of_the_italian_run_are_those_counted_by_hand(table):
 
 
 def test_rules_ask_nothing_and_a_judge_on_the_gpu_takes_its_time(table):
-    assert table("demo")["01_rerank"] == ["", "0", "", "", "0.1 to 0.5", "no", "fits"]
+    assert table("english")["01_rerank"] == ["", "0", "", "", "0.1 to 0.5", "no", "fits"]
     assert table("kaggle-t4-free")["01_rerank"][1::4] == ["3,040", "yes"]

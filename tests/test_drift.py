@@ -4,7 +4,7 @@ import dataclasses
 import inspect
 
 import openai
-import pytest
+import torch
 from dpo import CPU, small_trainer, some_pairs
 from servers import ChatServer
 from trl import DPOConfig
@@ -66,17 +66,13 @@ def test_what_the_server_is_asked_for_is_known_to_the_client():
     assert {"temperature", "top_p", "max_tokens", "seed", "response_format", "logprobs", "top_logprobs"} <= set(asked)
 
 
-@pytest.mark.parametrize("temperature", [0.0, 0.8])
-def test_the_generation_options_are_known(temperature, tiny_llama, tmp_path, monkeypatch):
+def test_what_the_engine_gives_a_model_is_known_to_it(tiny_llama, tmp_path):
     engine = TransformersEngine(str(tiny_llama), device=CPU, cache=tmp_path)
-    configs = []
-    monkeypatch.setattr(engine.model, "generate", lambda **given: configs.append(given) or recorder([])())
-    request = Request(({"role": "user", "content": "hi"},), 1, Sampling(temperature, top_p=0.9, max_tokens=3, top_k=4))
-    with pytest.raises(Recorded):
-        list(engine.generate([request], seed=0))
-    config = configs[0]["generation_config"]
-    config.validate(strict=True)
-    assert config.max_new_tokens == 3
-    assert config.eos_token_id == [2]
-    assert not config.do_sample, "`Draw` draws, and leaves one token to choose from"
-    assert len(configs[0]["logits_processor"]) == (temperature > 0)
+    assert {"position_ids", "logits_to_keep"} <= set(engine.takes), "both are left out where a model lacks them"
+    assert {"input_ids", "attention_mask", "past_key_values", "use_cache"} <= set(engine.takes)
+    read = engine._read(torch.tensor([[5, 6]] * 2), torch.ones(2, 2, dtype=torch.long), None)
+    assert read.logits.shape[:2] == (2, 1), "logits of the last place alone"
+    read.past_key_values.reorder_cache(torch.tensor([0, 0, 1]))  # a prompt's cache for each of its answers
+    again = engine._read(torch.tensor([[7]] * 3), torch.ones(3, 3, dtype=torch.long), read.past_key_values)
+    assert again.past_key_values.get_seq_length() == 3
+    torch.testing.assert_close(again.logits[0], again.logits[1])

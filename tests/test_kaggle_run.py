@@ -270,7 +270,7 @@ def test_four_kernels_in_six_sessions_ask_and_train_nothing_twice(tmp_path, push
         assert "not taken from a-stranger: runs/kaggle/02_sample (changed after a run of yours)\n" in text
         assert re.search(r"\n10 replies taken over from \S+-03-judge/runs/store.sqlite\n", text)
         assert judge.replies == (2 + 1) * 8, "nothing is asked twice"
-        assert "8 pairs from 8 prompts" in text
+        assert re.search(r"\b[5-8] pairs from 8 prompts", text), "few of the tiny model's answers are of one mark"
 
         judge.replies = 0
         short = push(server.url, **budgets)

@@ -186,7 +186,7 @@ def test_training_leaves_an_adapter_a_log_and_a_proof(italian):
 def test_notebook_runs_alone_with_papermill_from_any_folder(stem, italian, model, tmp_path):
     run_dir, _, _ = italian
     judged = {"judge": "verifier"}
-    demo = CHECKOUT / "params" / "demo"
+    demo = CHECKOUT / "params" / "english"
     checks = str(write_jsonl(tmp_path / "few.jsonl", read_jsonl(demo / "heldout.jsonl")[:6]))
     given = {
         "01_rerank": judged | {"dataset": str(demo / "off_policy.jsonl"), "prompt_column": "prompt"},
