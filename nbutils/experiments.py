@@ -32,7 +32,6 @@ from nbutils.trainers import updates
 ARMS = ORIGINAL, RERANKED, ON_POLICY, MIX = ("original labels", "re-ranked", "on-policy", "mix")
 # what the recipe claims: re-ranking repairs a dataset, on-policy pairs help, the mix most
 CONTRASTS = ((RERANKED, ORIGINAL), (ON_POLICY, RERANKED), (MIX, RERANKED), (MIX, ON_POLICY))
-MOST_PASSES = 8.0  # over few pairs; more would test memory
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -122,28 +121,19 @@ def ablation(profile: Path, run_dir: Path, *, seeds: int = 3) -> pd.DataFrame:
     model_path = models.resolve(dpo.model, run_dir.parent / "models")
     tokenizer, limits = models.load_tokenizer(model_path), models.limits(model_path, options["max_length"])
 
-    def read(name: str) -> list[Row]:
-        return sources.read_checked(name, "pairs", records.PAIRS, run_dir=run_dir) if name else []
-
     def fit(rows: Sequence[Row]) -> list[Row]:
         return fitting.fit(rows, tokenizer, template, **limits)[0]
 
-    mixing = {"on_policy_share": dpo.on_policy_share, "max_pairs": dpo.max_pairs, "seed": dpo.seed}
-    mixed = fit(pairs.mix(read(dpo.off_policy), read(dpo.on_policy), **mixing))
-    train, _ = training.split(mixed, held_out=training.HELD_OUT, seed=dpo.seed)
-    steps = math.ceil(dpo.epochs * updates(len(train), options))
     judged = sources.read_checked("01_rerank", "judged", records.JUDGED, run_dir=run_dir)
     judged = one_each(row for row in judged if row["chosen"] >= 0)
     fits = {pair["prompt_id"] for pair in fit(pairs.build(judged))}
-    off, own = [row for row in judged if row["prompt_id"] in fits], one_each(fit(read("03_judge")))
+    off = [row for row in judged if row["prompt_id"] in fits]
+    own = one_each(fit(sources.read_checked("03_judge", "pairs", records.PAIRS, run_dir=run_dir)))
     n = equal_size(off, own, options, most=dpo.max_pairs)
-    passes = passes_for(steps, trained_of(n), options)
 
     folder = run_dir.with_name(f"{run_dir.name}-ablation")
-    about = (
-        f"{n} pairs per arm, {trained_of(n)} of them to train on, in {passes:g} passes (at most {MOST_PASSES:g}) of "
-    )
-    about += f"{updates(trained_of(n), options)} steps; the profile's own run takes {steps} steps."
+    steps = math.ceil(dpo.epochs * updates(trained_of(n), options))
+    about = f"{n} pairs per arm, {trained_of(n)} of them to train on, {steps} steps in {dpo.epochs:g} passes."
     run.say(about)
     rows: list[Row] = []
     tried: dict[str, list[pd.DataFrame]] = {arm: [] for arm in ARMS}
@@ -159,7 +149,6 @@ def ablation(profile: Path, run_dir: Path, *, seeds: int = 3) -> pd.DataFrame:
                 **{side: str(files.get(side, "")) for side in sides},
                 "on_policy_share": 0.0,
                 "max_pairs": 0,
-                "epochs": passes,
                 "eval_prompts": params.names(dpo.eval_prompts)[0],
                 "push_to_hub": "",
             }
@@ -274,11 +263,6 @@ def equal_size(off: Sequence[Row], own: Sequence[Row], options: Mapping[str, int
             f"one batch of {batch}; lower gradient_accumulation_steps, or see max_pairs and the reports of 01 and 03"
         )
     return n
-
-
-def passes_for(steps: int, count: int, options: Mapping[str, int]) -> float:
-    """Return the whole number of passes over so many pairs that comes nearest to `steps`, MOST_PASSES at most."""
-    return min(float(max(1, round(steps / updates(count, options)))), MOST_PASSES)
 
 
 def start_from(run_dir: Path, model: str) -> dict[str, str]:

@@ -18,10 +18,11 @@ from typing import Any
 import trl.trainer.utils
 from accelerate.utils import broadcast_object_list, gather_object
 from datasets import Dataset
+from peft import PeftModel
 from trl import DPOTrainer
 from trl.trainer import dpo_trainer
 
-from nbutils import seals
+from nbutils import prefixes, seals
 from nbutils.errors import InputError, out_of_time
 from nbutils.records import Row, digest
 
@@ -48,6 +49,9 @@ class Trainer(DPOTrainer):  # type: ignore[misc]
             Interrupted: at the deadline; the same call goes on from the last shard.
         """
         self._shards, self._reference, self._deadline = folder, reference, deadline
+        if given["args"].use_cpu:  # elsewhere an attention without a mask may be worth more; not measured
+            model = given["model"]
+            prefixes.share(model.get_base_model() if isinstance(model, PeftModel) else model)
         original = dpo_trainer.hash_module
         dpo_trainer.hash_module = lambda module: reference  # TRL reads all weights for what is known here
         try:

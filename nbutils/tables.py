@@ -1,12 +1,14 @@
 """Rows of one file (.jsonl, .json, .csv, .parquet, .arrow), one after another: no more is read than is wanted.
 
-Used by `sources`. What a file holds decides, not its name and time: nothing is cached. A row is a plain dict.
+Used by `sources`. What a file holds decides, not its name and time: nothing is cached. A row is a plain dict. One that
+is none, a torn line say, is left out and counted, as long as most are rows.
 """
 
 import csv
 import io
 import itertools
 import json
+import logging
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,11 +21,19 @@ from nbutils import disk
 from nbutils.errors import InputError, first_line
 from nbutils.records import Row, encodable
 
+log = logging.getLogger(__name__)
+
 LARGEST = 2**24  # bytes of a row
+ODD = 0.1  # share of rows that are none; above it the file is of another kind than it says
 COLUMNS = 10_000
 FEW, UNPACKED = 16, 2**28  # rows decoded at once; bytes of a column that may unpack from a hundredth of them
 _OBJECTS = "expected objects, one per row"
 _SPACE = re.compile(r"[ \t\r\n]*")
+
+
+class Odd(str):
+    """Why something in the place of a row is none."""
+
 
 csv.field_size_limit(LARGEST)
 
@@ -35,7 +45,8 @@ def rows(path: Path, kind: str = "") -> Iterator[Row]:
         kind: of the file, where its own name does not end in it.
 
     Raises:
-        InputError: if it is no regular file, of another kind than its name says, or holds a row that is no row.
+        InputError: if it is no regular file, of another kind than its name says, more than a tenth of its rows are
+            none, or one is larger than 16 MiB.
     """
     kind = kind or path.suffix[1:]
     where = f"{disk.plain(path)} cannot be read as {kind}"
@@ -43,7 +54,7 @@ def rows(path: Path, kind: str = "") -> Iterator[Row]:
         raise InputError(f"{where}: expected one of {', '.join(_READERS)}; unpack it first")
     try:
         with disk.opened(path) as stream:
-            yield from _READERS[kind](stream)
+            yield from _sound(_READERS[kind](stream), disk.plain(path), where)
     except InputError:
         raise
     except UnicodeDecodeError as error:
@@ -54,25 +65,52 @@ def rows(path: Path, kind: str = "") -> Iterator[Row]:
         raise InputError(f"{where}: {first_line(error)}") from None
 
 
-def _jsonl(stream: io.BufferedReader) -> Iterator[Row]:
+def _sound(read: Iterator[Row | Odd], path: str, where: str) -> Iterator[Row]:
+    """Yield the rows and leave out what is none, until that is too much."""
+    good, odd, first = 0, 0, ""
+    try:
+        for row in read:
+            if not isinstance(row, Odd):
+                good += 1
+                yield row
+                continue
+            odd, first = odd + 1, first or f"row {good + 1}: {row}"
+            if odd > max(good, 100):
+                break
+        if odd > ODD * (good + odd):
+            raise InputError(f"{where}: {first}" + (f" ({odd} of {good + odd} are so)" if odd > 1 else ""))
+    finally:  # also where no more is asked for
+        if odd and good:
+            log.warning("%s of %s are no rows and are left out; the first is %s", odd, path, first)
+
+
+def _jsonl(stream: io.BufferedReader) -> Iterator[Row | Odd]:
     for number in itertools.count(1):
         line = stream.readline(LARGEST + 1)
         if not line:
             return
         _insist(number, len(line))
-        if text := line.decode("utf-8-sig" if number == 1 else "utf-8").strip():
-            yield _object(json.loads(text))
+        if line.strip():
+            yield _read(line, "utf-8-sig" if number == 1 else "utf-8")
 
 
-def _object(value: Any) -> Row:
+def _read(line: bytes, encoding: str) -> Row | Odd:
+    try:
+        return _object(json.loads(line.decode(encoding)))
+    except UnicodeDecodeError as error:
+        return Odd(f"its text is not UTF-8 ({first_line(error)})")
+    except RecursionError:
+        return Odd("its values are nested too deep")
+    except ValueError as error:
+        return Odd(first_line(error))
+
+
+def _object(value: Any) -> Row | Odd:
     # json keeps mixed types as they are and absent values absent, where Arrow and pandas would not
-    if not isinstance(value, dict):
-        raise ValueError(_OBJECTS)
-    row: Row = encodable(value)
-    return row
+    return encodable(value) if isinstance(value, dict) else Odd(_OBJECTS)
 
 
-def _json(stream: io.BufferedReader) -> Iterator[Row]:
+def _json(stream: io.BufferedReader) -> Iterator[Row | Odd]:
     """Yield the objects of a list, or those that stand one after another in place of it."""
     objects, first = _objects(io.TextIOWrapper(stream, encoding="utf-8-sig")), None
     listed = next(objects, None)
@@ -106,7 +144,7 @@ def _objects(reader: io.TextIOWrapper) -> Iterator[Any]:
                     raise ValueError(_OBJECTS)
         if text[at : at + 1] == ("]" if listed else ""):
             break
-        if text[at : at + 1] != "{":
+        if not listed and text[at] != "{":
             raise ValueError(_OBJECTS)
         row, text, at = _decoded(reader, text[at:], number + 1)
         yield _object(row)
@@ -140,10 +178,12 @@ def _decoded(reader: io.TextIOWrapper, text: str, number: int) -> tuple[Any, str
             text = longer
         else:
             _insist(number, end)
-            return row, text, end
+            if end < len(text) or isinstance(row, dict) or len(longer := _more(reader, text)) == len(text):
+                return row, text, end
+            text = longer  # a number may go on
 
 
-def _csv(stream: io.BufferedReader) -> Iterator[Row]:
+def _csv(stream: io.BufferedReader) -> Iterator[Row | Odd]:
     text = io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
     read = [0, 0]  # rows, and characters of the one that is being read
 
@@ -162,7 +202,7 @@ def _csv(stream: io.BufferedReader) -> Iterator[Row]:
         if names is None:
             names = _unique(values)
         elif len(values) > len(names):  # else the values would be shifted by a column
-            raise ValueError("a row has more values than the header has names")
+            yield Odd("it has more values than the header has names")
         else:
             yield dict(itertools.zip_longest(names, values, fillvalue=""))
 
@@ -178,7 +218,7 @@ def _unique(names: list[str]) -> list[str]:
     return list(result)
 
 
-def _parquet(stream: io.BufferedReader) -> Iterator[Row]:
+def _parquet(stream: io.BufferedReader) -> Iterator[Row | Odd]:
     file = parquet.ParquetFile(stream, pre_buffer=False, buffer_size=2**20)
     _insist_columns(file.metadata.num_columns)
     decode, done = _decoders(file.schema_arrow), 0
@@ -209,7 +249,7 @@ def _rows_at_once(group: Any) -> int:
     return few
 
 
-def _arrow(stream: io.BufferedReader) -> Iterator[Row]:
+def _arrow(stream: io.BufferedReader) -> Iterator[Row | Odd]:
     """Yield the rows of a stream, or a file, of Arrow's own format."""
     if stream.peek(6)[:6] == b"ARROW1":
         file = pa.ipc.open_file(stream)
@@ -227,12 +267,15 @@ def _arrow(stream: io.BufferedReader) -> Iterator[Row]:
         done += batch.num_rows
 
 
-def _plain(batch: Any, decode: dict[str, Callable[[Any], Any]], before: int) -> Iterator[Row]:
+def _plain(batch: Any, decode: dict[str, Callable[[Any], Any]], before: int) -> Iterator[Row | Odd]:
     if batch.nbytes > LARGEST:
         for i in range(batch.num_rows):
             _insist(before + i + 1, batch.slice(i, 1).nbytes)
     for row in batch.to_pylist():
-        yield row | {name: value(row[name]) for name, value in decode.items()} if decode else row
+        try:
+            yield row | {name: value(row[name]) for name, value in decode.items()} if decode else row
+        except (ValueError, RecursionError) as error:
+            yield Odd(f"a text in it is not the JSON that its column promises ({first_line(error)})")
 
 
 def _decoders(schema: Any) -> dict[str, Callable[[Any], Any]]:
@@ -263,7 +306,7 @@ def _insist_columns(count: int) -> None:
         raise ValueError(f"it has {count:,} columns, more than {COLUMNS:,}")
 
 
-_READERS: dict[str, Callable[[io.BufferedReader], Iterator[Row]]] = {
+_READERS: dict[str, Callable[[io.BufferedReader], Iterator[Row | Odd]]] = {
     "jsonl": _jsonl,
     "json": _json,
     "csv": _csv,

@@ -164,14 +164,6 @@ def test_the_steps_of_a_pass_are_those_the_trainer_makes(count, steps):
     assert trainers.updates(count, BATCH_OF_8) == steps
 
 
-@pytest.mark.parametrize(
-    ("steps", "count", "passes"),
-    [(39, 18, 8.0), (21, 18, 7.0), (6, 18, 2.0), (1, 18, 1.0), (39, 104, 3.0), (4, 18, 1.0), (5, 18, 2.0)],
-)
-def test_passes_are_whole_come_near_the_steps_of_the_full_run_and_are_bounded(steps, count, passes):
-    assert experiments.passes_for(steps, count, BATCH_OF_8) == passes
-
-
 def test_an_arm_with_fewer_pairs_than_a_batch_is_named_with_its_count():
     rows = [off_policy_row(i) for i in range(20)]
     assert experiments.equal_size(rows, rows[:9], BATCH_OF_8) == 9  # one is held out, eight fill a batch
@@ -187,12 +179,12 @@ def test_the_arms_train_on_equal_pairs_for_equal_steps_and_differ_in_nothing_els
     assert [stem for _, stem, _ in notebooks.asked[:3]] == ["01_rerank", "02_sample", "03_judge"]
     slugs = ["original-labels", "re-ranked", "on-policy", "mix"]
     assert notebooks.ran() == [f"demo-ablation-{slug}-seed{seed}" for seed in (0, 1, 2) for slug in slugs]
-    # 45 of all 50 pairs are trained on: 12 batches, 6 steps, three times; an arm has 18, so 3 steps, six times
+    # of an arm's 20 pairs 18 are trained on: 3 steps, three times
     assert set(frame.pairs) == {18}
-    assert set(frame.steps) == {18}
+    assert set(frame.steps) == {9}
     arms = [values for _, stem, values in notebooks.asked if stem == "04_dpo"]
     for values in arms:
-        assert values["epochs"] == 6.0
+        assert values["epochs"] == 3.0
         assert values["eval_prompts"] == "first.jsonl"
         assert params.validate("04_dpo", run.defaults("04_dpo") | values)
     names = ("run_dir", "seed", "off_policy", "on_policy")
@@ -242,9 +234,9 @@ def test_table_numbers_and_figure_of_an_ablation_agree_with_the_metrics(notebook
     cells = [cell.strip() for cell in row.strip("|").split("|")]
     assert cells[1].startswith("+90.0 [+")
     assert cells[2].startswith("+80.0 [+")
-    assert cells[3:] == ["+85.0", "0.0% to 85.0%", "1.20", "0.06 to 0.10", "100%", "0.50", "18", "18"]
+    assert cells[3:] == ["+85.0", "0.0% to 85.0%", "1.20", "0.06 to 0.10", "100%", "0.50", "18", "9"]
     assert "| +0.0 [+0.0, +0.0] | +0.0 [+0.0, +0.0] | +0.0 | 0.0% to 0.0% | 1.20 | 0.06 to 0.10 | none |" in text
-    assert "20 pairs per arm, 18 of them to train on, in 6 passes" in text
+    assert "20 pairs per arm, 18 of them to train on, 9 steps in 3 passes." in text
     assert "excludes zero are 3 of 4: original labels (above, 2 of 2 seeds); " in text
     assert "mix (" not in text
     assert "2 points, not a distribution" in text

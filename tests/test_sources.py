@@ -62,7 +62,7 @@ def test_json_values_keep_their_types_and_absent_ones_stay_absent(tmp_path):
         ("a.csv", b"", "holds no rows"),
         ("a.csv", b"id,text\n", "holds no rows"),
         ("a.jsonl", b'{"a": 1}\n{"a": ', "a.jsonl cannot be read as jsonl: "),
-        ("a.jsonl", b'"text"', "a.jsonl cannot be read as jsonl: expected objects, one per row"),
+        ("a.jsonl", b'"text"', "a.jsonl cannot be read as jsonl: row 1: expected objects, one per row"),
         ("a.json", b'{"rows": [1]}', "a.json cannot be read as json: expected objects, one per row"),
         ("a.json", b"3", "a.json cannot be read as json"),
         ("a.csv", "perché".encode("latin-1"), "a.csv cannot be read as csv"),
@@ -295,7 +295,7 @@ def test_two_adapters_of_one_size_have_different_fingerprints(tmp_path):
 
 def test_a_csv_row_with_a_value_too_many_is_refused_and_not_shifted(tmp_path):
     (tmp_path / "a.csv").write_text("question,answer\nName a river.,Po,Rhine\n")
-    with pytest.raises(InputError, match="cannot be read as csv: a row has more values than the header has names"):
+    with pytest.raises(InputError, match="cannot be read as csv: row 1: it has more values than the header has names"):
         read(str(tmp_path / "a.csv"))
 
 
@@ -392,6 +392,63 @@ def test_a_row_too_large_or_of_no_sense_is_that_files_fault_in_a_sentence(tmp_pa
     with pytest.raises(InputError, match=rf"{name} cannot be read as \w+: .*{fault}") as said:
         read(str(tmp_path / name))
     assert len(str(said.value)) < 500
+
+
+GOOD = [{"a": str(i)} for i in range(30)]
+TORN = {
+    "jsonl": ("\n".join, lambda row: json.dumps(row).encode(), [
+        (b'{"a": ', "row 11: Expecting value"), (b"17", "row 11: expected objects"), (b"null", "expected objects"),
+        (b'["a", "b"]', "expected objects"), (b"<html>", "row 11: Expecting value"),
+        (b'{"a": "perch\xe9"}', "not UTF-8"),
+        (b'{"a": ' + b"[" * 100_000, "nested too deep"), (b'{"a": ' + b"9" * 5000 + b"}", "Exceeds the limit"),
+        (b'{"a": 1} {"a": 2}', "Extra data"),
+    ]),
+    "json": (lambda lines: "[" + ",".join(lines) + "]", lambda row: json.dumps(row).encode(), [
+        (b"17", "row 11: expected objects"), (b'"testo"', "expected objects"), (b"null", "expected objects"),
+        (b"[[], {}]", "expected objects"), (b" " * 65_000 + b"1" * 1000 + b".5", "expected objects"),
+    ]),
+    "csv": (lambda lines: "a\n" + "\n".join(lines), lambda row: row["a"].encode(), [
+        (b"uno,due", "row 11: it has more values than the header"), (b'"a",,', "more values than the header"),
+    ]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("ending", "odd", "fault"), [(ending, *case) for ending, (_, _, cases) in TORN.items() for case in cases]
+)
+def test_a_row_that_is_none_is_left_out_counted_and_stops_nothing(tmp_path, caplog, ending, odd, fault):
+    join, write, _ = TORN[ending]
+    lines = [write(row) for row in GOOD]
+    path = tmp_path / f"rows.{ending}"
+    for place in (10, 20):
+        lines.insert(place, odd)
+    path.write_bytes(join([line.decode("latin-1") for line in lines]).encode("latin-1"))
+    assert read(str(path)) == GOOD
+    assert f"2 of {path} are no rows and are left out; the first is" in caplog.text
+    assert fault in caplog.text
+    caplog.clear()
+    assert read(str(path), limit=12) == GOOD[:12]
+    assert f"1 of {path} are no rows" in caplog.text
+
+
+@pytest.mark.parametrize(("good", "odd", "refused"), [(90, 10, False), (89, 10, True), (9, 1, False), (1, 1, True)])
+def test_a_file_of_which_more_than_a_tenth_is_no_rows_is_refused(tmp_path, good, odd, refused):
+    path = tmp_path / "rows.jsonl"
+    path.write_text("3\n" * odd + '{"a": 1}\n' * good)
+    if not refused:
+        assert read(str(path)) == [{"a": 1}] * good
+    else:
+        with pytest.raises(InputError, match=r"row 1: expected objects, one per row( \(10 of 99 are so\))?$"):
+            read(str(path))
+
+
+def test_a_file_of_no_rows_is_told_before_all_of_it_is_read(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text("3\n" * 200)
+    with path.open("r+b") as stream:
+        stream.truncate(2**40)
+    with within(5, 64), pytest.raises(InputError, match="101 of 101 are so"):
+        read(str(path))
 
 
 def test_ten_rows_of_a_small_file_that_stands_for_much_are_read_in_little_memory(tmp_path):

@@ -28,16 +28,22 @@ SAMPLING, SEED = Sampling(temperature=0.8, top_p=0.95, max_tokens=40), 2026
 
 def main() -> None:
     runs = CHECKOUT / "runs"
-    rows = [json.loads(line) for line in (HERE / "off_policy.jsonl").read_text(encoding="utf-8").splitlines()]
+    answered = read("pairs.jsonl")
+    rows = read("off_policy.jsonl")[len(answered) :]  # earlier ones keep their answers
     requests = [Request(({"role": "user", "content": row["prompt"]},), 1, SAMPLING) for row in rows]
     for side, (name, model) in SETS.items():
         engine = engines.load("transformers", models.resolve(model, runs / "models"), cache=runs / "models")
         for row, reply in zip(rows, answer(Store(runs / "store.sqlite"), engine, requests, seed=SEED), strict=True):
             (sample,) = reply.samples
             row |= {side: sample.text, f"{side}_model": name, f"{side}_finish_reason": sample.finish_reason}
-    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in answered + rows)
     (HERE / "pairs.jsonl").write_text(text, encoding="utf-8")
-    print(len(rows), "pairs")
+    print(len(answered), "pairs kept,", len(rows), "added")
+
+
+def read(name: str) -> list[dict]:
+    path = HERE / name
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
 
 
 if __name__ == "__main__":

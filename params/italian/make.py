@@ -32,8 +32,15 @@ FORMS = (
     "Scrivi il calcolo in una riga, con il segno di uguale e il risultato.",
     "Scrivi su una riga l'operazione con il risultato e niente altro.",
 )
-# split -> its families and problems of each
-SPLITS = {"train": (TRAIN, 15), "off_policy": (TRAIN, 12), "dev": (DEV, 14), "test": (TEST, 14)}
+# split, its families, problems of each; those written later come last, which leaves the earlier ones as they were
+DRAWN = (
+    ("train", TRAIN, 15),
+    ("off_policy", TRAIN, 12),
+    ("dev", DEV, 14),
+    ("test", TEST, 14),
+    ("train", TRAIN, 5),
+    ("off_policy", TRAIN, 10),
+)
 
 
 def problems(families: tuple[Family, ...], count: int, rng: Random, near: Near) -> Iterator[dict]:
@@ -79,11 +86,12 @@ def written(value: float, rng: Random) -> str:
 
 def main() -> None:
     rng, near = Random(20261126), Near()
-    for split, (families, count) in SPLITS.items():
-        rows = list(problems(families, count, rng, near))
-        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        (HERE / f"{split}.jsonl").write_text(text, encoding="utf-8")
-        print(split, len(rows), "problems,", len(families), "families")
+    lines: dict[str, list[str]] = {split: [] for split, *_ in DRAWN}
+    for split, families, count in DRAWN:
+        lines[split] += [json.dumps(row, ensure_ascii=False) for row in problems(families, count, rng, near)]
+    for split, rows in lines.items():
+        (HERE / f"{split}.jsonl").write_text("".join(f"{line}\n" for line in rows), encoding="utf-8")
+        print(split, len(rows), "problems")
 
 
 if __name__ == "__main__":
