@@ -85,6 +85,13 @@ def judging(name: str, asked: int, shown: int, *, trial: bool = True) -> tuple[f
     return requests, read, wrote, seconds * (1 / 3600), file.price
 
 
+def together(parts: list[tuple[float, Range, Range, Range, Any]]) -> tuple[float, Range, Range, Range, Any]:
+    """Return what several judges come to, at the price of the dearest."""
+    requests, read, wrote, hours, prices = zip(*parts, strict=True)
+    dearest = max((price for price in prices if price), default=None)
+    return sum(requests), sum(read, Range(0, 0)), sum(wrote, Range(0, 0)), sum(hours, Range(0, 0)), dearest
+
+
 def main() -> None:
     """Print the table and what it rests on."""
     profile = Path(sys.argv[1] if len(sys.argv) > 1 else "params/kaggle-t4")
@@ -96,11 +103,12 @@ def main() -> None:
     n_proof = rows(p["04_dpo"]["eval_prompts"]) * PROOF
     pairs = OFF_POLICY * n_rows + ON_POLICY * n_prompts
     drawing = PLAIN if p["02_sample"]["engine"] == "transformers" else SAMPLING
-    proof_judge = p["04_dpo"]["eval_judge"] or p["04_dpo"]["judge"]
+    proof = params.validate("04_dpo", p["04_dpo"])
+    sets = zip(params.names(proof.eval_prompts), proof.proof_judges, strict=True)
     judged = {
         "01_rerank": judging(p["01_rerank"]["judge"], n_rows, 2),
         "03_judge": judging(p["03_judge"]["judge"], n_prompts, p["02_sample"]["n_samples"]),
-        "04_dpo": judging(proof_judge, n_proof, 2, trial=False),
+        "04_dpo": together([judging(judge, rows(name) * PROOF, 2, trial=False) for name, judge in sets]),
     }
     own = {
         "02_sample": ANSWER / drawing * (n_answers / 3600),

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from nbutils import health, prompts, sources
+from nbutils import health, judges, params, prompts, sources
 from nbutils.engines import Engine, Request, Sample, Sampling
 from nbutils.errors import InputError
 from nbutils.judges import Judge, bias
@@ -33,6 +33,13 @@ log = logging.getLogger(__name__)
 PASSED = "all passed"  # the headline where prompts carry checks
 
 
+def load_judges(given: params.Dpo, *, cache: Path) -> dict[str, Judge]:
+    """Return the judge of each held-out set, by the set's label; one that judges several is loaded once."""
+    loaded = {name: judges.load(name, cache=cache, seed=given.seed) for name in given.proof_judges}
+    sets = map(sources.label, params.names(given.eval_prompts))
+    return {label: loaded[judge] for label, judge in zip(sets, given.proof_judges, strict=True)}
+
+
 def held_out(
     names: Sequence[str],
     column: str,
@@ -40,6 +47,7 @@ def held_out(
     trained_on: Sequence[Row],
     run_dir: Path,
     reference: str = "",
+    judges_of: Mapping[str, Judge] | None = None,
     judged: Sequence[Row] = (),
     fits: Callable[[Row], bool] | None = None,
 ) -> tuple[dict[str, list[Row]], dict[str, int], dict[str, int]]:
@@ -51,7 +59,8 @@ def held_out(
     Args:
         names: of datasets; a set goes by `sources.label` of its name.
         column: with the prompt.
-        reference: column with the right answer, empty for none.
+        reference: column with the right answer, empty for none; read where the set's judge goes by it.
+        judges_of: from `load_judges`; prompts that a set's judge has no way to judge are unfit.
         trained_on: rows with the prompts that must not be asked again, of off-policy pairs as well.
         judged: rows with the prompts that those were chosen from: beside the others they tell which words are how
             prompts of a kind are worded, and no overlap.
@@ -65,12 +74,18 @@ def held_out(
     unfit: dict[str, int] = {}
     for name in names:
         label = sources.label(name)
+        judge = (judges_of or {}).get(label)
+        by_key = judge is None or judge.file.kind == "answer"
+
+        def can_be_proof(row: Row, judge: Judge | None = judge) -> bool:
+            return not (judge and judges.fault(judge, row)) and (fits is None or fits(row))
+
         if label in overlapped:
             raise InputError(f"eval_prompts: two sets would be called {label!r}, {name} the second; rename a file")
-        rows = from_rows(sources.read(name, run_dir=run_dir), column, reference)
+        rows = from_rows(sources.read(name, run_dir=run_dir), column, reference if by_key else "")
         trained = Overlap(trained_on, among=[*rows, *judged])
         fresh = [row for row in rows if not trained.holds(row)]
-        kept[label] = [row for row in fresh if not prompts.unfit(row, fits)]
+        kept[label] = [row for row in fresh if not prompts.unfit(row, can_be_proof)]
         overlapped[label], unfit[label] = len(rows) - len(fresh), len(fresh) - len(kept[label])
         if unfit[label]:
             log.warning("%s: %d of %d prompts cannot be asked, over context or refused", name, unfit[label], len(rows))
@@ -112,7 +127,7 @@ def sample(
 
 
 def compare(
-    judge: Judge,
+    judges_of: Mapping[str, Judge],
     held_out: Mapping[str, Sequence[Row]],
     before: Mapping[str, Sequence[Sequence[Sample]]],
     after: Mapping[str, Sequence[Sequence[Sample]]],
@@ -120,10 +135,10 @@ def compare(
     store: Store,
     deadline: float = float("inf"),
 ) -> dict[str, list[Row]]:
-    """Judge the i-th answer before against the i-th after, for every prompt of every held-out set.
+    """Judge the i-th answer before against the i-th after, for every prompt of every held-out set, by the set's judge.
 
-    As many rows as the judge's `gate_rows` are judged first, as a trial. A prompt without an answer on either side is
-    passed over.
+    As many rows as a judge's `gate_rows` are judged first, as a trial, of all its sets together. A prompt without an
+    answer on either side is passed over.
 
     Returns:
         For each set one row per pair of answers with text, score (0..1, NaN if unparsed), tokens and finish reason of
@@ -142,14 +157,20 @@ def compare(
         ]
         for name, rows in held_out.items()
     }
-    every = sorted(
-        (part for parts in asked.values() for part in parts),
-        key=lambda part: digest([part[0]["prompt"], part[1][0].text]),
-    )
-    if trial := every[: getattr(judge.file, "gate_rows", 0)]:
-        _insist(judge, _compare(judge, trial, store, deadline), "unanswered", "refused", "unparsed")
-    compared = {name: _compare(judge, parts, store, deadline) for name, parts in asked.items()}
-    _insist(judge, [row for rows in compared.values() for row in rows], "unanswered")
+    sets: dict[int, list[str]] = {}
+    for name in asked:
+        sets.setdefault(id(judges_of[name]), []).append(name)
+    for names in sets.values():
+        judge = judges_of[names[0]]
+        every = sorted(
+            (part for name in names for part in asked[name]),
+            key=lambda part: digest([part[0]["prompt"], part[1][0].text]),
+        )
+        if trial := every[: getattr(judge.file, "gate_rows", 0)]:
+            _insist(judge, _compare(judge, trial, store, deadline), "unanswered", "refused", "unparsed")
+    compared = {name: _compare(judges_of[name], parts, store, deadline) for name, parts in asked.items()}
+    for names in sets.values():
+        _insist(judges_of[names[0]], [row for name in names for row in compared[name]], "unanswered")
     return compared
 
 
@@ -190,10 +211,10 @@ def _judged(compared: Sequence[Row]) -> list[Row]:
     return [row | {"responses": [{"text": row[f"{side}_text"]} for side in ("before", "after")]} for row in compared]
 
 
-def judge_report(judge: Judge, compared: Mapping[str, Sequence[Row]]) -> dict[str, Any]:
+def judge_report(judges_of: Mapping[str, Judge], compared: Mapping[str, Sequence[Row]]) -> dict[str, Any]:
     """Return `judges.bias.report` on each held-out set; the answer before is the first response."""
     return {
-        name: bias.report(judge, judged, bias.figures(judged))
+        name: bias.report(judges_of[name], judged, bias.figures(judged))
         for name, judged in ((name, _judged(rows)) for name, rows in compared.items())
     }
 
@@ -255,18 +276,19 @@ def summarise(rows: Sequence[Row], *, language: str = "", seed: int = 0) -> dict
     return result
 
 
-def same_judge_warnings(training: Iterable[str], judge: str) -> list[str]:
-    """Return a sentence if the judge of the proof is among those that made the training pairs, otherwise nothing.
+def same_judge_warnings(training: Iterable[str], proof: Iterable[str]) -> list[str]:
+    """Return a sentence for each judge of the proof that is among those that made the training pairs.
 
     Args:
         training: the `judge` of every training pair.
+        proof: the name of the judge of every held-out set.
     """
-    pairs = list(training)
-    if not (own := pairs.count(judge)):
-        return []
+    made = Counter(training)
     return [
-        f"the judge {judge} also made {own} of the {len(pairs)} training pairs: the policy was trained to please it, "
-        "so its verdict may flatter; name another judge in eval_judge"
+        f"the judge {judge} also made {made[judge]} of the {made.total()} training pairs: the policy was trained to "
+        "please it, so its verdict may flatter; name another judge in eval_judge"
+        for judge in dict.fromkeys(proof)
+        if made[judge]
     ]
 
 

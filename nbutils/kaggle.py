@@ -117,7 +117,7 @@ def needs_gpu(stem: str, values: Mapping[str, Any]) -> bool:
         return not urlsplit(values["engine"]).scheme
     if stem == "04_dpo":
         return True
-    files = [judges.read_file(values[name])[1] for name in params.JUDGES if values.get(name)]
+    files = [judges.read_file(part)[1] for name in params.JUDGES for part in params.names(values.get(name, ""))]
     return any(file.kind == "reward" or (file.kind == "llm" and file.engine != "api") for file in files)
 
 

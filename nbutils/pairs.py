@@ -108,10 +108,21 @@ def prompt_columns(row: Mapping[str, Any], source: Messages, reference: str = ""
     return {
         "prompt_id": prompt_id(source),
         "prompt": source,
-        "checks": plain(row.get("checks")),
+        "checks": plain(_ifeval(row) if is_absent(row.get("checks")) else row["checks"]),
         "reference": key_text(row.get(reference)) if reference else "",
         "category": plain(category, 200),
     }
+
+
+def _ifeval(row: Mapping[str, Any]) -> Any:
+    """Return the checks as the IFEval datasets have them, in two columns; of a table, empty options are none."""
+    names, options = row.get("instruction_id_list"), row.get("kwargs")
+    if not (isinstance(names, list) and isinstance(options, list)):
+        return None
+    filled = [
+        {k: v for k, v in one.items() if v is not None} if isinstance(one, Mapping) else one or {} for one in options
+    ]
+    return {"instruction_id_list": names, "kwargs": filled}
 
 
 def plain(value: Any, longest: int = 0) -> str:

@@ -105,7 +105,7 @@ _REFUSED = (
 Input = Annotated[Line, "input"]
 
 
-JUDGES = ("judge", "second_judge", "eval_judge")  # parameters that name judges
+JUDGES = ("judge", "second_judge", "eval_judge")  # parameters that name judges, the last one several
 
 
 class TokenError(InputError):
@@ -199,6 +199,20 @@ class Dpo(Common):
     language: Language
     knowledge: Input
     merge: bool
+
+    @field_validator("eval_judge")
+    @classmethod
+    def _one_for_each_set(cls, eval_judge: str, others: ValidationInfo) -> str:
+        given, sets = names(eval_judge), names(others.data.get("eval_prompts", ""))
+        if len(given) > 1 and len(given) != len(sets):
+            raise ValueError(f"it names {len(given)} judges for {len(sets)} held-out sets; name one, or one for each")
+        return eval_judge
+
+    @property
+    def proof_judges(self) -> list[str]:
+        """The judge of each held-out set."""
+        given, sets = names(self.eval_judge) or [self.judge], names(self.eval_prompts)
+        return given if len(given) > 1 else given * len(sets)
 
     @field_validator("merge")
     @classmethod

@@ -6,6 +6,7 @@ import math
 import pytest
 from builders import ScriptedEngine, prompt_row
 
+from nbutils import run
 from nbutils.engines import Sample, Sampling, Tally
 from nbutils.errors import InputError
 from nbutils.evaluation import (
@@ -16,6 +17,7 @@ from nbutils.evaluation import (
     held_out,
     in_words,
     judge_report,
+    load_judges,
     same_judge_warnings,
     sample,
     side_effects,
@@ -24,6 +26,7 @@ from nbutils.evaluation import (
 from nbutils.health import drift
 from nbutils.judges import Judgement, VerifierFile
 from nbutils.judges.verifier import Verifier
+from nbutils.params import validate
 from nbutils.prompts import select
 from nbutils.records import EVALUATION, dataset
 
@@ -166,7 +169,7 @@ def test_answers_are_compared_one_by_one_as_seen_from_the_tuned_model(store):
     # per pair of answers: one list of (before, after) per order
     judge = ScriptedJudge([[0.0, 1.0], [0.5, 1.0]], [[1.0, 0.5]], [[1.0, 0.0], [0.0, 1.0]], [])
     sets = ({"held-out": side} for side in (rows, before, after))
-    result = compare(judge, *sets, store=store)["held-out"]
+    result = compare({"held-out": judge}, *sets, store=store)["held-out"]
     assert [[r["text"] for r in shown["responses"]] for shown in judge.shown] == [
         ["p0", "P0"], ["p1", "P1"], ["q0", "Q0"], ["q1", "Q1"],
     ]  # fmt: skip
@@ -178,7 +181,7 @@ def test_answers_are_compared_one_by_one_as_seen_from_the_tuned_model(store):
     assert (result[2]["before_finish_reason"], result[2]["after_finish_reason"]) == ("length", "stop")
     assert [r["category"] for r in result] == ["A", "A", "B", "B"]
     assert len(dataset(result, EVALUATION)) == 4
-    figures = judge_report(judge, {"held-out": result})["held-out"]["figures"]
+    figures = judge_report({"held-out": judge}, {"held-out": result})["held-out"]["figures"]
     assert {name: figures[name]["rows"] for name in ("flips", "ties")} == {"flips": 2, "ties": 3}
     assert figures["flips"]["share"] == 0.5
 
@@ -187,7 +190,7 @@ def test_the_verifier_judges_held_out_answers(store):
     judge = Verifier("verifier", VerifierFile(kind="verifier"))
     rows = [prompt_row(checks=RIVER, category="A")]
     sides = {"a": [(Sample("A sea.", 3),)]}, {"a": [(Sample("The river.", 3),)]}
-    [result] = compare(judge, {"a": rows}, *sides, store=store)["a"]
+    [result] = compare({"a": judge}, {"a": rows}, *sides, store=store)["a"]
     assert (result["verdict"], result["before_score"], result["after_score"]) == ("win", 0.0, 1.0)
 
 
@@ -210,9 +213,9 @@ def test_a_held_out_prompt_without_an_answer_is_passed_over(lost, of, store):
     assert [len(samples) for samples in drawn["held"]] == [0] * lost + [1] * (of - lost)
     judge = ScriptedJudge(*[[[0.0, 1.0]]] * (of - lost))
     full = {"held": [(Sample("y"),)] * of}
-    compared = compare(judge, rows, full, drawn, store=store)["held"]
+    compared = compare({"held": judge}, rows, full, drawn, store=store)["held"]
     assert [row["prompt"][0]["content"] for row in compared] == [str(i) for i in range(lost, of)]
-    assert len(compare(judge, rows, drawn, full, store=store)["held"]) == of - lost
+    assert len(compare({"held": judge}, rows, drawn, full, store=store)["held"]) == of - lost
 
 
 @pytest.mark.parametrize(("lost", "of"), [(1, 2), (1, 9), (3, 20), (5, 5)])
@@ -365,12 +368,12 @@ def test_the_brevity_collapse_is_told_although_every_check_is_passed():
 
 
 def test_the_judge_of_the_proof_that_made_the_training_pairs_is_told():
-    assert same_judge_warnings(["verifier", "rating_it", "rating_it"], "rating_it") == [
+    assert same_judge_warnings(["verifier", "rating_it", "rating_it"], ["rating_it", "answer_it", "rating_it"]) == [
         "the judge rating_it also made 2 of the 3 training pairs: the policy was trained to please it, so its verdict "
         "may flatter; name another judge in eval_judge"
     ]
-    assert same_judge_warnings(["verifier", ""], "rating_it") == []
-    assert same_judge_warnings([], "rating_it") == []
+    assert same_judge_warnings(["verifier", ""], ["rating_it"]) == []
+    assert same_judge_warnings([], ["rating_it"]) == []
 
 
 # --- what was not measured
@@ -453,6 +456,10 @@ class Gated(ScriptedJudge):
         ]
 
 
+def both(judge, other=None):
+    return {"s0": judge, "s1": other or judge}
+
+
 def sets_of(*sizes):
     rows = {f"s{k}": [prompt_row(f"{k} {i}") for i in range(size)] for k, size in enumerate(sizes)}
     sides = [
@@ -467,15 +474,50 @@ def test_a_judge_that_fails_its_trial_is_not_paid_for_the_whole(outcome, store):
     with pytest.raises(
         InputError, match=rf"eval_judge scripted: the judge failed its trial: {outcome} 100\.0% of 10"
     ) as e:
-        compare(judge, *sets_of(30, 40), store=store)
+        compare(both(judge), *sets_of(30, 40), store=store)
     assert "samples, training and adapter are kept" in str(e.value)
     assert judge.asked == 10
+
+
+def test_each_set_has_its_judge_and_each_judge_its_trial(store):
+    one, other = Gated(lambda row: True, gate_rows=5), Gated(lambda row: True, gate_rows=50)
+    compared = compare(both(one, other), *sets_of(20, 10), store=store)
+    assert (one.asked, other.asked) == (20 + 5, 10 + 10)
+    assert {name: len(rows) for name, rows in compared.items()} == {"s0": 20, "s1": 10}
+    failing = Gated(lambda row: False)
+    one.asked = 0
+    with pytest.raises(InputError, match="failed its trial"):
+        compare(both(one, failing), *sets_of(20, 10), store=store)
+    assert (one.asked, failing.asked) == (5, 10)  # nothing is judged in full before every trial is passed
+
+
+def test_a_set_by_key_and_one_by_rules_are_read_side_by_side(tmp_path):
+    (tmp_path / "key.yaml").write_text("kind: answer\nlanguage: it\n")
+    sums = [{"prompt": f"Quanto fa {i} più {i} mele?", "key": str(2 * i)} for i in range(5)] + [{"prompt": BREAD}]
+    (tmp_path / "sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in sums))
+    rules = [{"prompt": RIVERS, "instruction_id_list": ["change_case:english_lowercase"], "kwargs": [{}]}]
+    (tmp_path / "rules.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rules))
+    names = [str(tmp_path / f"{name}.jsonl") for name in ("sums", "rules")]
+    values = run.defaults("04_dpo") | {"eval_prompts": ",".join(names), "reference_column": "key"}
+    given = validate("04_dpo", values | {"eval_judge": f"{tmp_path / 'key.yaml'}, verifier"})
+    judges_of = load_judges(given, cache=tmp_path)
+    assert [(label, judge.name) for label, judge in judges_of.items()] == [("sums", "key"), ("rules", "verifier")]
+    kept, _, unfit = held_out(names, "prompt", trained_on=[], run_dir=tmp_path, reference="key", judges_of=judges_of)
+    assert [row["reference"] for row in kept["sums"]] == ["0", "2", "4", "6", "8"]
+    assert len(kept["rules"]) == 1
+    assert unfit == {"sums": 1, "rules": 0}
+
+
+def test_one_judge_is_loaded_once_for_all_sets(tmp_path):
+    given = validate("04_dpo", run.defaults("04_dpo") | {"eval_prompts": "a, b", "judge": "verifier"})
+    first, second = load_judges(given, cache=tmp_path).values()
+    assert first is second
 
 
 def test_a_judge_without_a_trial_or_that_passes_it_judges_all(store):
     for gate_rows, asked in ((0, 30), (10, 40), (100, 60)):
         judge = Gated(lambda row: True, gate_rows=gate_rows)
-        compared = compare(judge, *sets_of(20, 10), store=store)
+        compared = compare(both(judge), *sets_of(20, 10), store=store)
         assert ({name: len(rows) for name, rows in compared.items()}, judge.asked) == ({"s0": 20, "s1": 10}, asked)
 
 
@@ -484,8 +526,8 @@ def test_a_server_that_dies_after_the_trial_is_asked_again_and_one_that_is_not_u
         return row["prompt"][0]["content"].startswith("0")
 
     with pytest.raises(InputError, match=r"unanswered 50\.0% of 40 rows"):
-        compare(Gated(some, "unanswered", 0), *sets_of(20, 20), store=store)
-    compared = compare(Gated(some, "unparsed", 0), *sets_of(20, 20), store=store)
+        compare(both(Gated(some, "unanswered", 0)), *sets_of(20, 20), store=store)
+    compared = compare(both(Gated(some, "unparsed", 0)), *sets_of(20, 20), store=store)
     assert [summarise(rows)["measured"]["answers"] for rows in compared.values()] == [20, 0]
 
 
@@ -502,7 +544,7 @@ def test_a_server_that_dies_after_the_trial_is_asked_again_and_one_that_is_not_u
     ],
 )
 def test_an_order_that_is_no_number_decides_nothing(scores, verdict, store):
-    [result] = compare(ScriptedJudge(scores), *sets_of(1), store=store)["s0"]
+    [result] = compare(both(ScriptedJudge(scores)), *sets_of(1), store=store)["s0"]
     assert result["verdict"] == verdict
     assert math.isnan(result["after_score"]) == (verdict == "unparsed")
 

@@ -102,6 +102,22 @@ def test_an_engine_is_one_of_ours_or_a_server(engine):
     assert validate("02_sample", valid("02_sample") | {"engine": engine}).engine == engine
 
 
+@pytest.mark.parametrize(
+    ("eval_judge", "of"),
+    [("", ["x", "x"]), ("a", ["a", "a"]), ("a, b", ["a", "b"]), ("a,a", ["a", "a"]), (" ,", ["x", "x"])],
+)
+def test_the_proof_has_one_judge_for_all_sets_or_one_for_each(eval_judge, of):
+    given = validate("04_dpo", valid("04_dpo") | {"eval_prompts": "one.jsonl, two.jsonl", "eval_judge": eval_judge})
+    assert given.proof_judges == of
+
+
+@pytest.mark.parametrize("eval_judge", ["a, b", "a,b,c,d"])
+def test_judges_that_are_not_as_many_as_the_sets_are_refused(eval_judge):
+    values = valid("04_dpo") | {"eval_prompts": "one, two, three", "eval_judge": eval_judge}
+    with pytest.raises(InputError, match=r"it names \d judges for 3 held-out sets; name one, or one for each"):
+        validate("04_dpo", values)
+
+
 def test_merged_weights_are_for_adapters_only():
     with pytest.raises(InputError, match="merge is True: full tuning saves whole weights anyway"):
         validate("04_dpo", valid("04_dpo") | {"tuning": "full"})

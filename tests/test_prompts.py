@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nbutils.errors import InputError
+from nbutils.judges.verifier import faults_of
 from nbutils.prompts import Near, Runs, from_rows, select
 from nbutils.prompts import given as given_to_model
 from nbutils.sources import CHECKOUT
@@ -383,3 +384,31 @@ def test_a_prompt_that_the_chat_template_refuses_is_dropped_and_counted_alone(er
     assert "a prompt is refused by the chat template: " in caplog.text
     with pytest.raises(InputError, match="those refused by the chat template need another one, or no system_prompt"):
         select(rows[1:2], fits=fits, **WIDE)
+
+
+TITLE = {"instruction_id_list": ["detectable_format:title"], "kwargs": [{}]}
+
+
+@pytest.mark.parametrize(
+    ("columns", "checks"),
+    [
+        (TITLE, TITLE),
+        (TITLE | {"kwargs": [{"n": 3, "word": None}]}, TITLE | {"kwargs": [{"n": 3}]}),
+        ({"instruction_id_list": ["a:b"], "kwargs": [None]}, {"instruction_id_list": ["a:b"], "kwargs": [{}]}),
+        (TITLE | {"checks": '{"own": 1}'}, {"own": 1}),
+        (TITLE | {"checks": None}, TITLE),
+        (TITLE | {"checks": ""}, TITLE),
+        ({"kwargs": [{}]}, None),
+        ({"instruction_id_list": "a:b", "kwargs": [{}]}, None),
+        ({"instruction_id_list": ["a:b"], "kwargs": ["x"]}, {"instruction_id_list": ["a:b"], "kwargs": ["x"]}),
+    ],
+)  # fmt: skip
+def test_checks_are_read_as_the_ifeval_datasets_have_them(columns, checks):
+    (row,) = from_rows([{"prompt": LONG} | columns], "prompt")
+    assert (json.loads(row["checks"]) if row["checks"] else None) == checks
+
+
+def test_the_italian_ifeval_prompts_can_be_judged_as_they_are():
+    rows = from_rows(real("prompts/ifeval_it_541.jsonl"), "prompt")
+    judged = [row for row in rows if not faults_of(row["checks"], "it")]
+    assert (len(rows), len(judged)) == (541, 404)  # the others have a rule that is right for English only

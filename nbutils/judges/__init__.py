@@ -169,12 +169,15 @@ def read_file(name: str) -> tuple[str, VerifierFile | LlmFile | RewardFile | Ans
 
 
 def key_variables(names: Iterable[str]) -> set[str]:
-    """Return the environment variables that these judges read their server's token from; an empty name is no judge.
+    """Return the environment variables that these judges read their server's token from.
+
+    Args:
+        names: as parameters have them, a comma between several, empty for none.
 
     Raises:
         InputError: if a variable may not go to the judge's server, see `keys.check`.
     """
-    given = [read_file(name)[1] for name in names if name]
+    given = [read_file(name)[1] for several in names for name in params.names(several)]
     asked = [f for f in given if isinstance(f, LlmFile) and f.engine == "api" and f.key_variable]
     for file in asked:
         keys.check(file.key_variable, file.server)
