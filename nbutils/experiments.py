@@ -150,6 +150,7 @@ def ablation(profile: Path, run_dir: Path, *, seeds: int = 3) -> pd.DataFrame:
                 "on_policy_share": 0.0,
                 "max_pairs": 0,
                 "eval_prompts": params.names(dpo.eval_prompts)[0],
+                "eval_judge": dpo.proof_judges[0],
                 "push_to_hub": "",
             }
             finish("04_dpo", values)

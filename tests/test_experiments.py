@@ -114,6 +114,7 @@ def profile(tmp_path, tiny_llama):
             "epochs": 3.0,
             "max_pairs": 0,
             "eval_prompts": "first.jsonl,second.jsonl",
+            "eval_judge": "answer_en,verifier",
             "chat_template_kwargs": "",
             "push_to_hub": "",
         },
@@ -185,7 +186,7 @@ def test_the_arms_train_on_equal_pairs_for_equal_steps_and_differ_in_nothing_els
     arms = [values for _, stem, values in notebooks.asked if stem == "04_dpo"]
     for values in arms:
         assert values["epochs"] == 3.0
-        assert values["eval_prompts"] == "first.jsonl"
+        assert (values["eval_prompts"], values["eval_judge"]) == ("first.jsonl", "answer_en")
         assert params.validate("04_dpo", run.defaults("04_dpo") | values)
     names = ("run_dir", "seed", "off_policy", "on_policy")
     assert len({json.dumps({k: v for k, v in values.items() if k not in names}) for values in arms}) == 1

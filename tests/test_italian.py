@@ -10,6 +10,7 @@ import pytest
 
 from nbutils.judges import AnswerFile, read_file
 from nbutils.judges.answer import grade
+from nbutils.judges.verifier import check, faults_of, parse_checks
 from nbutils.prompts import from_rows, select
 from nbutils.sources import read
 
@@ -44,6 +45,49 @@ def test_the_files_are_what_the_program_makes(program, tmp_path, monkeypatch, ca
     for split in SPLITS:
         assert (tmp_path / f"{split}.jsonl").read_bytes() == (FOLDER / f"{split}.jsonl").read_bytes()
     assert "test 252 problems" in capsys.readouterr().out
+
+
+def test_the_instructions_are_what_their_program_makes_and_can_be_judged(program, tmp_path, monkeypatch):
+    made = program("instructions")
+    monkeypatch.setattr(made, "HERE", tmp_path)
+    made.main()
+    topics = {}
+    for split in ("dev", "test"):
+        name = f"instructions_{split}.jsonl"
+        assert (tmp_path / name).read_bytes() == (FOLDER / name).read_bytes()
+        kept = from_rows(read(str(FOLDER / name)), "prompt")
+        assert [faults_of(row["checks"], "it") for row in kept] == [()] * 100
+        topics[split] = {row["category"] for row in kept}
+    assert [len(names) for names in topics.values()] == [25, 25]
+    assert not topics["dev"] & topics["test"]
+
+
+GOOD = "Il {word} di ogni giorno è un dono e il {word} resta sempre con noi lungo la strada di casa"
+
+
+@pytest.mark.parametrize(
+    ("rule", "right", "wrong"),
+    [
+        ("punctuation:no_comma", GOOD, GOOD + ", forse"),
+        ("detectable_format:number_bullet_lists", f"* {GOOD}\n* altro", f"* {GOOD}"),
+        ("detectable_format:title", f"<<Titolo>>\n{GOOD}", GOOD),
+        ("detectable_format:number_highlighted_sections", f"*Ecco* {GOOD}", GOOD),
+        ("detectable_content:postscript", f"{GOOD}\nP.S. a domani", GOOD),
+        ("detectable_content:number_placeholders", f"{GOOD} [nome]", GOOD),
+        ("keywords:existence", f"{GOOD} mattina amico piccolo sempre mano", "parola " * 20),
+        ("keywords:forbidden_words", GOOD, GOOD + " molto"),
+        ("keywords:frequency", GOOD, GOOD.replace("{word}", "cosa", 1)),
+        ("startend:quotation", f'"{GOOD}"', GOOD),
+    ],
+)
+def test_a_good_answer_passes_its_checks_and_one_that_misses_the_form_does_not(rule, right, wrong):
+    asked = [row for split in ("dev", "test") for row in from_rows(rows(f"instructions_{split}"), "prompt")]
+    asked = [row for row in asked if parse_checks(row["checks"])[0][0] == rule]
+    assert len(asked) == 20
+    for row in asked:
+        for text, passed in ((right, [True, True]), (wrong, [False, True])):
+            assert [ok for _, ok in check(row["checks"], text.replace("{word}", row["category"]))] == passed
+        assert not check(row["checks"], "No.")[1][1]
 
 
 def test_a_program_of_its_own_finds_every_key(program, capsys):
