@@ -301,15 +301,20 @@ def headline(summary: Mapping[str, Any]) -> tuple[str, dict[str, float] | None]:
     return (PASSED, summary["passed_all"]) if summary["checks"] else ("mean score", summary["score"])
 
 
+def word(low: float, high: float) -> str:
+    """Return the verdict by the ends of a change's interval."""
+    return "better" if low > 0 else "worse" if high < 0 else "not shown to differ"
+
+
 def in_words(summary: Mapping[str, Any]) -> str:
     """Return the verdict (better, worse, not shown) by the interval of the headline's change, and what it rests on."""
     name, change = headline(summary)
     measured, prompts = summary["measured"], summary["prompts"]
     if change is None:
         return f"not measured: the judge gave no readable score on any of {prompts} prompts"
-    word = "better" if change["low"] > 0 else "worse" if change["high"] < 0 else "not shown to differ"
+    judged = word(change["low"], change["high"])
     text = (
-        f"{word}{' where measured' if health.unmeasured(summary) else ''}: {name} {100 * change['before']:.1f}% to "
+        f"{judged}{' where measured' if health.unmeasured(summary) else ''}: {name} {100 * change['before']:.1f}% to "
         f"{100 * change['after']:.1f}%, {100 * change['change']:+.1f} points [{100 * change['low']:+.1f}, "
         f"{100 * change['high']:+.1f}] on {measured['prompts']} "
     )

@@ -116,7 +116,7 @@ def repeat_text(frame: pd.DataFrame, changes: Mapping[str, Interval]) -> str:
     for name, change in changes.items():
         runs = frame[frame.held_out == name]
         rows += [[plain(name), run.seed, _change(run), *_beside(run)] for run in runs.itertuples()]
-        word = "better" if change.low > 0 else "worse" if change.high < 0 else "not shown to differ"
+        word = evaluation.word(change.low, change.high)
         told.append(
             f"**{plain(name)}: {word}**, {runs.headline.iloc[0]} {_interval(change)} points over {len(runs)} "
             f"trainings; single ones {100 * runs.change.min():+.1f} to {100 * runs.change.max():+.1f}."
@@ -178,7 +178,7 @@ def save(stem: Path, text: str, frame: pd.DataFrame, axes: Axes) -> None:
 
 
 def _change(row: Any) -> str:
-    return f"{100 * row.change:+.1f} [{100 * row.low:+.1f}, {100 * row.high:+.1f}]"
+    return _interval(Interval(row.change, row.low, row.high))
 
 
 def _interval(interval: Interval) -> str:

@@ -280,7 +280,19 @@ def test_there_are_two_hundred_cases():
 
 
 @pytest.mark.parametrize(
-    ("key", "response", "score"), [("15", "Sono 15", 1), ("15", "15 o 16", 0), ("15", "Risposta: 15", 1)]
+    ("key", "response", "score"),
+    [
+        ("15", "Sono 15", 1),
+        ("15", "15 o 16", 0),
+        ("15", "Risposta: 15", 1),
+        ("8", "1 + 40 / 5", 0),  # a sum that is left undone, whatever its last number
+        ("5", "3 x 5", 0),
+        ("4", "12 + 4", 0),
+        ("4", "12 + 4 = 16\n16 : 4", 0),
+        ("16", "20 - 4 = 16", 1),
+        ("35", "35 = 70 / 2", 1),
+        ("36", "Costano 9 euro. Totale: 36 euro", 1),
+    ],
 )
 def test_without_a_marker_the_last_number_is_the_asked_form(key, response, score):
     assert grade(response, key, BARE) == score

@@ -207,9 +207,10 @@ def _only_number(part: str, language: str) -> Number | None:
 
 
 def _last_number(text: str, language: str) -> Number | None:
-    """Return the last number of a response, none where it leaves two to choose from."""
+    """Return the last number of a response, none where it leaves two to choose from or a sum undone."""
     text = _LABEL.sub(lambda label: " " * len(label[0]), text)
     found = _asserted(text, language)
-    if len(found) > 1 and _EITHER.search(text[found[-2].end : found[-1].start]):
+    gap = text[found[-2].end : found[-1].start] if len(found) > 1 else ""
+    if _EITHER.search(gap) or _UNDONE.search(gap):
         return None
     return found[-1] if found else None

@@ -15,6 +15,7 @@ class Family(NamedTuple):
     """One kind of story."""
 
     name: str
+    english: str  # what is asked, for a reader without Italian
     steps: int  # sums it takes
     draw: Callable[[Random], Numbers]
     right: Callable[..., float]
@@ -48,6 +49,7 @@ def _mean(rng: Random) -> Numbers:
 TRAIN = (
     Family(
         "frutta",
+        "two kinds of fruit, how many together?",
         1,
         _ints(a=(3, 20), b=(3, 20)),
         lambda a, b: a + b,
@@ -61,6 +63,7 @@ TRAIN = (
     ),
     Family(
         "resto",
+        "paid with a banknote, how much change?",
         1,
         lambda r: {"a": r.choice([10, 20, 50]), "b": _price(r, 2, 9)},
         lambda a, b: a - b,
@@ -74,6 +77,7 @@ TRAIN = (
     ),
     Family(
         "prezzo",
+        "so many at this price each, how much in all?",
         1,
         lambda r: {"a": r.randint(2, 9), "b": r.randint(2, 9)},
         lambda a, b: a * b,
@@ -87,6 +91,7 @@ TRAIN = (
     ),
     Family(
         "divisione",
+        "shared equally among children, how many for each?",
         1,
         _times("a", (2, 9), (2, 6)),
         lambda a, b: a / b,
@@ -100,6 +105,7 @@ TRAIN = (
     ),
     Family(
         "futuro",
+        "how old in so many years?",
         1,
         _ints(a=(6, 40), b=(3, 15)),
         lambda a, b: a + b,
@@ -113,6 +119,7 @@ TRAIN = (
     ),
     Family(
         "differenza",
+        "two ages, how many years apart?",
         1,
         lambda r: {"b": (b := r.randint(4, 20)), "a": b + r.randint(2, 20)},
         lambda a, b: a - b,
@@ -126,6 +133,7 @@ TRAIN = (
     ),
     Family(
         "viaggio",
+        "minutes riding and minutes walking, how long in all?",
         1,
         _ints(a=(5, 40), b=(5, 40)),
         lambda a, b: a + b,
@@ -140,6 +148,7 @@ TRAIN = (
     ),
     Family(
         "minuti",
+        "how many minutes are so many hours?",
         1,
         _ints(a=(2, 9)),
         lambda a: a * 60,
@@ -153,6 +162,7 @@ TRAIN = (
     ),
     Family(
         "pendolare",
+        "there and back every day, how many kilometres?",
         2,
         _ints(a=(2, 9), b=(2, 5)),
         lambda a, b: 2 * a * b,
@@ -166,6 +176,7 @@ TRAIN = (
     ),
     Family(
         "ricetta",
+        "grams for one cake, how many for several?",
         1,
         lambda r: {"a": r.randint(5, 30) * 10, "b": r.randint(2, 5)},
         lambda a, b: a * b,
@@ -179,6 +190,7 @@ TRAIN = (
     ),
     Family(
         "ribasso",
+        "so many euros off, what is the new price?",
         1,
         lambda r: {"b": (b := r.randint(3, 20)), "a": b + r.randint(5, 60)},
         lambda a, b: a - b,
@@ -192,6 +204,7 @@ TRAIN = (
     ),
     Family(
         "percento",
+        "so many percent off, what is the new price?",
         2,
         lambda r: {"a": r.randint(2, 10) * 20, "b": r.choice([10, 25, 50])},
         lambda a, b: a - a * b / 100,
@@ -204,6 +217,7 @@ TRAIN = (
     ),
     Family(
         "lettura",
+        "pages every evening, how many in so many evenings?",
         1,
         _ints(a=(5, 30), b=(2, 9)),
         lambda a, b: a * b,
@@ -217,6 +231,7 @@ TRAIN = (
     ),
     Family(
         "rimaste",
+        "pages of a book less those read each day, how many are left?",
         2,
         lambda r: {"a": r.randint(8, 20) * 10, "b": r.randint(5, 15), "c": r.randint(2, 5)},
         lambda a, b, c: a - b * c,
@@ -230,6 +245,7 @@ TRAIN = (
     ),
     Family(
         "uova",
+        "boxes and some loose ones, how many in all?",
         2,
         _ints(a=(2, 6), b=(4, 10), c=(2, 5)),
         lambda a, b, c: a * b + c,
@@ -242,6 +258,7 @@ TRAIN = (
     ),
     Family(
         "autobus",
+        "some get off and some get on, how many are aboard?",
         2,
         lambda r: {"a": r.randint(15, 40), "b": r.randint(3, 12), "c": r.randint(3, 12)},
         lambda a, b, c: a - b + c,
@@ -254,6 +271,7 @@ TRAIN = (
     ),
     Family(
         "risparmio",
+        "saved every week, how much after so many weeks?",
         1,
         _ints(a=(2, 15), b=(3, 9)),
         lambda a, b: a * b,
@@ -267,6 +285,7 @@ TRAIN = (
     ),
     Family(
         "obiettivo",
+        "some saved, some more each week, after how many weeks is it enough?",
         2,
         lambda r: {"b": (b := r.randint(5, 20)), "c": (c := r.randint(2, 10)), "a": b + c * r.randint(2, 6)},
         lambda a, b, c: (a - b) / c,
@@ -282,6 +301,7 @@ TRAIN = (
     ),
     Family(
         "perimetro",
+        "a rectangle's sides, what is its perimeter?",
         2,
         _ints(a=(3, 20), b=(3, 20)),
         lambda a, b: 2 * (a + b),
@@ -294,6 +314,7 @@ TRAIN = (
     ),
     Family(
         "area",
+        "a rectangle's sides, what is its area?",
         1,
         _ints(a=(3, 12), b=(3, 12)),
         lambda a, b: a * b,
@@ -307,6 +328,7 @@ TRAIN = (
     ),
     Family(
         "perse",
+        "had some and lost some, how many are left?",
         1,
         lambda r: {"b": (b := r.randint(3, 20)), "a": b + r.randint(3, 40)},
         lambda a, b: a - b,
@@ -320,6 +342,7 @@ TRAIN = (
     ),
     Family(
         "scambi",
+        "gave some and got some, how many in the end?",
         2,
         lambda r: {"a": r.randint(15, 40), "b": r.randint(3, 12), "c": r.randint(3, 12)},
         lambda a, b, c: a - b + c,
@@ -332,6 +355,7 @@ TRAIN = (
     ),
     Family(
         "litri",
+        "so many bottles of this size, how many litres?",
         1,
         _ints(a=(2, 12), b=(2, 6)),
         lambda a, b: a * b,
@@ -345,6 +369,7 @@ TRAIN = (
     ),
     Family(
         "meta",
+        "half go away, how many stay?",
         1,
         lambda r: {"a": 2 * r.randint(3, 40)},
         lambda a: a / 2,
@@ -358,6 +383,7 @@ TRAIN = (
     ),
     Family(
         "triplo",
+        "three times as many, how many?",
         1,
         _ints(a=(3, 30)),
         lambda a: 3 * a,
@@ -370,6 +396,7 @@ TRAIN = (
     ),
     Family(
         "classi",
+        "so many classes of this size, how many in all?",
         1,
         _ints(a=(2, 9), b=(10, 25)),
         lambda a, b: a * b,
@@ -383,6 +410,7 @@ TRAIN = (
     ),
     Family(
         "tavoli",
+        "guests and seats to a table, how many tables?",
         1,
         _times("a", (3, 9), (4, 8)),
         lambda a, b: a / b,
@@ -395,6 +423,7 @@ TRAIN = (
     ),
     Family(
         "fette",
+        "cut into slices and some eaten, how many slices are left?",
         2,
         _ints(a=(2, 5), b=(6, 10), c=(2, 9)),
         lambda a, b, c: a * b - c,
@@ -408,6 +437,7 @@ TRAIN = (
     ),
     Family(
         "benzina",
+        "price of a litre, how much for several?",
         1,
         _ints(a=(5, 40), b=(2, 3)),
         lambda a, b: a * b,
@@ -420,6 +450,7 @@ TRAIN = (
     ),
     Family(
         "biglietti",
+        "tickets for adults and for children, how much in all?",
         3,
         _ints(a=(2, 4), b=(6, 12), c=(2, 4), d=(2, 5)),
         lambda a, b, c, d: a * b + c * d,
@@ -434,6 +465,7 @@ TRAIN = (
     ),
     Family(
         "filari",
+        "rows of plants and some more, how many plants?",
         2,
         _ints(a=(3, 8), b=(4, 10), c=(2, 9)),
         lambda a, b, c: a * b + c,
@@ -446,6 +478,7 @@ TRAIN = (
     ),
     Family(
         "settimane",
+        "how many days are so many weeks?",
         1,
         _ints(a=(2, 12)),
         lambda a: 7 * a,
@@ -458,6 +491,7 @@ TRAIN = (
     ),
     Family(
         "dozzine",
+        "how many are so many dozens?",
         1,
         _ints(a=(2, 9)),
         lambda a: 12 * a,
@@ -470,6 +504,7 @@ TRAIN = (
     ),
     Family(
         "corda",
+        "cut into equal pieces, how long is each?",
         1,
         _times("a", (2, 12), (2, 9)),
         lambda a, b: a / b,
@@ -482,6 +517,7 @@ TRAIN = (
     ),
     Family(
         "vasche",
+        "so many lengths of a pool, how many metres?",
         1,
         lambda r: {"a": r.randint(4, 20), "b": r.choice([20, 25, 50])},
         lambda a, b: a * b,
@@ -494,6 +530,7 @@ TRAIN = (
     ),
     Family(
         "media",
+        "three marks, what is their mean?",
         2,
         _mean,
         lambda a, b, c: (a + b + c) / 3,
@@ -509,6 +546,7 @@ TRAIN = (
 DEV = (
     Family(
         "palline",
+        "scoops on every cup, how many scoops?",
         1,
         _ints(a=(2, 9), b=(2, 4)),
         lambda a, b: a * b,
@@ -522,6 +560,7 @@ DEV = (
     ),
     Family(
         "vagone",
+        "some get off, how many go on?",
         1,
         lambda r: {"b": (b := r.randint(5, 30)), "a": b + r.randint(5, 50)},
         lambda a, b: a - b,
@@ -534,6 +573,7 @@ DEV = (
     ),
     Family(
         "conto",
+        "a bill split equally, how much for each?",
         1,
         _times("a", (5, 20), (2, 8)),
         lambda a, b: a / b,
@@ -546,6 +586,7 @@ DEV = (
     ),
     Family(
         "palestra",
+        "so much a month, how much in several months?",
         1,
         _ints(a=(20, 50), b=(2, 9)),
         lambda a, b: a * b,
@@ -558,6 +599,7 @@ DEV = (
     ),
     Family(
         "nastro",
+        "ribbon less a piece for each, how much is left?",
         2,
         lambda r: {"b": (b := r.randint(2, 6)), "c": (c := r.randint(10, 30)), "a": b * c + r.randint(5, 60)},
         lambda a, b, c: a - b * c,
@@ -571,6 +613,7 @@ DEV = (
     ),
     Family(
         "cassette",
+        "so many crates of this weight, how many kilos?",
         1,
         _ints(a=(3, 12), b=(5, 20)),
         lambda a, b: a * b,
@@ -583,6 +626,7 @@ DEV = (
     ),
     Family(
         "prestiti",
+        "some lent and some returned, how many are there?",
         2,
         lambda r: {"a": r.randint(30, 90), "b": r.randint(5, 20), "c": r.randint(5, 20)},
         lambda a, b, c: a - b + c,
@@ -595,6 +639,7 @@ DEV = (
     ),
     Family(
         "gradi",
+        "warmer by so many degrees, what temperature?",
         1,
         _ints(a=(5, 20), b=(3, 15)),
         lambda a, b: a + b,
@@ -607,6 +652,7 @@ DEV = (
     ),
     Family(
         "mance",
+        "tips of morning and evening split equally, how much for each?",
         2,
         lambda r: {"c": (c := r.randint(2, 4)), "a": c * r.randint(3, 9), "b": c * r.randint(3, 9)},
         lambda a, b, c: (a + b) / c,
@@ -622,6 +668,7 @@ DEV = (
 TEST = (
     Family(
         "pizzeria",
+        "so many at this price each, how much in all?",
         1,
         _ints(a=(2, 9), b=(5, 12)),
         lambda a, b: a * b,
@@ -635,6 +682,7 @@ TEST = (
     ),
     Family(
         "parcheggio",
+        "places less those taken, how many are free?",
         1,
         lambda r: {"b": (b := r.randint(10, 60)), "a": b + r.randint(5, 60)},
         lambda a, b: a - b,
@@ -647,6 +695,7 @@ TEST = (
     ),
     Family(
         "corsa",
+        "kilometres every day, how many in so many days?",
         1,
         _ints(a=(3, 15), b=(2, 9)),
         lambda a, b: a * b,
@@ -659,6 +708,7 @@ TEST = (
     ),
     Family(
         "mazzi",
+        "flowers into bunches, how many bunches?",
         1,
         _times("a", (2, 9), (3, 9)),
         lambda a, b: a / b,
@@ -671,6 +721,7 @@ TEST = (
     ),
     Family(
         "orchestra",
+        "rows of so many, how many in all?",
         1,
         _ints(a=(3, 9), b=(4, 15)),
         lambda a, b: a * b,
@@ -683,6 +734,7 @@ TEST = (
     ),
     Family(
         "cinema",
+        "several tickets paid with a banknote, how much change?",
         2,
         lambda r: {"a": r.choice([20, 50]), "b": r.randint(2, 3), "c": r.randint(4, 6)},
         lambda a, b, c: a - b * c,
@@ -695,6 +747,7 @@ TEST = (
     ),
     Family(
         "galline",
+        "eggs every day, how many in so many days?",
         1,
         _ints(a=(3, 15), b=(2, 10)),
         lambda a, b: a * b,
@@ -707,6 +760,7 @@ TEST = (
     ),
     Family(
         "trasloco",
+        "some carried already, how many are missing?",
         1,
         lambda r: {"b": (b := r.randint(5, 30)), "a": b + r.randint(5, 40)},
         lambda a, b: a - b,
@@ -719,6 +773,7 @@ TEST = (
     ),
     Family(
         "coro",
+        "women, men and children, how many people?",
         2,
         _ints(a=(5, 20), b=(5, 20), c=(3, 12)),
         lambda a, b, c: a + b + c,
@@ -731,6 +786,7 @@ TEST = (
     ),
     Family(
         "pillole",
+        "so many a day, how many in several days?",
         1,
         _ints(a=(2, 4), b=(5, 20)),
         lambda a, b: a * b,
@@ -743,6 +799,7 @@ TEST = (
     ),
     Family(
         "noleggio",
+        "hired by the hour, how much for several hours?",
         1,
         _ints(a=(2, 8), b=(3, 15)),
         lambda a, b: a * b,
@@ -755,6 +812,7 @@ TEST = (
     ),
     Family(
         "mattoni",
+        "rows of bricks less the broken ones, how many are left?",
         2,
         _ints(a=(3, 9), b=(5, 10), c=(2, 9)),
         lambda a, b, c: a * b - c,
@@ -767,6 +825,7 @@ TEST = (
     ),
     Family(
         "zaino",
+        "three loads, what do they weigh together?",
         2,
         _ints(a=(2, 9), b=(2, 9), c=(2, 9)),
         lambda a, b, c: a + b + c,
@@ -779,6 +838,7 @@ TEST = (
     ),
     Family(
         "mercatino",
+        "sold at this price each less the stall's cost, how much is earned?",
         2,
         lambda r: {"a": r.randint(3, 9), "b": r.randint(2, 6), "c": r.randint(2, 5)},
         lambda a, b, c: a * b - c,
@@ -792,6 +852,7 @@ TEST = (
     ),
     Family(
         "bicchieri",
+        "a jug poured into glasses, how many glasses?",
         1,
         lambda r: {"b": (b := r.choice([20, 25, 30])), "a": b * r.randint(3, 9)},
         lambda a, b: a / b,
@@ -804,6 +865,7 @@ TEST = (
     ),
     Family(
         "dislivello",
+        "two heights, how far up?",
         1,
         lambda r: {"b": (b := r.randint(5, 12) * 100), "a": b + r.randint(2, 9) * 100},
         lambda a, b: a - b,
@@ -816,6 +878,7 @@ TEST = (
     ),
     Family(
         "abbonamento",
+        "so much a month, how much a year?",
         1,
         _ints(a=(5, 40)),
         lambda a: 12 * a,
@@ -828,6 +891,7 @@ TEST = (
     ),
     Family(
         "semi",
+        "seeds into pots, how many pots?",
         1,
         _times("a", (3, 9), (3, 9)),
         lambda a, b: a / b,

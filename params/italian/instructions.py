@@ -11,7 +11,7 @@ from random import Random
 from nbutils.prompts import Near, from_rows
 
 HERE = Path(__file__).parent
-# of each line: a topic, and four things to ask about it
+# of each line: a topic, the same in English, and four things to ask about it
 TOPICS = (HERE / "topics.txt").read_text(encoding="utf-8").splitlines()
 # how a form is asked for, and the rule that checks it
 FORMS = (
@@ -86,16 +86,16 @@ def main() -> None:
         print(split, len(rows), "instructions,", len(topics), "topics")
 
 
-def tasks(topics: list[str]) -> list[tuple[str, str]]:
-    """Return (topic, question), the first question of every topic first."""
+def tasks(topics: list[str]) -> list[tuple[str, str, str]]:
+    """Return (topic, the same in English, question), the first question of every topic first."""
     split = [line.split("|") for line in topics]
-    return [(word, questions[k]) for k in range(4) for word, *questions in split]
+    return [(word, english, questions[k]) for k in range(4) for word, english, *questions in split]
 
 
-def worded(number: int, word: str, question: str, rng: Random, near: Near) -> dict:
+def worded(number: int, word: str, english: str, question: str, rng: Random, near: Near) -> dict:
     """Return an instruction that resembles none in `near`."""
     for _ in range(100):
-        row = prompt(number, word, question, rng)
+        row = prompt(number, word, question, rng) | {"category": f"{word}: {english}"}
         (seen,) = from_rows([row], "prompt")
         if not near.holds(seen):
             near.add(seen)
@@ -115,7 +115,7 @@ def prompt(number: int, word: str, question: str, rng: Random) -> dict:
         "kwargs": json.loads(text.replace("{word}", word).replace("{extra}", extra)),
     }
     parts = [question, *rng.sample([form, length], 2)]
-    return {"prompt": " ".join(parts), "checks": json.dumps(checks, ensure_ascii=False), "category": word}
+    return {"prompt": " ".join(parts), "checks": json.dumps(checks, ensure_ascii=False)}
 
 
 if __name__ == "__main__":

@@ -71,7 +71,7 @@ def problem(family: Family, number: int, rng: Random) -> dict:
     return {
         "prompt": f"{text[0].upper()}{text[1:]} {rng.choice(FORMS)}",
         "reference": f"{family.right(**drawn):g}".replace(".", ","),
-        "category": family.name,
+        "category": f"{family.name}: {family.english}",
         "steps": family.steps,
         "wording": wording,
     }

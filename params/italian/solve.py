@@ -51,7 +51,7 @@ def solve(row: dict) -> Fraction:
         Fraction(UNITS.index(word) + 2) if word in UNITS else Fraction(word.replace(",", "."))
         for word in map(str.lower, NUMBER.findall(story))
     ]
-    sums = SUMS[row["category"]]
+    sums = SUMS[row["category"].partition(":")[0]]
     total = sums[row["wording"] if len(sums) > 1 else 0]
     last = max("xyzw".index(name) for name in re.findall(r"[wxyz]", total))
     if last + 1 != len(values):
