@@ -6,7 +6,7 @@ Each also gives its figure a caption, one sentence that says what is drawn and w
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, cast
 
 import matplotlib.pyplot as plt
@@ -63,7 +63,7 @@ def plot_verdicts(counts: Mapping[str, int], *, ax: Axes | None = None) -> Axes:
     total = sum(counts.values())
     shares = [wilson(count, total) for count in counts.values()]
     ax = _axes(ax, f"What became of {total} rows?", "share of rows (%), 95% interval", "")
-    _forest(ax, list(counts), [Interval(*(100 * v for v in share)) for share in shares])
+    _forest(ax, list(counts), shares)
     for i, count in enumerate(counts.values()):
         ax.annotate(str(count), (100 * shares[i].high, i), (5, 0), textcoords="offset points", va="center", fontsize=8)
     ax.set_xlim(left=0)
@@ -240,7 +240,7 @@ def plot_before_after(summary: Mapping[str, Any], *, ax: Axes | None = None) -> 
         title += f"\nmeasured: {summary['measured']['answers']} of {summary['answers']} answers"
     ax = _axes(ax, title, "change (percentage points), 95% interval", "")
     names = [name.rpartition(":")[2] for name in changes]
-    _forest(ax, names, [Interval(*(100 * c[k] for k in ("change", "low", "high"))) for c in changes.values()])
+    _forest(ax, names, [[c[k] for k in ("change", "low", "high")] for c in changes.values()])
     ax.axvline(0, color="black", linewidth=0.8)
     text = "Change by the training in percentage points, first overall, then by kind; one across zero shows nothing."
     _caption(ax, text)
@@ -271,8 +271,7 @@ def plot_bias(tables: Mapping[str, pd.DataFrame], *, ax: Axes | None = None) -> 
         shown = [(i, *ranges[name]) for i, (_, name) in enumerate(table.index) if name in ranges]
         for i, low, high in shown:
             ax.barh(i, high - low, 0.8, low, color=color, alpha=0.25, label=label if i == shown[0][0] else None)
-    shares = 100 * table[["share", "low", "high"]].where(table.rows > 0)
-    _forest(ax, names, [Interval(*share) for share in shares.to_numpy()])
+    _forest(ax, names, table[["share", "low", "high"]].where(table.rows > 0).to_numpy())
     for i, rows in enumerate(table.rows):
         ax.annotate(
             f"of {rows}" if rows else "not measured",
@@ -313,9 +312,8 @@ def plot_ablation(frame: pd.DataFrame, contrasts: Mapping[str, Interval], *, ax:
             ax.plot([100 * row.low, 100 * row.high], [y, y], color=color, linewidth=1)
             ax.plot(100 * row.change, y, "o", color=color, markersize=5, label=f"seed {row.seed}" if not i else None)
     ax.axvline(0, color="black", linewidth=0.8)
-    unknown = Interval(math.nan, math.nan, math.nan)  # drawn above already
-    points = [Interval(*(100 * end for end in contrast)) for contrast in contrasts.values()]
-    _forest(ax, [*arms, *contrasts], [unknown] * len(arms) + points)
+    unknown = [math.nan] * 3  # drawn above already
+    _forest(ax, [*arms, *contrasts], [*[unknown] * len(arms), *contrasts.values()])
     if arms:
         ax.axhline(len(arms) - 0.5, color=GREY, linewidth=0.8)
         ax.legend(frameon=False, fontsize=8, ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.14))
@@ -339,7 +337,7 @@ def plot_repeat(frame: pd.DataFrame, changes: Mapping[str, Interval], *, ax: Axe
         ends = runs[["change", "low", "high"]].to_numpy(dtype=float).tolist()
         lines += [(f"{name}, seed {seed}", Interval(*line)) for seed, line in zip(runs.seed, ends, strict=True)]
         lines.append((f"{name}, all together", change))
-    _forest(ax, [name for name, _ in lines], [Interval(*(100 * end for end in line)) for _, line in lines])
+    _forest(ax, [name for name, _ in lines], [line for _, line in lines])
     for i, (name, line) in enumerate(lines):
         if name.endswith("all together"):
             ax.plot([100 * line.low, 100 * line.high], [i, i], color=SECOND, linewidth=3)
@@ -376,9 +374,10 @@ def plot_rounds(frame: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     return ax
 
 
-def _forest(ax: Axes, labels: Sequence[str], intervals: Sequence[Interval]) -> None:
-    for i, interval in enumerate(intervals):
-        ax.plot([interval.low, interval.high], [i, i], color=FIRST)
-        ax.plot(interval.value, i, "o", color=FIRST)
+def _forest(ax: Axes, labels: Sequence[str], shares: Iterable[Sequence[float]]) -> None:
+    """Draw a value with the ends of its interval for each label, from 0 to 1, in percent."""
+    for i, (value, low, high) in enumerate(shares):
+        ax.plot([100 * low, 100 * high], [i, i], color=FIRST)
+        ax.plot(100 * value, i, "o", color=FIRST)
     ax.set_yticks(range(len(labels)), list(map(_label, labels)))
     ax.set_ylim(max(len(labels), 1) - 0.5, -0.5)
