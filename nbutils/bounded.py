@@ -7,8 +7,8 @@ import select
 import signal
 import time
 import warnings
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -53,14 +53,29 @@ def within(work: Callable[[], Any], what: str, *, seconds: float = SECONDS, memo
     return result
 
 
+@contextmanager
+def room(memory: int) -> Iterator[None]:
+    """Let this process take so many bytes more and no more; what asks for more gets a `MemoryError` or its library's.
+
+    Where the system does not tell what a process has taken, nothing is bounded.
+    """
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    with suppress(OSError, ValueError):  # no such file, on other systems
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
+        most = pages * os.sysconf("SC_PAGE_SIZE") + memory
+        if before[0] == resource.RLIM_INFINITY or most < before[0]:
+            resource.setrlimit(resource.RLIMIT_AS, (most, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
+
+
 def _run(work: Callable[[], Any], memory: int, pipe: int) -> None:
     try:
-        with suppress(OSError, ValueError):  # no such file, on other systems
-            pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
-            most = resource.getrlimit(resource.RLIMIT_AS)[1]
-            resource.setrlimit(resource.RLIMIT_AS, (pages * os.sysconf("SC_PAGE_SIZE") + memory, most))
         try:
-            answer = True, work()
+            with room(memory):
+                answer = True, work()
         except MemoryError:
             answer = False, "takes too much memory"
         except Exception as error:

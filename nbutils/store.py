@@ -119,8 +119,9 @@ class Store:
         """
         rows = [
             self._row(
-                key, engine.identity["model"], json.dumps(asdict(request)), json.dumps(_written(reply)), time.time()
-            )
+                key, engine.identity["model"], secrets.masked(json.dumps(asdict(request))), json.dumps(_written(reply)),
+                time.time(),
+            )  # fmt: skip
             for key, engine, request, reply in replies
         ]
         if large := [row for row in rows if sum(map(len, row[:4])) >= LARGEST_ROW - 1000]:

@@ -17,7 +17,7 @@ from typing import Any
 import pyarrow as pa
 from pyarrow import parquet
 
-from nbutils import disk
+from nbutils import bounded, disk
 from nbutils.errors import InputError, first_line
 from nbutils.records import Row, encodable
 
@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 LARGEST = 2**24  # bytes of a row
 ODD = 0.1  # share of rows that are none; above it the file is of another kind than it says
 COLUMNS = 10_000
+ROOM = 2**30  # bytes that rows decoded at once may take, whatever the file says of its size
 FEW, UNPACKED = 16, 2**28  # rows decoded at once; bytes of a column that may unpack from a hundredth of them
 _OBJECTS = "expected objects, one per row"
 _SPACE = re.compile(r"[ \t\r\n]*")
@@ -219,14 +220,21 @@ def _unique(names: list[str]) -> list[str]:
 
 
 def _parquet(stream: io.BufferedReader) -> Iterator[Row | Odd]:
-    file = parquet.ParquetFile(stream, pre_buffer=False, buffer_size=2**20)
+    with bounded.room(ROOM):
+        file = parquet.ParquetFile(stream, pre_buffer=False, buffer_size=2**20)
     _insist_columns(file.metadata.num_columns)
     decode, done = _decoders(file.schema_arrow), 0
     for group in range(file.metadata.num_row_groups):
         batches = file.iter_batches(_rows_at_once(file.metadata.row_group(group)), row_groups=[group])
-        for batch in batches:
+        while (batch := _next_batch(batches)) is not None:
             yield from _plain(batch, decode, done)
             done += batch.num_rows
+
+
+def _next_batch(batches: Iterator[Any]) -> Any:
+    """Return the next rows, or None behind the last; a MemoryError where they unpack to more than there is room for."""
+    with bounded.room(ROOM):
+        return next(batches, None)
 
 
 def _rows_at_once(group: Any) -> int:
@@ -251,16 +259,17 @@ def _rows_at_once(group: Any) -> int:
 
 def _arrow(stream: io.BufferedReader) -> Iterator[Row | Odd]:
     """Yield the rows of a stream, or a file, of Arrow's own format."""
-    if stream.peek(6)[:6] == b"ARROW1":
-        file = pa.ipc.open_file(stream)
-        batches: Any = (file.get_batch(i) for i in range(file.num_record_batches))
-        schema = file.schema
-    else:
-        batches = pa.ipc.open_stream(stream)
-        schema = batches.schema
+    with bounded.room(ROOM):
+        if stream.peek(6)[:6] == b"ARROW1":
+            file = pa.ipc.open_file(stream)
+            batches: Any = (file.get_batch(i) for i in range(file.num_record_batches))
+            schema = file.schema
+        else:
+            batches = pa.ipc.open_stream(stream)
+            schema = batches.schema
     _insist_columns(len(schema))
     decode, done = _decoders(schema), 0
-    for batch in batches:
+    while (batch := _next_batch(batches)) is not None:
         batch.validate(full=True)  # offsets that a stranger wrote may point anywhere
         for start in range(0, batch.num_rows, FEW):
             yield from _plain(batch.slice(start, FEW), decode, done + start)

@@ -1,6 +1,7 @@
 import json
 import os
 import re
+import resource
 import shutil
 import time
 import tracemalloc
@@ -13,7 +14,7 @@ from builders import DATA, prompt_row, real
 from datasets import DatasetDict
 from pyarrow import parquet
 
-from nbutils import sources
+from nbutils import sources, tables
 from nbutils.errors import InputError
 from nbutils.records import PAIRS, PROMPTS, dataset
 from nbutils.sources import find, fingerprint, label, located, read, read_checked
@@ -458,6 +459,52 @@ def test_ten_rows_of_a_small_file_that_stands_for_much_are_read_in_little_memory
     with within(10, 64):
         assert [row["i"] for row in read(str(path), limit=10)] == list(range(10))
     assert pyarrow.default_memory_pool().max_memory() - before < 200 * 2**20
+
+
+def arrow(path, rows):
+    with pyarrow.OSFile(str(path), "wb") as sink, pyarrow.ipc.new_stream(
+        sink, pyarrow.Table.from_pylist(rows).schema, options=pyarrow.ipc.IpcWriteOptions(compression="zstd")
+    ) as stream:
+        stream.write_table(pyarrow.Table.from_pylist(rows))
+    return path
+
+
+def lying(path, rows):
+    """A parquet whose footer would say that little is in it: `_rows_at_once` sees what is true here."""
+    return table(path, rows, use_dictionary=False, compression="zstd")
+
+
+@pytest.fixture
+def system_pool():
+    """Nothing of what earlier tests took is kept to be used again, so that all memory is asked of the system."""
+    before = pyarrow.default_memory_pool()
+    pyarrow.set_memory_pool(pyarrow.system_memory_pool())
+    yield
+    pyarrow.set_memory_pool(before)
+
+
+@pytest.mark.parametrize("write", [arrow, lying])
+@pytest.mark.usefixtures("system_pool")
+def test_rows_that_unpack_to_more_than_their_file_says_find_no_room(tmp_path, monkeypatch, write):
+    path = write(tmp_path / f"a.{'arrow' if write is arrow else 'parquet'}", [{"a": "b" * 2**24}] * 16)
+    assert path.stat().st_size < 2**20
+    monkeypatch.setattr(tables, "_rows_at_once", lambda group: tables.FEW)
+    monkeypatch.setattr(tables, "ROOM", 2**27)
+    limit = resource.getrlimit(resource.RLIMIT_AS)
+    with within(10, 64), pytest.raises(InputError, match=r"a\.\w+ cannot be read as \w+: .*malloc"):
+        list(tables.rows(path))
+    assert resource.getrlimit(resource.RLIMIT_AS) == limit
+    monkeypatch.setattr(tables, "ROOM", 2**30)
+    monkeypatch.setattr(tables, "LARGEST", 2**25)
+    assert len(list(tables.rows(path))) == 16
+
+
+def test_batches_without_rows_end_nothing(tmp_path):
+    rows = pyarrow.record_batch({"a": ["b"]})
+    with pyarrow.OSFile(str(tmp_path / "a.arrow"), "wb") as sink, pyarrow.ipc.new_stream(sink, rows.schema) as stream:
+        for batch in (rows[:0], rows, rows[:0], rows):
+            stream.write_batch(batch)
+    assert list(tables.rows(tmp_path / "a.arrow")) == [{"a": "b"}] * 2
 
 
 @pytest.mark.parametrize("ending", ["jsonl", "json", "csv", "parquet"])

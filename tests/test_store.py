@@ -50,6 +50,17 @@ def test_a_reply_comes_back_as_it_was_stored(tmp_path_factory, text):
     store.close()
 
 
+def test_a_secret_in_a_prompt_is_not_stored_and_its_reply_is_found(tmp_path, monkeypatch):
+    monkeypatch.setenv("MY_TOKEN", "hf_i0Qq4Zb7Xn2Lk9Vt5Rw8Ys1Du6Gf3Hc")
+    store = Store(tmp_path / "store.sqlite")
+    asked = request("Che cosa apre hf_i0Qq4Zb7Xn2Lk9Vt5Rw8Ys1Du6Gf3Hc?")
+    once, again = (answer(store, ScriptedEngine(hello), [asked]) for _ in range(2))
+    assert once == again
+    assert len(store) == 1
+    store.close()
+    assert all(b"Zb7Xn2Lk9V" not in path.read_bytes() for path in tmp_path.glob("store.sqlite*"))
+
+
 @given(st.dictionaries(st.integers(0, 99), st.dictionaries(st.sampled_from("0123456789"), st.floats(-99, 0))))
 def test_log_probabilities_come_back_as_they_were_stored(tmp_path_factory, numbers):
     store = Store(tmp_path_factory.mktemp("store") / "store.sqlite")
