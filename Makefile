@@ -1,6 +1,6 @@
 # make demo | italian | walkthrough | check-pages | run PROFILE=kaggle-t4 RUN=name | kaggle PROFILE=kaggle-t4 USER=name
 #      repeat N=5 | ablation | rounds N=2
-#      test | test-vllm | lint | clean | plan | cost PROFILE=kaggle-t4 | bench-judge | bench-sample | bench-dpo | bench-scale
+#      test | test-all | test-vllm | lint | clean | plan | cost PROFILE=kaggle-t4 | bench-judge | bench-sample | bench-dpo | bench-scale
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -14,7 +14,7 @@ export OWNER = $(if $(filter command,$(firstword $(origin USER))),$(USER))
 VLLM := .venv-vllm
 VLLM_PYTHON := $(CURDIR)/$(VLLM)/bin/python
 
-.PHONY: demo italian walkthrough check-pages test test-vllm run kaggle repeat ablation rounds plan cost bench-judge bench-sample bench-dpo bench-scale lint clean
+.PHONY: demo italian walkthrough check-pages test test-all test-vllm run kaggle repeat ablation rounds plan cost bench-judge bench-sample bench-dpo bench-scale lint clean
 
 demo: $(STAMP)
 	$(BIN)/python -m nbutils.run params/demo runs/demo
@@ -25,15 +25,20 @@ italian: $(STAMP)
 
 # the executed notebooks of the demo as pages in docs/
 walkthrough: demo
-	$(BIN)/python -m nbutils.walkthrough runs/demo docs
+	$(BIN)/python -m tools.walkthrough runs/demo docs
 
 # the pages in a real browser, where chromium is installed
 check-pages: walkthrough
 	$(BIN)/python -m pytest tests/check_pages.py
 
 # two at a time, a file's tests in one process; a thread each, or they would wait for one another
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 test: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	$(PYTEST) -m "not nightly"
+
+# what takes minutes too: 25,000 rows, six sessions on Kaggle, a real small judge, two processes
+test-all: $(STAMP)
+	$(PYTEST) --durations 40
 
 # the real vLLM, on the CPU
 test-vllm: $(STAMP) $(VLLM)/.installed
@@ -46,19 +51,19 @@ run: $(STAMP)
 # shell's variable of that name is the login here
 kaggle cost: PROFILE := kaggle-t4
 kaggle: $(STAMP)
-	$(BIN)/python -m nbutils.kaggle "params/$$PROFILE" "$$OWNER" build/kaggle
+	$(BIN)/python -m tools.kaggle "params/$$PROFILE" "$$OWNER" build/kaggle
 
 # N trainings on the same pairs, and one interval over all
 repeat: $(STAMP)
-	$(BIN)/python -m nbutils.experiments repeat "params/$$PROFILE" "runs/$$RUN" --trainings "$$N"
+	$(BIN)/python -m tools.experiments repeat "params/$$PROFILE" "runs/$$RUN" --trainings "$$N"
 
 # which pairs help: original labels, re-ranked, on-policy or both, at equal pairs and steps
 ablation: $(STAMP)
-	$(BIN)/python -m nbutils.experiments ablation "params/$$PROFILE" "runs/$$RUN"
+	$(BIN)/python -m tools.experiments ablation "params/$$PROFILE" "runs/$$RUN"
 
 # N rounds of sampling, judging and training, each from where the one before ended
 rounds: $(STAMP)
-	$(BIN)/python -m nbutils.experiments rounds "params/$$PROFILE" "runs/$$RUN" --rounds "$$N"
+	$(BIN)/python -m tools.experiments rounds "params/$$PROFILE" "runs/$$RUN" --rounds "$$N"
 
 # measures beside what it is compared with; no test, since a timed test on a shared machine lies
 bench-judge: $(STAMP)
@@ -82,12 +87,13 @@ plan: $(STAMP)
 
 # what a profile costs in hours and calls, by a stated model
 cost: $(STAMP)
-	$(BIN)/python bench/cost.py "params/$$PROFILE"
+	$(BIN)/python -m tools.cost "params/$$PROFILE"
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
 	$(BIN)/nbstripout --verify --keep-id --extra-keys "metadata.papermill cell.metadata.papermill" notebooks/*.ipynb
 
 # runs/ stays: its store holds replies that were paid for

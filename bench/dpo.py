@@ -29,10 +29,14 @@ from typing import Any
 from transformers import PrinterCallback, TrainerCallback
 from trl import DPOConfig, DPOTrainer
 
-from nbutils import fitting, models, pairs, preflight, settings, trainers, training
+from nbutils import models
+from nbutils.core import pairs
+from nbutils.core.records import PAIRS, Row, dataset
+from nbutils.models import fitting, preflight
 from nbutils.params import Dpo
-from nbutils.records import PAIRS, Row, dataset
-from nbutils.simulate import Tracker
+from nbutils.training import loop, settings
+from nbutils.training.simulate import Tracker
+from nbutils.training.trainer import arguments, build_trainer, precision
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 from builders import scored
@@ -117,10 +121,10 @@ def build(name: str, options: Mapping[str, Any], rows: Sequence[Row], scratch: P
     """Return a trainer of this kind, with its model loaded anew; `cached` fills the cache where it is not filled."""
     if name != PLAIN:
         own = dict(options) | {"precompute_ref_log_probs": name == CACHED}
-        return trainers.build_trainer(GIVEN, own, rows, [], device=DEVICE, cache=CACHE, scratch=scratch)
+        return build_trainer(GIVEN, own, rows, [], device=DEVICE, cache=CACHE, scratch=scratch)
     path = models.resolve(MODEL, CACHE)
-    dtype, flags = trainers.precision(DEVICE, models.model_type(path), GIVEN.tuning)
-    own, lora = trainers.arguments(dict(options) | {"precompute_ref_log_probs": False, "eval_strategy": "no"})
+    dtype, flags = precision(DEVICE, models.model_type(path), GIVEN.tuning)
+    own, lora = arguments(dict(options) | {"precompute_ref_log_probs": False, "eval_strategy": "no"})
     config = DPOConfig(
         output_dir=str(scratch / "plain"),
         learning_rate=GIVEN.learning_rate,
@@ -159,7 +163,7 @@ def run(name: str, trainer: DPOTrainer, scratch: Path) -> None:
         trainer.remove_callback(PrinterCallback)
         trainer.train()
     else:
-        training.train(trainer, csv=scratch / "log.csv")
+        loop.train(trainer, csv=scratch / "log.csv")
 
 
 def timed(name: str, trainer: DPOTrainer, scratch: Path) -> float:

@@ -26,9 +26,11 @@ from typing import Any
 
 import openai
 
-from nbutils.engines import Reply, Request, Sample, Sampling
+from nbutils.core.sampling import Sample, Sampling
 from nbutils.engines.api import ApiEngine
-from nbutils.store import Store, answer
+from nbutils.engines.asking import answer
+from nbutils.engines.protocol import Reply, Request
+from nbutils.engines.store import Store
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 from servers import quick, serving, slow

@@ -71,7 +71,8 @@ def ask(process: "subprocess.Popen[str]") -> tuple[float, float]:
 def draw() -> None:
     """Draw once for each line that comes, and say how fast."""
     from nbutils import engines
-    from nbutils.engines import Request, parse_sampling
+    from nbutils.core.sampling import parse_sampling
+    from nbutils.engines.protocol import Request
 
     values = ROOT / "params/demo/02_sample.yaml"
     told = dict(line.split(": ", 1) for line in values.read_text().splitlines() if ": " in line)

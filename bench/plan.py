@@ -17,15 +17,18 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from nbutils.training.trainer import build_trainer, precision
+
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 import torch
 from datasets import Dataset
 from transformers import Gemma3TextConfig, PretrainedConfig, Qwen3Config
 
-from nbutils import memory, models, settings, simulate, trainers, training
-from nbutils.errors import InputError
-from nbutils.preflight import Device
+from nbutils import models
+from nbutils.core.errors import InputError
+from nbutils.models.preflight import Device
+from nbutils.training import loop, memory, settings, simulate
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 from dpo import CPU, dpo_params, some_pairs
@@ -92,7 +95,7 @@ def table() -> None:
             except InputError as error:
                 print(f"| {name} | {tuning} | {str(error).replace(folder, name)} |")
                 continue
-        dtype = "nf4" if tuning == "qlora" else trainers.precision(card.device, config.model_type, tuning)[0]
+        dtype = "nf4" if tuning == "qlora" else precision(card.device, config.model_type, tuning)[0]
         sizes = plan.frame().set_index("part")["MiB"].to_dict()
         batch = f"{plan.batch} x {plan.accumulation}"
         cells = [name, tuning, str(dtype).removeprefix("torch."), batch, "on" if plan.checkpointing else "off"]
@@ -124,7 +127,7 @@ def truth() -> None:
 
 def real_step(path: str, device: Device, tuning: str, options: dict[str, Any], folder: Path) -> tuple[int, int]:
     """Return the most bytes of tensors alive in one step of `train` on this CPU, and the process's highest memory."""
-    trainer = trainers.build_trainer(
+    trainer = build_trainer(
         dpo_params(path, tuning=tuning), options, some_pairs(1), (), device=device, cache=folder, scratch=folder
     )
     length = options["max_length"]
@@ -143,7 +146,7 @@ def real_step(path: str, device: Device, tuning: str, options: dict[str, Any], f
     gc.collect()
     Path("/proc/self/clear_refs").write_text("5")  # the highest resident memory counts from here
     with tracker:
-        training.train(trainer, csv=folder / "log.csv")
+        loop.train(trainer, csv=folder / "log.csv")
     highest = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
     return sum(tracker.peak.values()), int(highest.group(1)) * 1024 if highest else 0
 

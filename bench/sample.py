@@ -31,7 +31,8 @@ ROOT = Path(__file__).resolve().parents[1]
 def main() -> int:
     """Measure, print, and tell whether the limit was kept."""
     from nbutils import engines, models
-    from nbutils.engines import Request, Sampling
+    from nbutils.core.sampling import Sampling
+    from nbutils.engines.protocol import Request
     from nbutils.engines.vllm import VllmEngine
 
     files = ("prompts", "heldout", "unseen")
@@ -90,7 +91,8 @@ def stopped(process: subprocess.Popen[str]) -> Iterator[None]:
 
 def speed(engine: Any, requests: list[Any], seed: int) -> float:
     """Return tokens per second through the store, an empty one."""
-    from nbutils.store import Store, answer
+    from nbutils.engines.asking import answer
+    from nbutils.engines.store import Store
 
     with tempfile.TemporaryDirectory() as folder:
         started = time.perf_counter()

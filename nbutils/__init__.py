@@ -1,17 +1,14 @@
 """Preference tuning of a small language model on a free GPU: what the four notebooks call.
 
-The layers, bottom up (an upper one may import a lower one, never the reverse):
+    core      rows, pairs, scores, texts: no file, no network, no model
+    files     what lies on disks and on the Hub
+    models    a language model's folder, tokenizer, weights, adapters
+    engines   what turns messages into text, and the store of all replies
+    judges    which answer is better, and whether whoever says so can be trusted
+    training  DPO, looked at before it starts and resumed after a kill
+    proof     did it help?
 
-    secrets                                what is masked and refused, below all that speaks
-    errors records stats verdicts          pure: rows, scores, verdicts, intervals
-    disk files owned                       strangers' files within bounds; folders with a manifest
-    printed conversations                  pure: prompts and answers of every shape, row by row
-    pairs prompts params                   pure: selection, validation
-    seals mounts                           what a run left, what may be taken of attached inputs
-    identity store sources stages          files: replies, datasets, stage folders
-    bounded weights models engines judges  models, adapters and servers
-    training evaluation plots              what the notebooks show
-    notebook run                           opening a stage inside a notebook; all four headless
+A room imports those above it in this list and no other; `make lint` looks (pyproject.toml).
 """
 
 __version__ = "0.1.0"

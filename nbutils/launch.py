@@ -16,17 +16,18 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import datasets
 import torch
 
-from nbutils import params, preflight, run, sources
-from nbutils.errors import InputError, Interrupted
-from nbutils.markup import Formatter
-from nbutils.records import Row
+from nbutils import params
+from nbutils.core.errors import InputError, Interrupted
+from nbutils.core.markup import Formatter, say
+from nbutils.files import sources
+from nbutils.models import preflight
+from nbutils.training.job import last_job
 
 log = logging.getLogger("nbutils.launch")  # also where this is __main__
 
@@ -47,10 +48,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         run_job(last_job(run_dir), int(os.environ.get("WORLD_SIZE", "1")))
     except (InputError, Interrupted) as error:
         if main_process:
-            run.say(f"error: {error}", sys.stderr)
+            say(f"error: {error}", sys.stderr)
         return 1
     if main_process:
-        run.say("done: run the training cell of 04, or all of 04, again")
+        say("done: run the training cell of 04, or all of 04, again")
     return 0
 
 
@@ -73,9 +74,10 @@ def run_job(job: Path, processes: int) -> None:
         )
     saved = json.loads((job / "job.json").read_text(encoding="utf-8"))
     given, options = params.Dpo.model_construct(**saved["params"]), saved["options"]
-    from nbutils import trainers, training  # the first imports this module
+    from nbutils.training import loop
+    from nbutils.training.trainer import build_trainer, divided
 
-    trainers.divided(options, processes)  # refused before anything is loaded
+    divided(options, processes)  # refused before anything is loaded
     os.chdir(saved["folder"])  # the model may be named relative to it
     if gpus := torch.cuda.device_count():
         if gpus < processes:
@@ -86,62 +88,18 @@ def run_job(job: Path, processes: int) -> None:
     pairs = sources.read(str(job / "pairs.parquet"))
     device = preflight.pick_device()
     log.info("%d processes, the main one on %s: %s", processes, device.name, device.reason)
-    hours = given.time_budget_hours
-    deadline = time.monotonic() + hours * 3600 if hours else float("inf")
-    trainer = trainers.build_trainer(
-        given,
-        options,
-        pairs[: saved["train"]],
-        pairs[saved["train"] :],
+    deadline = time.monotonic() + 3600 * (given.time_budget_hours or float("inf"))
+    trainer = build_trainer(
+        given, options, pairs[: saved["train"]], pairs[saved["train"] :],
         device=device,
         cache=Path(saved["cache"]),
         scratch=job.parent.parent,
         deadline=deadline,
-    )
+    )  # fmt: skip
     if Path(str(trainer.args.output_dir)) != job.parent:
         raise InputError(f"the model or the code changed since 04 left {job}; open 04 again up to its training")
-    training.train(
-        trainer,
-        csv=job.parent.parent / "training.csv",
-        deadline=deadline,
-        stop_on_warning=options["stop_on_warning"],
-        save_minutes=options["save_minutes"],
-    )
-
-
-def write_job(
-    folder: Path,
-    given: params.Dpo,
-    options: Mapping[str, Any],
-    pairs: Sequence[Row],
-    held_out: Sequence[Row],
-    cache: Path,
-) -> None:
-    """Write what a training needs: its pairs, held-out ones last, then job.json; each file appears whole."""
-    folder.mkdir(parents=True, exist_ok=True)
-    sources.write_pairs(folder / "pairs.parquet", [*pairs, *held_out])
-    job = {
-        "train": len(pairs),
-        "params": given.model_dump(mode="json"),
-        "options": dict(options),
-        "cache": str(cache.resolve()),
-        "folder": str(Path.cwd()),
-    }
-    (folder / "job.tmp").write_text(json.dumps(job, indent=2), encoding="utf-8")
-    os.replace(folder / "job.tmp", folder / "job.json")
-
-
-def last_job(run_dir: Path) -> Path:
-    """Return the folder of the newest job of a run.
-
-    Raises:
-        InputError: if there is none.
-    """
-    jobs = (run_dir / "work" / "04_dpo").glob("*/job/job.json")
-    newest = max(jobs, key=lambda path: path.stat().st_mtime, default=None)
-    if newest is None:
-        raise InputError(f"{run_dir} holds no training to launch; open 04 first, with this run_dir, up to its training")
-    return newest.parent
+    ours = {name: options[name] for name in ("stop_on_warning", "save_minutes")}
+    loop.train(trainer, csv=job.parent.parent / "training.csv", deadline=deadline, **ours)
 
 
 if __name__ == "__main__":

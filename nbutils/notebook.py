@@ -16,12 +16,15 @@ import pandas as pd
 from IPython.core.getipython import get_ipython
 from IPython.display import publish_display_data
 
-from nbutils import hub, judges, leftovers, mounts, params, rundir, seals, secrets, stages
+from nbutils import judges, params
+from nbutils.core import literals, secrets
+from nbutils.core.errors import ON_KAGGLE, STOPPED, InputError, Interrupted, on_kaggle
+from nbutils.core.markup import Formatter
 from nbutils.engines.environment import GPUS_VARIABLE
-from nbutils.errors import ON_KAGGLE, STOPPED, InputError, Interrupted, on_kaggle
-from nbutils.markup import Formatter
-from nbutils.sources import CHECKOUT
-from nbutils.store import Store
+from nbutils.engines.store import Store
+from nbutils.files import hub, leftovers, mounts, rundir, seals
+from nbutils.files.sources import CHECKOUT
+from nbutils.files.stage import Stage
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +34,7 @@ class Session:
     """An open stage: its checked parameters, its folder, the reply store and the time it has left."""
 
     params: Any
-    stage: stages.Stage
+    stage: Stage
     store: Store
     deadline: float  # time.monotonic() after which no further work is started
     replies: int  # in the store when the stage was opened
@@ -58,7 +61,7 @@ def open_stage(stem: str) -> Session:
     datasets.disable_progress_bars()  # bars for what takes a second; the long cells have their own
     cells = shell.user_ns["In"]
     injected = any(c.lstrip().startswith("# Parameters") for c in cells)
-    values = params.given(cells) | _kaggle_overrides(injected=injected)
+    values = literals.given(cells) | _kaggle_overrides(injected=injected)
     try:
         checked = params.validate(stem, values)
     except params.TokenError as error:
@@ -75,7 +78,7 @@ def open_stage(stem: str) -> Session:
     os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")
     if _session:  # the cell is run a second time
         _session.pop().stage.close()
-    stage = stages.Stage(stem, run_folder(checked.run_dir))
+    stage = Stage(stem, run_folder(checked.run_dir))
     try:
         store = _open_store(stage.store_path)
     except BaseException:

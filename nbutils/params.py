@@ -4,9 +4,8 @@ What papermill lets pass in silence is refused here: a misspelt name, `5e-7` (a 
 The help text of each parameter stands beside its default in the notebook.
 """
 
-import ast
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -21,9 +20,10 @@ from pydantic import (
     field_validator,
 )
 
-from nbutils import files, secrets
-from nbutils.engines import Sampling, check_name, parse_sampling
-from nbutils.errors import InputError, shown
+from nbutils.core import secrets
+from nbutils.core.errors import InputError, shown
+from nbutils.core.sampling import Sampling, check_name, parse_sampling
+from nbutils.files import documents
 
 STEMS = ("01_rerank", "02_sample", "03_judge", "04_dpo")
 
@@ -66,7 +66,9 @@ def template_kwargs(text: str) -> dict[str, Any]:
     """
     parts = [part.partition(":") for part in text.split(",") if part.strip()]
     with suppress(InputError):
-        values = {name.strip(): files.parse_yaml(value, name) for name, sign, value in parts if name.strip() and sign}
+        values = {
+            name.strip(): documents.parse_yaml(value, name) for name, sign, value in parts if name.strip() and sign
+        }
         if len(values) == len(parts):  # else a name is missing, or stands there twice
             return values
     raise InputError(f"chat_template_kwargs: expected 'name: value, name: value', got {shown(text)}")
@@ -246,36 +248,13 @@ def inputs(stem: str, values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             yield from ((name, part) for part in names(str(values[name])))
 
 
-def given(cells: Sequence[str]) -> dict[str, Any]:
-    """Return the values that the parameters cell and papermill's injected cell assign, out of all cells run so far.
-
-    Both stand in IPython's `In`, in the order they ran. Their text is read, not the variables they made: a later cell
-    may use a parameter's name for something else, and any cell may be run twice.
-
-    Raises:
-        InputError: naming a parameter whose value is no literal.
-    """
-    values: dict[str, Any] = {}
-    for cell in cells:
-        try:
-            body = ast.parse(cell).body
-        except (SyntaxError, ValueError, RecursionError, MemoryError):  # a magic, or text that Python cannot read
-            continue
-        targets = {ast.unparse(node.target) for node in body if isinstance(node, ast.AnnAssign)}
-        if "run_dir" in targets:
-            values = _literals(body)
-        elif cell.lstrip().startswith("# Parameters"):
-            values |= _literals(body)
-    return values
-
-
 def read_overrides(path: Path) -> dict[str, Any]:
     """Read a YAML file of parameters.
 
     Raises:
         InputError: if it is not a mapping of names to values.
     """
-    content = files.read_yaml(path)
+    content = documents.read_yaml(path)
     if content is None:
         return {}
     if not isinstance(content, dict):
@@ -295,26 +274,6 @@ def refuse_tokens(where: str, values: Mapping[str, Any]) -> None:
             raise TokenError(f"{where}: a name {_REFUSED}")
         if any(map(secrets.found, secrets.texts(value))):
             raise TokenError(f"{where}: {name if str(name).isprintable() else shown(name)} {_REFUSED}")
-
-
-def _literals(body: Sequence[ast.stmt]) -> dict[str, Any]:
-    values = {}
-    for node in body:
-        if not isinstance(node, ast.Assign | ast.AnnAssign) or node.value is None:
-            continue
-        name = ast.unparse(node.target if isinstance(node, ast.AnnAssign) else node.targets[0])
-        try:
-            values[name] = ast.literal_eval(node.value)
-        except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
-            raise InputError(f"{name} is {_written(node.value)}, expected a plain number or text") from None
-    return values
-
-
-def _written(node: ast.expr) -> str:
-    try:
-        return ast.unparse(node)[:100]
-    except RecursionError:
-        return "an expression too deep to show"
 
 
 def fault(error: Any, model: type[BaseModel]) -> str:

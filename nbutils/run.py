@@ -17,13 +17,14 @@ import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from nbutils import __version__, files, hub, judges, owned, params, rundir, seals, secrets, sources
-from nbutils.errors import STOPPED, InputError, writing
-from nbutils.markup import printable
+from nbutils import __version__, judges, params
+from nbutils.core import literals, secrets
+from nbutils.core.errors import STOPPED, InputError, writing
+from nbutils.core.markup import say
+from nbutils.files import documents, hub, owned, reach, rundir, seals, sources
 
 NOTEBOOKS = sources.CHECKOUT / "notebooks"
 PAPERMILL = {"injected-parameters", "papermill-error-cell-tag"}  # on the cells that it puts between ours
@@ -38,15 +39,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         plan = read_profile(given.profile, run_folder(given.run_dir))
         for stem, values in plan.items():
-            started = time.monotonic()
-            done = is_done(stem, values)
-            if not done:
-                try:
-                    execute(stem, values)
-                except InputError as error:
-                    again = shlex.join(["python", "-m", "nbutils.run", str(given.profile), str(given.run_dir)])
-                    raise InputError(f"{error}; to go on: {again}") from None
-            say(f"{stem}  {'unchanged, skipped' if done else f'{time.monotonic() - started:.0f} s'}")
+            try:
+                say(f"{stem}  {finish(stem, values)}")
+            except InputError as error:
+                again = shlex.join(["python", "-m", "nbutils.run", str(given.profile), str(given.run_dir)])
+                raise InputError(f"{error}; to go on: {again}") from None
     except InputError as error:
         say(f"error: {error}", sys.stderr)
         return 1
@@ -86,7 +83,7 @@ def read_profile(profile: Path, run_dir: Path) -> dict[str, dict[str, Any]]:
 def defaults(stem: str) -> dict[str, Any]:
     """Return the values in a notebook's parameters cell."""
     cells = json.loads(notebook(stem).read_text(encoding="utf-8"))["cells"]
-    return params.given(["".join(c["source"]) for c in cells if "parameters" in c["metadata"].get("tags", ())])
+    return literals.given(["".join(c["source"]) for c in cells if "parameters" in c["metadata"].get("tags", ())])
 
 
 def notebook(stem: str) -> Path:
@@ -161,7 +158,7 @@ def _keep(path: Path, stem: str) -> None:
 def _cells(path: Path) -> list[str] | None:
     """Return the text of a notebook's cells but papermill's own; None for what is no notebook."""
     try:
-        cells = json.loads(files.read_text(path, limit=2**28))["cells"]
+        cells = json.loads(documents.read_text(path, limit=2**28))["cells"]
         own = [c for c in cells if not PAPERMILL.intersection(c["metadata"].get("tags", ()))]
         return ["".join(c["source"]) for c in own]
     except (InputError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
@@ -178,14 +175,36 @@ def _scrubbed(path: Path) -> Iterator[None]:
             path.write_text(clean, encoding="utf-8")
 
 
+def finish(stem: str, values: dict[str, Any]) -> str:
+    """Run one notebook unless its stage is done, and return what became of it in words.
+
+    Raises:
+        InputError: from `execute`.
+    """
+    started, changed = time.monotonic(), changes(stem, values)
+    if changed == []:
+        return "unchanged, skipped"
+    execute(stem, values)
+    return f"{time.monotonic() - started:.0f} s" + (f", since {' and '.join(changed)} changed" if changed else "")
+
+
 def is_done(stem: str, values: dict[str, Any]) -> bool:
     """Return whether the stage's folder is whole and came from the same parameters, inputs and code."""
+    return changes(stem, values) == []
+
+
+def changes(stem: str, values: dict[str, Any]) -> list[str] | None:
+    """Return what is not as it was when the stage ran: params, inputs, code; None where it has not run to its end."""
     run_dir = Path(values["run_dir"])
     try:
         mark = json.loads((run_dir / stem / hub.MARK).read_text())
-    except (OSError, ValueError):
-        return False
-    return bool(mark == fingerprint(stem, values)) and (run_dir / f"{stem}.ipynb").is_file()
+        then = {name: mark[name] for name in ("params", "inputs", "code")}
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+    if not (run_dir / f"{stem}.ipynb").is_file():
+        return None
+    now = json.loads(json.dumps(fingerprint(stem, values)))
+    return [name for name in then if then[name] != now[name]]
 
 
 def fingerprint(stem: str, values: dict[str, Any]) -> dict[str, Any]:
@@ -211,18 +230,13 @@ def _read(name: str, part: str) -> list[tuple[str, str]]:
 
 
 def _code(stem: str) -> str:
-    package = Path(str(resources.files("nbutils")))
-    parts = [p for p in sorted(package.rglob("*")) if p.suffix in (".py", ".yaml", ".txt")]
+    """Return a hash of a notebook and of all code of the package that it can reach."""
+    cells = json.loads(notebook(stem).read_text(encoding="utf-8"))["cells"]
+    text = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
     result = hashlib.sha256(__version__.encode())
-    for path in [notebook(stem), *parts]:
+    for path in [notebook(stem), *reach.reached(text)]:
         result.update(path.read_bytes())
     return result.hexdigest()[:16]
-
-
-def say(text: str, stream: Any = None) -> None:
-    """Write a line at once, also into a pipe; nothing in it is an order to the terminal."""
-    (stream or sys.stdout).write(printable(text) + "\n")
-    (stream or sys.stdout).flush()
 
 
 if __name__ == "__main__":

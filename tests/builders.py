@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 from huggingface_hub.constants import HF_HUB_CACHE
 
-from nbutils.conversations import messages
-from nbutils.engines import Engine, Reply, Request, Sample, Tally
-from nbutils.pairs import marked
-from nbutils.records import prompt_id
+from nbutils.core.records import prompt_id
+from nbutils.core.sampling import Sample
+from nbutils.core.screen import marked
+from nbutils.core.turns import messages
+from nbutils.engines.protocol import Engine, Reply, Request, Tally
 
 DATA = Path(__file__).resolve().parents[2] / "shared/data"
 

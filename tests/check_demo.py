@@ -7,7 +7,7 @@ from datasets import load_dataset
 from huggingface_hub import DatasetCard
 
 from nbutils import params
-from nbutils.sources import CHECKOUT
+from nbutils.files.sources import CHECKOUT
 
 RUN = CHECKOUT / "runs" / "demo"
 CONFIGS = {

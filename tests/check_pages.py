@@ -24,9 +24,9 @@ from attacks import ALL, HTML, MARKDOWN, TEXT, aimed
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_output
 from test_walkthrough import executed, stream
 
-from nbutils import inert, walkthrough
+from nbutils.files.sources import CHECKOUT
 from nbutils.params import STEMS
-from nbutils.sources import CHECKOUT
+from tools import inert, walkthrough
 
 PAGES = Path(os.environ.get("NBUTILS_PAGES", CHECKOUT / "docs")).resolve()
 SHOTS = os.environ.get("NBUTILS_SHOTS")

@@ -17,14 +17,16 @@ from dpo import CPU
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from nbutils import models, run, sources
-from nbutils.engines import Sampling
+from nbutils import models, run
+from nbutils.core.errors import InputError
+from nbutils.core.sampling import Sampling
+from nbutils.engines.asking import answer
 from nbutils.engines.local import TransformersEngine
+from nbutils.engines.store import Store
 from nbutils.engines.vllm import VllmEngine
-from nbutils.errors import InputError
-from nbutils.judges import LlmFile
+from nbutils.files import sources
+from nbutils.judges.files import LlmFile
 from nbutils.judges.llm import LlmJudge
-from nbutils.store import Store, answer
 
 pytestmark = pytest.mark.timeout(900)
 

@@ -26,8 +26,8 @@ collect_ignore = ["fake_vllm"]
 import pytest  # noqa: E402
 from hypothesis import settings  # noqa: E402
 
-from nbutils import mounts, seals  # noqa: E402
-from nbutils.store import Store  # noqa: E402
+from nbutils.engines.store import Store  # noqa: E402
+from nbutils.files import mounts, seals  # noqa: E402
 
 # a timed test on a shared machine lies
 settings.register_profile("shared", deadline=None, max_examples=60)

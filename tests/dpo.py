@@ -5,11 +5,11 @@ from pathlib import Path
 from builders import scored
 from tiny import SENTENCES
 
-from nbutils.pairs import build
+from nbutils.core.pairs import build
+from nbutils.models.preflight import Device
 from nbutils.params import Dpo
-from nbutils.preflight import Device
-from nbutils.settings import read_options
-from nbutils.trainers import build_trainer
+from nbutils.training.settings import read_options
+from nbutils.training.trainer import build_trainer
 
 CPU = Device("cpu", (0, 0), "a test")
 WORDS = " ".join(SENTENCES[:3]).split()

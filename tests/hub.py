@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote, urlsplit
 
-from nbutils.sources import CHECKOUT
+from nbutils.files.sources import CHECKOUT
 
 WRITER, READER, STRANGER = "hf_of_a_writer", "hf_of_a_reader", "hf_of_a_stranger"
 TOKENS = {WRITER: ("me", "write"), READER: ("me", "read"), STRANGER: ("stranger", "write")}
@@ -269,8 +269,8 @@ WORKER = """
 import json, os, sys, time
 import datasets
 time.sleep = lambda seconds: None
-from nbutils import hub, sources
-from nbutils.errors import InputError
+from nbutils.files import hub, sources
+from nbutils.core.errors import InputError
 calls = {
     "push": lambda folder, repository: hub.push(hub.Path(folder), repository),
     "check_push": hub.check_push,

@@ -8,9 +8,11 @@ from builders import scored
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nbutils.errors import InputError
-from nbutils.judges import AnswerFile, load, run
+from nbutils.core.errors import InputError
 from nbutils.judges.answer import AnswerJudge, grade, keys, plain, stated
+from nbutils.judges.files import AnswerFile
+from nbutils.judges.judge import run
+from nbutils.judges.loading import load
 from nbutils.judges.numbers import WORDS, numbers
 
 IT = AnswerFile(kind="answer", language="it", marker="Risposta:")

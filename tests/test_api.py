@@ -16,10 +16,13 @@ from pathlib import Path
 import pytest
 from servers import Answer, ChatServer, echo, logged, serving, token
 
-from nbutils.engines import Reply, Request, Sample, Sampling, Tally, api
+from nbutils.core.errors import InputError, Interrupted
+from nbutils.core.sampling import Sample, Sampling
+from nbutils.engines import retries
 from nbutils.engines.api import GIVEN_UP, TRIES, ApiEngine
-from nbutils.errors import InputError, Interrupted
-from nbutils.store import Store, answer
+from nbutils.engines.asking import answer
+from nbutils.engines.protocol import Reply, Request, Tally
+from nbutils.engines.store import Store
 
 TOKEN = "hf_secret123"
 
@@ -296,7 +299,7 @@ def test_a_server_that_says_when_to_come_back_is_obeyed(when, status):
 
 @pytest.mark.parametrize("asked", ["3600", "inf", "Fri, 31 Dec 2100 23:59:59 GMT"])
 def test_no_wait_is_longer_than_the_longest_whatever_the_server_asks(monkeypatch, asked):
-    monkeypatch.setattr(api, "LONGEST_WAIT", 0.3)
+    monkeypatch.setattr(retries, "LONGEST_WAIT", 0.3)
     with ChatServer([Answer(status=429, headers={"Retry-After": asked}), "fine"]) as server:
         list(engine(server).generate(ask("a"), seed=0))
     [wait] = gaps(server.times)

@@ -21,12 +21,17 @@ from builders import ScriptedEngine, notebook_shell, prompt_row, request
 from dpo import pair, small_trainer, some_pairs
 from test_pipeline import grades, judge_file, metrics, run_profile, shown, stored, write_profile
 
-from nbutils import folders, models, notebook, outcomes, owned, params, records, run, sources, training
-from nbutils.errors import InputError, Interrupted
-from nbutils.markup import printable
-from nbutils.records import PAIRS, PROMPTS, dataset, encodable
-from nbutils.stages import Stage
-from nbutils.store import Store, answer
+from nbutils import models, notebook, params, run
+from nbutils.core import records
+from nbutils.core.errors import InputError, Interrupted
+from nbutils.core.markup import printable
+from nbutils.core.records import PAIRS, PROMPTS, dataset, encodable
+from nbutils.engines.asking import answer
+from nbutils.engines.store import Store
+from nbutils.files import folders, owned, sources
+from nbutils.files.stage import Stage
+from nbutils.training import loop
+from tools import outcomes
 
 # name -> text; each is a prompt of 01, 02 and 04, and an answer
 KINDS = {
@@ -301,8 +306,8 @@ def test_a_full_disk_stops_the_training_in_one_sentence_and_with_room_it_goes_on
 
     def trained():
         trainer = small_trainer(tiny_llama, disk, some_pairs(8), options=options)
-        log = training.train(trainer, csv=disk / "log.csv")
-        training.save(trainer, disk / "adapter")
+        log = loop.train(trainer, csv=disk / "log.csv")
+        loop.save(trainer, disk / "adapter")
         return list(log.step)
 
     with pytest.raises(InputError, match=r"cannot write to /.* \(.+\); make room there"):
@@ -316,7 +321,7 @@ def test_a_log_that_cannot_be_written_stops_the_training_which_goes_on_with_room
 
     def trained():
         trainer = small_trainer(tiny_llama, tmp_path, some_pairs(8), options={"max_steps": 2})
-        return training.train(trainer, csv=disk / "log.csv")
+        return loop.train(trainer, csv=disk / "log.csv")
 
     with pytest.raises(InputError, match=r"No space left on device\); make room there"):
         trained()

@@ -7,12 +7,15 @@ import random
 import pytest
 from builders import ScriptedEngine, real, response, scored
 
-from nbutils.engines import Tally
-from nbutils.errors import InputError
-from nbutils.judges import Judgement, LlmFile, bias, run
+from nbutils.core.columns import candidates
+from nbutils.core.errors import InputError
+from nbutils.core.pairs import build, rerank, select
+from nbutils.engines.protocol import Tally
+from nbutils.files.stage import _finite
+from nbutils.judges import bias
+from nbutils.judges.files import LlmFile
+from nbutils.judges.judge import Judgement, run
 from nbutils.judges.llm import LlmJudge
-from nbutils.pairs import build, candidates, rerank, select
-from nbutils.stages import _finite
 
 FILE = {"kind": "llm", "model": "m", "template": "rating_en"}
 

@@ -3,8 +3,8 @@ import time
 
 import pytest
 
-from nbutils.bounded import within
-from nbutils.errors import InputError
+from nbutils.core.bounded import within
+from nbutils.core.errors import InputError
 
 
 def forever():

@@ -12,25 +12,28 @@ from PIL import Image
 from test_evaluation import ROWS
 from test_markup import READER
 
-from nbutils import cards, choices, evaluation
-from nbutils.choices import Choice
+from nbutils.files.card import caption, frame_table, of_stage
+from nbutils.proof import knowledge
+from nbutils.proof.card import of_model
+from nbutils.proof.knowledge import Choice
+from nbutils.proof.summary import in_words, summarise
 
 PARAMS = {"model": "org/small", "tuning": "lora", "beta": 0.1, "judge": "a|b", "run_dir": "/home/me/runs/x"}
 
 
 def card_of(given, **facts):
-    return cards.of_model(given, **{"knowledge": {}, "options": {"lora_r": 8}, "pairs": {}} | facts)
+    return of_model(given, **{"knowledge": {}, "options": {"lora_r": 8}, "pairs": {}} | facts)
 
 
 @pytest.fixture(scope="module")
 def proof():
-    return {"held": evaluation.summarise(ROWS)}
+    return {"held": summarise(ROWS)}
 
 
 def test_the_models_card_says_what_was_proved_and_what_to_distrust(proof):
     card = card_of(PARAMS, pairs={"train": 104, "on_policy": 86}, proof=proof, warnings=["it got shorter"])
     assert (card.data.base_model, card.data.library_name) == ("org/small", "peft")
-    assert f"- held: {evaluation.in_words(proof['held'])}" in card.text
+    assert f"- held: {in_words(proof['held'])}" in card.text
     assert "| held all | 2 | 1 | 0 | 1.0 |" in card.text
     assert "| `lora_r` | `8` |" in card.text
     assert "Two-choice" not in card.text
@@ -63,21 +66,21 @@ def test_a_base_that_is_no_hub_id_is_not_linked(proof, tmp_path):
 
 
 def test_a_kind_that_got_worse_stands_on_the_card():
-    summary = evaluation.summarise(ROWS)
+    summary = summarise(ROWS)
     summary["checks"] = {"no commas": {"before": 0.5, "after": 0.2, "change": -0.3, "low": -0.4, "high": -0.1}}
     card = card_of(PARAMS, proof={"held": summary})
     assert "; got worse: no commas: -30 points [-40, -10]" in card.text
 
 
 def test_what_became_of_knowledge_stands_on_the_card(proof):
-    kept = choices.compare([Choice(True, True)] * 4, [Choice(False, True)] * 4)
+    kept = knowledge.compare([Choice(True, True)] * 4, [Choice(False, True)] * 4)
     card = card_of(PARAMS, proof=proof, knowledge=kept)
     assert "| acc | 100.0 | 0.0 | -100.0 | -100.0 | -100.0 |" in card.text
 
 
 def test_an_image_that_nobody_described_has_no_caption(tmp_path):
     Image.new("RGB", (1, 1)).save(tmp_path / "figure.png")
-    assert cards.caption(tmp_path / "figure.png") == ""
+    assert caption(tmp_path / "figure.png") == ""
 
 
 # names of models, datasets and kinds, and what a judge or a server said
@@ -123,7 +126,7 @@ def assert_only_our_own(card):
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_no_name_becomes_markup_metadata_or_code_on_a_models_card(name, proof):
-    summary = evaluation.summarise(ROWS)
+    summary = summarise(ROWS)
     summary["checks"] = {name: {"before": 0.5, "after": 0.2, "change": -0.3, "low": -0.4, "high": -0.1}}
     facts = {"pairs": {name: 1}, "options": {name: name, "x": {name: [name]}}, "warnings": [name, f"a. {name}"]}
     params = PARAMS | {"model": name, "judge": name, "adapter": name}
@@ -147,9 +150,7 @@ def test_no_name_becomes_markup_or_metadata_on_a_stages_card(name, tmp_path):
     plt.close()
     files = {"pairs": "pairs/train-0123456789ab.parquet"}
     summary = f"3 pairs from 4 rows; verdicts: {{'{name}': 1}}. Judge {name} ({name}): 1 ok.\n- {name}"
-    card = cards.of_stage(
-        "01_rerank", tmp_path, files, {"pairs": 3}, {"dataset": name, "judge": name, name: 1}, summary
-    )
+    card = of_stage("01_rerank", tmp_path, files, {"pairs": 3}, {"dataset": name, "judge": name, name: 1}, summary)
     page = assert_only_our_own(card)
     assert len(page("img")) == 1
     assert card.data.to_dict()["configs"][0]["data_files"][0]["path"] == files["pairs"]
@@ -165,6 +166,6 @@ def test_a_hub_id_stands_in_the_snippet_as_it_is(name, proof):
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_frame_is_a_table_whatever_its_cells_hold(name):
     frame = pd.DataFrame({name: [name, "x"]}, index=pd.Index([name, "y"], name=name))
-    table = BeautifulSoup(READER.render(cards._frame(frame)), "html.parser")
+    table = BeautifulSoup(READER.render(frame_table(frame)), "html.parser")
     assert [len(row(["th", "td"])) for row in table("tr")] == [2, 2, 2]
     assert {tag.name for tag in table(True)} == {"table", "thead", "tbody", "tr", "th", "td"}

@@ -8,10 +8,11 @@ import torch
 from builders import real
 from dpo import CPU, small_trainer, some_pairs
 
-from nbutils import choices, models
-from nbutils.choices import Choice, choose, compare, log_probabilities
-from nbutils.errors import InputError
-from nbutils.sources import CHECKOUT
+from nbutils import models
+from nbutils.core.errors import InputError
+from nbutils.files.sources import CHECKOUT
+from nbutils.proof import knowledge
+from nbutils.proof.knowledge import Choice, choose, compare, log_probabilities
 
 
 def copa(premise, first, second, question="effect", label=0):
@@ -52,7 +53,7 @@ def test_the_log_probability_is_the_sum_over_the_continuations_tokens(loaded):
 
 def test_premise_connector_and_choices_become_one_sentence(monkeypatch):
     asked = []
-    monkeypatch.setattr(choices, "log_probabilities", lambda m, t, texts: asked.extend(texts) or [0.0] * len(texts))
+    monkeypatch.setattr(knowledge, "log_probabilities", lambda m, t, texts: asked.extend(texts) or [0.0] * len(texts))
     choose(torch.nn.Module(), None, ROWS[:2])
     choose(torch.nn.Module(), None, [copa("It rained.", "The ground got wet.", "We ran.")], language="en")
     wanted = [*TEXTS[:2], ("It rained therefore", (" the ground got wet.", " we ran."))]
@@ -116,25 +117,25 @@ def test_rows_of_another_kind_are_refused(changed, sentence, loaded):
 def test_a_set_is_checked_when_it_is_read_and_an_empty_name_asks_nothing(tmp_path):
     path = tmp_path / "set.csv"
     path.write_text("premise,question,choice1,choice2,label\nIt rained.,effect,It got wet.,It got dry.,0\n")
-    [row] = choices.read(str(path), "en", run_dir=tmp_path)
+    [row] = knowledge.read(str(path), "en", run_dir=tmp_path)
     assert row["label"] == 0  # a CSV knows only text
     with pytest.raises(InputError, match=r"in language 'xx' \(known: de, en, "):
-        choices.read(str(path), "xx", run_dir=tmp_path)
+        knowledge.read(str(path), "xx", run_dir=tmp_path)
     path.write_text("premise,question\nIt rained.,effect\n")
     with pytest.raises(InputError, match=r"1 of 1 rows cannot be asked; the first: .* one has no choice1"):
-        choices.read(str(path), "en", run_dir=tmp_path)
-    assert choices.read("", "xx", run_dir=tmp_path) == []
-    assert choices.compare([], []) == {}
-    assert choices.table({}).empty
+        knowledge.read(str(path), "en", run_dir=tmp_path)
+    assert knowledge.read("", "xx", run_dir=tmp_path) == []
+    assert knowledge.compare([], []) == {}
+    assert knowledge.table({}).empty
 
 
 def test_the_table_is_in_percent_and_points():
-    shown = choices.table(compare([Choice(False, True)] * 4, [Choice(True, True)] * 4))
+    shown = knowledge.table(compare([Choice(False, True)] * 4, [Choice(True, True)] * 4))
     assert shown.loc["acc"].tolist() == [0, 100, 100, 100, 100]
 
 
 def test_the_demos_own_questions_are_balanced_and_can_be_read():
-    rows = choices.read("params/english/choices.jsonl", "en", run_dir=CHECKOUT)
+    rows = knowledge.read("params/english/choices.jsonl", "en", run_dir=CHECKOUT)
     assert len(rows) == len({row["premise"] for row in rows}) == 100
     counts = {(row["question"], row["label"]) for row in rows}
     assert {kind: sum((r["question"], r["label"]) == kind for r in rows) for kind in counts} == dict.fromkeys(
@@ -162,13 +163,13 @@ def test_a_malformed_question_is_left_out_and_said_and_most_are_an_error(changed
     good = {"premise": "Ha piovuto.", "question": "effect", "choice1": "È bagnato.", "choice2": "È secco.", "label": 1}
     rows = [good, good | changed, good | {"label": "0"}, good | {"label": 1.0}]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert [row["label"] for row in choices.read(str(path), "it", run_dir=tmp_path)] == [1, 0, 1]
+    assert [row["label"] for row in knowledge.read(str(path), "it", run_dir=tmp_path)] == [1, 0, 1]
     assert "1 of 4 rows are left out" in caplog.text
     path.write_text("".join(json.dumps(row) + "\n" for row in [good, good | changed, good | changed]))
     with pytest.raises(InputError, match="2 of 3 rows cannot be asked"):
-        choices.read(str(path), "it", run_dir=tmp_path)
+        knowledge.read(str(path), "it", run_dir=tmp_path)
 
 
 def test_a_model_that_overflows_knows_nothing(loaded, monkeypatch):
-    monkeypatch.setattr(choices, "log_probabilities", lambda model, tokenizer, texts: [math.nan] * len(texts))
+    monkeypatch.setattr(knowledge, "log_probabilities", lambda model, tokenizer, texts: [math.nan] * len(texts))
     assert choose(*loaded, [ROWS[0] | {"label": label} for label in (0, 1)]) == [Choice(False, False)] * 2

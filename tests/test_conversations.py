@@ -10,10 +10,10 @@ from builders import real
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nbutils.conversations import LONGEST, MOST_TURNS, messages
-from nbutils.errors import InputError
-from nbutils.pairs import candidates
-from nbutils.prompts import from_rows
+from nbutils.core.columns import candidates
+from nbutils.core.errors import InputError
+from nbutils.core.prompts import from_rows
+from nbutils.core.turns import LONGEST, MOST_TURNS, messages
 
 COLUMNS = {"prompt": "prompt", "chosen": "chosen", "rejected": "rejected"}
 ROLES = {"s": "system", "u": "user", "a": "assistant", "t": "tool"}

@@ -2,7 +2,7 @@ import sys
 
 import pytest
 
-from nbutils.sources import CHECKOUT
+from nbutils.files.sources import CHECKOUT
 
 
 @pytest.fixture

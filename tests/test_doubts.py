@@ -2,8 +2,10 @@
 
 import pytest
 
-from nbutils.engines import Reply, Sample, doubts
-from nbutils.errors import InputError
+from nbutils.core.errors import InputError
+from nbutils.core.sampling import Sample
+from nbutils.engines import doubts
+from nbutils.engines.protocol import Reply
 
 
 def good(prompt_tokens=9, notes=()):

@@ -9,10 +9,11 @@ from dpo import CPU, small_trainer, some_pairs
 from servers import ChatServer
 from trl import DPOConfig
 
-from nbutils import settings
-from nbutils.engines import Request, Sampling
+from nbutils.core.sampling import Sampling
 from nbutils.engines.api import ApiEngine
 from nbutils.engines.local import TransformersEngine
+from nbutils.engines.protocol import Request
+from nbutils.training import settings
 
 DPO_FIELDS = {f.name for f in dataclasses.fields(DPOConfig)}
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from nbutils.core.errors import InputError
 from nbutils.engines import environment
 from nbutils.engines.environment import Gpu, gpus, interpreter, make, release
-from nbutils.errors import InputError
 
 
 def gpu(driver, capability=(7, 5), name="Tesla T4"):

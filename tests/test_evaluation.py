@@ -2,35 +2,30 @@
 
 import json
 import math
+from collections import defaultdict
+from types import SimpleNamespace
 
 import pytest
 from builders import ScriptedEngine, prompt_row
 
 from nbutils import run
-from nbutils.engines import Sample, Sampling, Tally
-from nbutils.errors import InputError
-from nbutils.evaluation import (
-    compare,
-    examples,
-    findings,
-    got_worse,
-    held_out,
-    in_words,
-    judge_report,
-    load_judges,
-    same_judge_warnings,
-    sample,
-    side_effects,
-    summarise,
-)
-from nbutils.health import drift
-from nbutils.judges import Judgement, VerifierFile
+from nbutils.core.errors import InputError
+from nbutils.core.prompts import select
+from nbutils.core.records import EVALUATION, dataset
+from nbutils.core.sampling import Sample, Sampling
+from nbutils.engines.protocol import Tally
+from nbutils.judges.files import VerifierFile
+from nbutils.judges.judge import Judgement
 from nbutils.judges.verifier import Verifier
 from nbutils.params import validate
-from nbutils.prompts import select
-from nbutils.records import EVALUATION, dataset
+from nbutils.proof.answers import compare, examples, held_out, judge_report, load_judges, sample
+from nbutils.proof.doubts import drift, same_judge_warnings, side_effects
+from nbutils.proof.summary import findings, got_worse, in_words, summarise
 
 RIVER = json.dumps({"instruction_id_list": ["keywords:existence"], "kwargs": [{"keywords": ["river"]}]})
+
+# the judge of every set, which judges anything and has no key
+ANYONE = defaultdict(lambda: SimpleNamespace(file=SimpleNamespace(kind="llm")))
 
 
 class ScriptedJudge:
@@ -239,7 +234,9 @@ def test_held_out_prompts_that_resemble_training_prompts_are_removed_and_counted
     first = write_prompts(tmp_path / "first.jsonl", RIVERS, BREAD)
     second = write_prompts(tmp_path / "second.jsonl", BREAD)
     trained_on = [prompt_row(RIVERS.replace(", please", ""))]
-    kept, overlapped, unfit = held_out([first, second], "prompt", trained_on=trained_on, run_dir=tmp_path)
+    kept, overlapped, unfit = held_out(
+        [first, second], "prompt", judges_of=ANYONE, trained_on=trained_on, run_dir=tmp_path
+    )
     assert {name: [row["prompt"][-1]["content"] for row in rows] for name, rows in kept.items()} == {
         "first": [BREAD],
         "second": [BREAD],
@@ -276,7 +273,7 @@ def test_04_keeps_away_from_training_prompts_by_the_rule_that_02_keeps_away_from
     other = "How many moons has Mars, and what are they called?"
     name = write_prompts(tmp_path / "held.jsonl", held, other)
     trained_on = [prompt_row(trained, origin=origin)]
-    _, overlapped, _ = held_out([name], "prompt", trained_on=trained_on, run_dir=tmp_path)
+    _, overlapped, _ = held_out([name], "prompt", judges_of=ANYONE, trained_on=trained_on, run_dir=tmp_path)
     assert overlapped == {"held": overlaps}
     kept, _ = select([*trained_on, prompt_row(other)], min_chars=1, max_chars=999, exclude=[prompt_row(held)])
     assert len(kept) == 2 - overlaps
@@ -287,14 +284,16 @@ def test_what_many_judged_prompts_share_is_no_overlap_though_few_of_them_became_
     judged = [prompt_row(f"Topic {i}, in {i % 7} words. {stock}") for i in range(120)]
     name = write_prompts(tmp_path / "held.jsonl", f"How many leaves has an oak? {stock}")
     with pytest.raises(InputError, match="overlap"):
-        held_out([name], "prompt", trained_on=judged[:1], run_dir=tmp_path)
-    _, overlapped, _ = held_out([name], "prompt", trained_on=judged[:1], judged=judged, run_dir=tmp_path)
+        held_out([name], "prompt", judges_of=ANYONE, trained_on=judged[:1], run_dir=tmp_path)
+    _, overlapped, _ = held_out(
+        [name], "prompt", judges_of=ANYONE, trained_on=judged[:1], judged=judged, run_dir=tmp_path
+    )
     assert overlapped == {"held": 0}
 
 
 def test_a_held_out_set_without_a_prompt_left_is_left_out_and_said(tmp_path, caplog):
     names = [write_prompts(tmp_path / f"{name}.jsonl", text) for name, text in (("a", RIVERS), ("b", BREAD))]
-    kept, overlapped, _ = held_out(names, "prompt", trained_on=[prompt_row(RIVERS)], run_dir=tmp_path)
+    kept, overlapped, _ = held_out(names, "prompt", judges_of=ANYONE, trained_on=[prompt_row(RIVERS)], run_dir=tmp_path)
     assert (list(kept), overlapped) == (["b"], {"a": 1, "b": 0})
     assert "a.jsonl: none of 1 prompts is left, the set is left out" in caplog.text
 
@@ -304,7 +303,9 @@ def test_held_out_sets_without_any_prompt_left_are_refused_before_anything_is_sa
     with pytest.raises(
         InputError, match=r"no prompt of .*a\.jsonl, .*b\.jsonl is left, 2 overlap with training prompts and"
     ):
-        held_out(names, "prompt", trained_on=[prompt_row(RIVERS), prompt_row(BREAD)], run_dir=tmp_path)
+        held_out(
+            names, "prompt", judges_of=ANYONE, trained_on=[prompt_row(RIVERS), prompt_row(BREAD)], run_dir=tmp_path
+        )
 
 
 def test_a_prompt_that_the_model_cannot_be_asked_is_left_out_and_counted(tmp_path, caplog):
@@ -314,19 +315,26 @@ def test_a_prompt_that_the_model_cannot_be_asked_is_left_out_and_counted(tmp_pat
         return len(row["prompt"][0]["content"]) < 80
 
     name = write_prompts(tmp_path / "held.jsonl", RIVERS, BREAD, "Spiega in molte parole " * 9)
-    kept, overlapped, unfit = held_out([name], "prompt", trained_on=[], run_dir=tmp_path, fits=fits)
+    kept, overlapped, unfit = held_out([name], "prompt", judges_of=ANYONE, trained_on=[], run_dir=tmp_path, fits=fits)
     assert [row["prompt"][0]["content"] for row in kept["held"]] == [RIVERS]
     assert (overlapped, unfit) == ({"held": 0}, {"held": 2})
     assert "2 of 3 prompts cannot be asked" in caplog.text
     with pytest.raises(InputError, match="1 are over context or refused by the chat template"):
-        held_out([write_prompts(tmp_path / "b.jsonl", BREAD)], "prompt", trained_on=[], run_dir=tmp_path, fits=fits)
+        held_out(
+            [write_prompts(tmp_path / "b.jsonl", BREAD)],
+            "prompt",
+            judges_of=ANYONE,
+            trained_on=[],
+            run_dir=tmp_path,
+            fits=fits,
+        )
 
 
 def test_two_held_out_sets_of_one_name_are_refused_instead_of_one_being_lost(tmp_path):
     (tmp_path / "other").mkdir()
     names = [write_prompts(folder / "held.jsonl", RIVERS) for folder in (tmp_path, tmp_path / "other")]
     with pytest.raises(InputError, match="two sets would be called 'held'"):
-        held_out(names, "prompt", trained_on=[prompt_row(BREAD)], run_dir=tmp_path)
+        held_out(names, "prompt", judges_of=ANYONE, trained_on=[prompt_row(BREAD)], run_dir=tmp_path)
 
 
 def test_answers_in_another_language_are_counted_and_those_too_short_to_tell_are_not():

@@ -8,10 +8,16 @@ import pytest
 import yaml
 from builders import prompt_row, scored
 
-from nbutils import evaluation, experiments, outcomes, pairs, params, records, run, sources, trainers, training
-from nbutils.errors import InputError
-from nbutils.experiments import ARMS, ORIGINAL, RERANKED
-from nbutils.stages import Stage
+from nbutils import params, run
+from nbutils.core import pairs, records
+from nbutils.core.errors import InputError
+from nbutils.files import sources
+from nbutils.files.stage import Stage
+from nbutils.proof.summary import summarise
+from nbutils.training.held_out import split
+from nbutils.training.trainer import updates
+from tools import experiments, outcomes
+from tools.experiments import ARMS, ORIGINAL, RERANKED
 
 BATCH_OF_8 = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}
 OFF, OWN = 20, 30  # prompts with pairs in 01 and 03
@@ -72,12 +78,12 @@ class Notebooks:
                 if (source := (run.defaults(stem) | values)[kind])
                 for pair in sources.read_checked(source, "pairs", records.PAIRS, run_dir=run_dir)
             ]
-            train, curves = training.split(given, held_out=0.1, seed=values.get("seed", 0))
+            train, curves = split(given, held_out=0.1, seed=values.get("seed", 0))
             steps = math.ceil(math.ceil(math.ceil(len(train) / 4) / 2) * values.get("epochs", 1))
             metrics = {
                 "pairs": {"train": len(train), "curves": len(curves)},
                 "training": {"step": steps, "rewards/margins": 0.5},
-                "proof": {"heldout": evaluation.summarise(rows)},
+                "proof": {"heldout": summarise(rows)},
             }
             adapter = stage.scratch("04_dpo") / "adapter"
             adapter.mkdir(exist_ok=True)
@@ -162,7 +168,7 @@ def test_every_arm_gets_equal_pairs_with_different_prompts_and_the_mix_half_of_e
 @pytest.mark.parametrize(("count", "steps"), [(104, 13), (18, 3), (8, 1), (1, 1), (9, 2)])
 def test_the_steps_of_a_pass_are_those_the_trainer_makes(count, steps):
     # 104 pairs of the demo in three passes are the 39 steps its log shows
-    assert trainers.updates(count, BATCH_OF_8) == steps
+    assert updates(count, BATCH_OF_8) == steps
 
 
 def test_an_arm_with_fewer_pairs_than_a_batch_is_named_with_its_count():

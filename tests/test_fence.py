@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from nbutils import models
-from nbutils.judges import LlmFile, fence
+from nbutils.judges import fence
+from nbutils.judges.files import LlmFile
 from nbutils.judges.llm import LlmJudge
 
 GUESSED = "0123456789abcdef"

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nbutils.errors import InputError
-from nbutils.files import DEPTH, LIMIT, VALUES, parse_json, parse_yaml, read_json, read_text, read_yaml
+from nbutils.core.errors import InputError
+from nbutils.files.documents import DEPTH, LIMIT, VALUES, parse_json, parse_yaml, read_json, read_text, read_yaml
 
 
 @contextmanager

@@ -8,9 +8,9 @@ from builders import response
 from dpo import pair, small_trainer, some_pairs
 
 from nbutils import models
-from nbutils.errors import InputError
-from nbutils.fitting import REASONS, breaking, can_ask, check_template, fit
-from nbutils.prompts import unfit
+from nbutils.core.errors import InputError
+from nbutils.core.prompts import unfit
+from nbutils.models.fitting import REASONS, breaking, can_ask, check_template, fit
 
 # As in models that think before every answer and leave the thoughts out of the history.
 THINKS_FIRST = tiny.SMOLLM2_TEMPLATE.replace(

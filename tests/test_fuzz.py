@@ -25,14 +25,29 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
 
-from nbutils import judges, pairs, params, prompts, sources
-from nbutils.engines import Sample, numbers_in, parse_sampling
-from nbutils.errors import InputError
-from nbutils.judges import Judgement, template
+from nbutils import judges, params
+from nbutils.core import columns, literals, pairs, prompts, screen
+from nbutils.core.errors import InputError
+from nbutils.core.records import (
+    JUDGED,
+    PAIRS,
+    PROMPTS,
+    SAMPLES,
+    check,
+    complete,
+    dataset,
+    encodable,
+    pair_id,
+    prompt_id,
+)
+from nbutils.core.sampling import Sample, parse_sampling
+from nbutils.engines.protocol import numbers_in
+from nbutils.files import sources
+from nbutils.judges import template
+from nbutils.judges.judge import Judgement
 from nbutils.judges.replies import expected_score, read
 from nbutils.judges.template import Template
-from nbutils.records import JUDGED, PAIRS, PROMPTS, SAMPLES, check, complete, dataset, encodable, pair_id, prompt_id
-from nbutils.settings import DEFAULTS, read_options
+from nbutils.training.settings import DEFAULTS, read_options
 
 FURTHER = float(os.environ.get("FUZZ", "0"))
 EXAMPLES = {
@@ -216,7 +231,7 @@ def test_any_source_row_becomes_a_sound_pair_or_is_named(data, rows):
     if label:
         rows = [row | {"label": data.draw(labels)} for row in rows]
     with or_one_sentence():
-        found = pairs.candidates(rows, prompt="p", chosen="a", rejected="b", label=label)
+        found = columns.candidates(rows, prompt="p", chosen="a", rejected="b", label=label)
         assert len(found) == len(rows)
         scored = judges.run(AnyJudge(data), found, store=None)
         ties = data.draw(st.sampled_from(("drop", "shorter", "keep")))
@@ -234,7 +249,7 @@ def test_a_pair_given_the_other_way_round_gets_the_other_verdict(a, b, orders, m
     row = {"p": "Name a river.", "a": a, "b": b}
     results = []
     for chosen, rejected, step in (("a", "b", 1), ("b", "a", -1)):
-        (found,) = pairs.candidates([row], prompt="p", chosen=chosen, rejected=rejected)
+        (found,) = columns.candidates([row], prompt="p", chosen=chosen, rejected=rejected)
         found |= {"scores": [list(order)[::step] for order in orders] if not found["verdict"] else []}
         results.append(pairs.rerank(found, min_margin=min_margin, min_chosen=min_chosen))
     first, second = results
@@ -269,7 +284,7 @@ def test_any_samples_become_a_sound_pair_or_none(data, prompt, groups):
     ]
     stored = back(rows, SAMPLES)
     assert stored == whole(rows)
-    found = [pairs.from_samples(row, language=data.draw(st.sampled_from(("", "", "it")))) for row in stored]
+    found = [screen.from_samples(row, language=data.draw(st.sampled_from(("", "", "it")))) for row in stored]
     rules = {"min_margin": data.draw(shares), "min_chosen": data.draw(shares)}
     more = {
         "strategy": data.draw(st.sampled_from(("best_worst", "best_random"))),
@@ -511,12 +526,12 @@ source = st.lists(
 )
 def test_any_cells_give_literals_or_a_name(cells, assigned):
     with or_one_sentence():
-        assert all(isinstance(name, str) for name in params.given(cells))
+        assert all(isinstance(name, str) for name in literals.given(cells))
     values = {name: v for name, v in assigned.items() if not keyword.iskeyword(name)}
     values = {name: v for name, v in values.items() if whole(v) == v and "inf" not in repr(v) and v != 10**400}
     lines = "".join(f"{name} = {value!r}\n" for name, value in values.items())
     with or_one_sentence():
-        assert params.given([f"run_dir: str = 'r'\n{lines}"]) == {"run_dir": "r"} | values or "not" in values
+        assert literals.given([f"run_dir: str = 'r'\n{lines}"]) == {"run_dir": "r"} | values or "not" in values
 
 
 KEYS = (*DEFAULTS, "learning_rate", "loss_weights", "disable_dropout", "1", "max_grad_norm", "hub_token")

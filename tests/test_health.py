@@ -7,10 +7,12 @@ import pandas as pd
 import pytest
 from dpo import WORDS, pair, small_trainer
 
-from nbutils.errors import InputError, Interrupted
-from nbutils.health import check, drift
-from nbutils.settings import read_options
-from nbutils.training import last_complete, train
+from nbutils.core.errors import InputError, Interrupted
+from nbutils.proof.doubts import drift
+from nbutils.training.checkpoints import last_complete
+from nbutils.training.health import check
+from nbutils.training.loop import train
+from nbutils.training.settings import read_options
 
 # The demo's own training: 39 steps, beta 0.1, held-out points at steps 20 and 39.
 DEMO = {
@@ -250,7 +252,7 @@ def test_a_good_training_shows_nothing(tiny_llama, tmp_path, caplog):
     log = trained(tiny_llama, tmp_path, wordy(120, "Name"), wordy(16, "Say", 1), learning_rate=3e-4)
     assert log["eval_rewards/accuracies"].dropna().iloc[-1] > 0.7  # it did learn
     assert check(log, beta=0.1) == []
-    assert not [r for r in caplog.records if r.name == "nbutils.training" and r.levelname == "WARNING"]
+    assert not [r for r in caplog.records if r.name == "nbutils.training.loop" and r.levelname == "WARNING"]
 
 
 @pytest.mark.parametrize(
@@ -313,7 +315,7 @@ def test_a_fall_stops_a_training_that_asks_for_it_and_the_warning_is_logged_once
     pairs, held_out = noisy(wordy(60, "Name")), noisy(wordy(8, "Say", 1))
     with pytest.raises(Interrupted, match=r"with a checkpoint: chosen answers became less likely, by \d+ nats"):
         trained(tiny_llama, tmp_path, pairs, held_out, stop=True, learning_rate=1e-2)
-    warned = [r.getMessage() for r in caplog.records if r.name == "nbutils.training" and r.levelname == "WARNING"]
+    warned = [r.getMessage() for r in caplog.records if r.name == "nbutils.training.loop" and r.levelname == "WARNING"]
     assert [w.startswith("falling: chosen answers") for w in warned].count(True) == 1
 
 

@@ -15,11 +15,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from servers import Answer, ChatServer, echo
 
-from nbutils.engines import Reply, Request, Sample, Sampling, completions, wire
+from nbutils.core.errors import InputError, Interrupted
+from nbutils.core.records import finish_reason
+from nbutils.core.sampling import Sample, Sampling
+from nbutils.engines import completions, wire
 from nbutils.engines.api import ApiEngine
-from nbutils.errors import InputError, Interrupted
-from nbutils.records import finish_reason
-from nbutils.store import Store, answer
+from nbutils.engines.asking import _key, answer
+from nbutils.engines.protocol import Reply, Request
+from nbutils.engines.store import Store
 
 
 def ask(*texts, max_tokens=50):
@@ -161,7 +164,7 @@ def test_a_server_that_sends_nothing_else_costs_bounded_memory(tmp_path):
 @pytest.mark.parametrize("value", ["9" * 400, "1e400", "-inf", "soon", "Fri, 31 Dec 99999 23:59:59 GMT", "\xff", "0x9",
                                    "Mon, 01 Jan 0001 00:00:00 GMT", "1, 2", "tra poco"])  # fmt: skip
 def test_an_absurd_time_to_come_back_is_no_more_than_a_wait(monkeypatch, value):
-    monkeypatch.setattr("nbutils.engines.api.LONGEST_WAIT", 0.05)
+    monkeypatch.setattr("nbutils.engines.retries.LONGEST_WAIT", 0.05)
     with ChatServer([Answer(status=429, headers={"Retry-After": value}), "fine"]) as server:
         [(_, reply)] = engine(server).generate(ask("a"), seed=0)
     assert reply.samples[0].text == "fine"
@@ -232,7 +235,7 @@ def test_numbers_of_tokens_in_an_older_store_are_no_worse(store):
     old = Reply((Sample("4", 3_000_000_000),), 10**30, True)
     with ChatServer() as server:
         judge = engine(server)
-        [(key, request)] = [(k, r) for r in ask("a") for k in [__import__("nbutils.store").store._key(judge, r, 0)]]
+        [(key, request)] = [(k, r) for r in ask("a") for k in [_key(judge, r, 0)]]
         store.put([(key, judge, request, old)])
         assert answer(store, judge, [request]) == [Reply((Sample("4"),))]
 

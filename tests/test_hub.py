@@ -10,13 +10,13 @@ import pytest
 from builders import prompt_row, scored
 from hub import READER, STRANGER, WRITER, Client, FakeHub, Repository, environment
 
-from nbutils import hub as uploading
 from nbutils import run
-from nbutils.errors import InputError
-from nbutils.pairs import build, rerank
-from nbutils.records import PAIRS, PROMPTS, dataset
-from nbutils.sources import CHECKOUT
-from nbutils.stages import Stage
+from nbutils.core.errors import InputError
+from nbutils.core.pairs import build, rerank
+from nbutils.core.records import PAIRS, PROMPTS, dataset
+from nbutils.files import hub as uploading
+from nbutils.files.sources import CHECKOUT
+from nbutils.files.stage import Stage
 
 PAIR = build([rerank(scored(["A", "B"], [[1.0, 0.5]]))])[0]
 OWN = {
@@ -368,7 +368,7 @@ def test_a_dataset_that_vanished_or_a_hub_that_is_away_is_one_sentence_unless_it
     assert client("read", "me/vanishing:pairs") == ("ok", [PAIR]), "from the cache of datasets, so the run goes on"
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_notebook_whose_upload_failed_keeps_its_folder_and_uploads_when_run_again(hub, tmp_path, monkeypatch):
     for name, value in environment(hub.url, tmp_path / "home").items():
         monkeypatch.setenv(name, value)

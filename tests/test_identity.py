@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from huggingface_hub.constants import HF_HUB_CACHE
 
-from nbutils import identity
-from nbutils.errors import InputError
-from nbutils.identity import hub_name
+from nbutils.core.errors import InputError
+from nbutils.files import identity
+from nbutils.files.identity import hub_name
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,8 @@ from bs4 import BeautifulSoup, Comment
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nbutils import inert
-from nbutils.errors import InputError
+from nbutils.core.errors import InputError
+from tools import inert
 
 
 def names(text):

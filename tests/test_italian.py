@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from nbutils.judges import AnswerFile, read_file
+from nbutils.core.prompts import from_rows, select
+from nbutils.files.sources import read
 from nbutils.judges.answer import grade
+from nbutils.judges.files import AnswerFile, read_file
 from nbutils.judges.verifier import check, faults_of, parse_checks
-from nbutils.prompts import from_rows, select
-from nbutils.sources import read
 
 FOLDER = Path(__file__).resolve().parents[1] / "params/italian"
 SPLITS = ("train", "off_policy", "dev", "test")

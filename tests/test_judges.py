@@ -10,13 +10,17 @@ import pytest
 from builders import ScriptedEngine, prompt_row, real, response, scored
 
 from nbutils import models
-from nbutils.engines import Reply, Sample
-from nbutils.errors import InputError
-from nbutils.judges import LlmFile, llm, load, read_file, run, screen
+from nbutils.core.errors import InputError
+from nbutils.core.pairs import rerank
+from nbutils.core.sampling import Sample
+from nbutils.engines.protocol import Reply
+from nbutils.judges import llm
+from nbutils.judges.files import LlmFile, read_file
+from nbutils.judges.judge import run, screen
 from nbutils.judges.llm import LlmJudge
+from nbutils.judges.loading import load
 from nbutils.judges.replies import Reading
 from nbutils.judges.verifier import check, faults_of
-from nbutils.pairs import rerank
 
 LLM = "kind: llm\nmodel: m\nserver: http://127.0.0.1:1/v1\ntemplate: rating_en\n"
 OWN = "<<{nonce}>> {prompt} {responses} {format}"  # a short template's text

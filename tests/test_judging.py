@@ -10,10 +10,12 @@ import pytest
 from builders import child, scored
 from servers import Answer, ChatServer, echo, serving
 
-from nbutils.judges import LlmFile, bias, run
+from nbutils.core.pairs import rerank
+from nbutils.engines.store import Store
+from nbutils.judges import bias
+from nbutils.judges.files import LlmFile
+from nbutils.judges.judge import run
 from nbutils.judges.llm import LlmJudge
-from nbutils.pairs import rerank
-from nbutils.store import Store
 
 IN_FLIGHT = 16
 

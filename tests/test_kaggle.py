@@ -13,11 +13,14 @@ import pytest
 import yaml
 from builders import notebook_shell
 
-from nbutils import kaggle, notebook, params, run, sources
-from nbutils.errors import InputError
-from nbutils.judges import read_file
+from nbutils import notebook, params, run
+from nbutils.core import literals
+from nbutils.core.errors import InputError
+from nbutils.files import sources
+from nbutils.files.sources import CHECKOUT
+from nbutils.judges.files import read_file
 from nbutils.judges.template import read_template
-from nbutils.sources import CHECKOUT
+from tools import client, kaggle
 
 # which stages of a profile use a GPU, by hand
 GPU = {
@@ -60,7 +63,7 @@ def cells(folder, stem):
 
 @each_profile
 def test_kaggles_client_accepts_every_folder_and_sends_what_was_meant(folders, name):
-    sent = {stem: kaggle.check(folders[name] / stem) for stem in params.STEMS}
+    sent = {stem: client.check(folders[name] / stem) for stem in params.STEMS}
     mine = f"maria/nbutils-{name}-"
     assert {stem for stem in sent if sent[stem].enable_gpu} == GPU[name]
     for stem, request in sent.items():
@@ -80,7 +83,7 @@ def test_kaggles_client_accepts_every_folder_and_sends_what_was_meant(folders, n
 
 
 def test_the_package_is_a_private_dataset_with_all_its_folders(folders):
-    request = kaggle.check(folders["kaggle-t4"] / "package")
+    request = client.check(folders["kaggle-t4"] / "package")
     assert (request.owner_slug, request.slug) == ("maria", "nbutils-kaggle-t4-package")
     assert request.is_private
     assert request.license_name == "other"
@@ -104,7 +107,7 @@ def test_what_the_client_refuses_or_only_warns_of_is_an_error(copy, change, faul
     path = copy / "01_rerank" / "kernel-metadata.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(InputError, match=fault):
-        kaggle.check(copy / "01_rerank")
+        client.check(copy / "01_rerank")
 
 
 @pytest.mark.parametrize(
@@ -120,7 +123,7 @@ def test_what_the_client_refuses_of_a_dataset_is_an_error(copy, change, fault):
     path = copy / "package" / "dataset-metadata.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(InputError, match=fault):
-        kaggle.check(copy / "package")
+        client.check(copy / "package")
 
 
 def test_the_check_needs_no_network_and_touches_no_credentials(copy, tmp_path):
@@ -132,9 +135,9 @@ import os, socket
 def refuse(*_): os._exit(9)  # an exception would be swallowed
 socket.socket.connect = socket.getaddrinfo = refuse
 from pathlib import Path
-from nbutils import kaggle
+from tools import client
 before = dict(os.environ)
-print(kaggle.check(Path({str(copy / "03_judge")!r})).slug)
+print(client.check(Path({str(copy / "03_judge")!r})).slug)
 assert dict(os.environ) == before
 """
     secrets = {"KAGGLE_API_TOKEN": "KGAT_other", "KAGGLE_USERNAME": "me", "KAGGLE_KEY": "k", "HOME": str(tmp_path)}
@@ -153,7 +156,7 @@ def test_each_notebook_says_the_profiles_values_where_papermill_would(folders, n
         assert second.metadata.tags == ["injected-parameters"]
         assert not any("injected-parameters" in cell.metadata.tags for cell in others)
         profile = yaml.safe_load((CHECKOUT / "params" / name / f"{stem}.yaml").read_text())
-        assert params.given([first.source, second.source]) == run.defaults(stem) | profile
+        assert literals.given([first.source, second.source]) == run.defaults(stem) | profile
 
 
 @each_profile
@@ -170,7 +173,7 @@ def test_without_any_one_parameter_the_default_holds_and_the_stage_opens(name, t
         for parameter in values.keys() - {"run_dir"}:
             less = {stem[3:]: {k: v for k, v in values.items() if k not in (parameter, "run_dir")}}
             kaggle.write(profile_of(tmp_path, **less), "maria", tmp_path / "out")
-            kaggle.check(tmp_path / "out" / stem)
+            client.check(tmp_path / "out" / stem)
             shell.user_ns["In"] = [cell.source for cell in cells(tmp_path / "out", stem)[:2]]
             session = notebook.open_stage(stem)
             expected = run.defaults(stem) | values | {parameter: run.defaults(stem)[parameter]}
@@ -253,8 +256,8 @@ SPOILS = {
     "a package beside it": lambda p: stranger(p / "torch"),
     "a module beside it": lambda p: (p / "sitecustomize.py").write_text("import os"),
     "compiled code": lambda p: (p / "nbutils" / "run.pyc").write_bytes(b"code"),
-    "code gone": lambda p: (p / "nbutils" / "hub.py").unlink(),
-    "renamed": lambda p: (p / "nbutils" / "hub.py").rename(p / "nbutils" / "Hub.py"),
+    "code gone": lambda p: (p / "nbutils" / "params.py").unlink(),
+    "renamed": lambda p: (p / "nbutils" / "params.py").rename(p / "nbutils" / "Params.py"),
     "contents exchanged": lambda p: (p / "nbutils/judges/rating_en.yaml").write_bytes(
         (p / "nbutils/judges/rating_it.yaml").read_bytes()
     ),
@@ -341,7 +344,8 @@ def test_the_mounted_package_works_alone_with_its_judges_and_templates(folders, 
     mounted = folders["kaggle-t4"] / "package"
     names = sorted(p.stem for p in (CHECKOUT / "nbutils" / "judges").glob("*.yaml"))
     code = f"""
-from nbutils import judges, sources
+from nbutils import judges
+from nbutils.files import sources
 from nbutils.judges.template import read_template
 files = [judges.read_file(name)[1] for name in {names}]
 print(len([read_template(f.template) for f in files if f.kind == "llm"]), sources.CHECKOUT)
@@ -422,8 +426,8 @@ def test_a_stage_asks_for_a_gpu_only_if_it_uses_one(stem, values, expected):
 def test_a_stage_that_reads_no_other_is_chained_to_none(tmp_path):
     profile = profile_of(tmp_path, judge={"samples": "org/samples"}, dpo={"off_policy": ""})
     kaggle.write(profile, "maria", tmp_path / "out")
-    assert kaggle.check(tmp_path / "out" / "03_judge").kernel_data_sources == []
-    assert kaggle.check(tmp_path / "out" / "04_dpo").kernel_data_sources == ["maria/nbutils-mine-03-judge"]
+    assert client.check(tmp_path / "out" / "03_judge").kernel_data_sources == []
+    assert client.check(tmp_path / "out" / "04_dpo").kernel_data_sources == ["maria/nbutils-mine-03-judge"]
 
 
 @pytest.mark.parametrize("user", ["", "Maria", "maria rossi", "maria/x", "-maria", "mària", "maria\n"])
@@ -511,7 +515,7 @@ def test_a_second_call_replaces_its_folders_and_nothing_else(copy):
     kaggle.write(CHECKOUT / "params/kaggle-t4", "luca", copy)
     assert (copy / "output").is_dir()
     assert not (copy / "package" / "params").exists()
-    assert kaggle.check(copy / "02_sample").slug == "luca/nbutils-kaggle-t4-02-sample"
+    assert client.check(copy / "02_sample").slug == "luca/nbutils-kaggle-t4-02-sample"
 
 
 def test_the_command_prints_what_to_type_in_order(tmp_path, capsys):

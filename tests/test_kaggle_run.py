@@ -28,8 +28,11 @@ import servers
 import tiny
 import yaml
 
-from nbutils import errors, kaggle, params, run, sources
-from nbutils.sources import CHECKOUT
+from nbutils import params, run
+from nbutils.core import errors
+from nbutils.files import sources
+from nbutils.files.sources import CHECKOUT
+from tools import kaggle
 
 TOKEN = "hf_of_the_attached_secret"
 SECRETS = f"""
@@ -234,7 +237,7 @@ PROFILE = {
 }
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.timeout(600)
 def test_four_kernels_in_six_sessions_ask_and_train_nothing_twice(tmp_path, push):
     machine, judge, loot = Kaggle(tmp_path / "kaggle"), Judge(), Judge()

@@ -3,9 +3,11 @@
 import pytest
 from servers import ChatServer
 
-from nbutils import engines, judges, keys
+from nbutils import engines, judges
+from nbutils.core import keys
+from nbutils.core.errors import InputError
+from nbutils.core.sampling import check_name
 from nbutils.engines.api import ApiEngine
-from nbutils.errors import InputError
 
 KEY = "marked0Judge1Token2Of3This4Very5Test"
 HF = "https://router.huggingface.co/v1"
@@ -190,7 +192,7 @@ def test_an_address_is_scheme_host_port_and_path_alone(address):
 @pytest.mark.parametrize("engine", ["https://huggingface.co@evil.com/v1", "https://host/v1?key=1", "https://h./v1"])
 def test_the_engine_of_02_is_such_an_address_too(engine):
     with pytest.raises(InputError, match=r"^engine: expected auto, vllm, transformers or a server's URL like"):
-        engines.check_name(engine)
+        check_name(engine)
 
 
 def test_a_judge_file_is_refused_before_its_key_is_fetched(tmp_path):

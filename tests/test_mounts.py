@@ -5,9 +5,9 @@ import time
 
 import pytest
 
-from nbutils import mounts, seals
-from nbutils.errors import InputError
-from nbutils.mounts import refuse_links, stores, taken, untaken
+from nbutils.core.errors import InputError
+from nbutils.files import mounts, seals
+from nbutils.files.mounts import refuse_links, stores, taken, untaken
 
 # what lies in an input -> a pattern that finds it
 PIECES = {
@@ -188,7 +188,7 @@ def test_the_package_this_is_run_from_is_no_find_and_another_is(put, monkeypatch
     put("kit/nbutils/run.py")
     put("own/nbutils/run.py")
     put("data/nbutils/readme")
-    monkeypatch.setattr(mounts, "__file__", str(mounts.MOUNTS / "own/nbutils/mounts.py"))
+    monkeypatch.setattr(mounts, "__file__", str(mounts.MOUNTS / "own/nbutils/files/mounts.py"))
     assert "not taken, since no run with your key left it: nbutils in kit; " in untaken()
 
 

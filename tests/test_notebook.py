@@ -14,10 +14,11 @@ from huggingface_hub import HfApi
 from IPython.core.interactiveshell import InteractiveShell
 
 from nbutils import notebook
-from nbutils.engines import Reply, Sample
-from nbutils.errors import InputError, Interrupted, out_of_time
+from nbutils.core.errors import InputError, Interrupted, out_of_time
+from nbutils.core.sampling import Sample
+from nbutils.engines.protocol import Reply
+from nbutils.engines.store import Store
 from nbutils.notebook import open_stage, run_folder
-from nbutils.store import Store
 
 PARAMETERS = """run_dir: str = "run"
 samples: str = "02_sample"

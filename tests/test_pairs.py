@@ -10,25 +10,12 @@ from builders import prompt_row, real, response, scored
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nbutils.errors import InputError
-from nbutils.pairs import (
-    MARKS,
-    build,
-    candidates,
-    drop_report,
-    from_samples,
-    insist_on_answers,
-    length_effect,
-    marked,
-    marks,
-    mix,
-    rerank,
-    screen,
-    select,
-    usable,
-)
-from nbutils.prompts import from_rows
-from nbutils.records import JUDGED, PAIRS, check, dataset
+from nbutils.core.columns import candidates
+from nbutils.core.errors import InputError
+from nbutils.core.pairs import build, drop_report, insist_on_answers, length_effect, mix, rerank, select
+from nbutils.core.prompts import from_rows
+from nbutils.core.records import JUDGED, PAIRS, check, dataset
+from nbutils.core.screen import MARKS, from_samples, marked, marks, screen, usable
 
 COLUMNS = {"prompt": "q", "chosen": "good", "rejected": "bad"}
 grade = st.sampled_from([0.0, 0.25, 0.5, 0.75, 1.0])
@@ -45,7 +32,7 @@ def decided(row, decide=rerank, **options):
 
 
 def test_the_module_does_not_load_torch():
-    code = "import nbutils.pairs, sys; sys.exit('torch' in sys.modules)"
+    code = "import nbutils.core.pairs, sys; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nbutils import params
-from nbutils.errors import InputError
+from nbutils.core import literals
+from nbutils.core.errors import InputError
 from nbutils.params import MODELS, names, read_overrides, template_kwargs, validate
 
 EXAMPLES = {str: "x", int: 2, float: 0.5, bool: True}
@@ -165,12 +165,12 @@ def test_a_checked_parameter_cannot_be_changed_afterwards():
     ],
 )
 def test_the_values_are_those_of_the_parameter_cells_in_the_order_they_ran(cells, found):
-    assert params.given(cells) == found
+    assert literals.given(cells) == found
 
 
 def test_a_parameter_that_is_no_literal_is_named():
     with pytest.raises(InputError, match=r"seed is 1 \* x, expected a plain number or text"):
-        params.given(['run_dir: str = "a"\nseed: int = 1 * x'])
+        literals.given(['run_dir: str = "a"\nseed: int = 1 * x'])
 
 
 @pytest.mark.parametrize(
@@ -226,8 +226,8 @@ def test_a_folder_and_a_lone_zero_are_no_parameters(tmp_path):
 
 def test_a_value_python_cannot_make_is_named():
     with pytest.raises(InputError, match=r"seed is \{\[\]: 1\}, expected a plain number or text"):
-        params.given(["run_dir: str = 'r'\nseed: int = {[]: 1}"])
-    assert params.given(["\x00", "run_dir: str = 'r'"]) == {"run_dir": "r"}
+        literals.given(["run_dir: str = 'r'\nseed: int = {[]: 1}"])
+    assert literals.given(["\x00", "run_dir: str = 'r'"]) == {"run_dir": "r"}
 
 
 ODD = ["a\nb", "a\0", "a\rb", "a\x1b[2J", "\x7f", "a\u2028b", "a\u202eb", "\u2066a", "\ud800", "x" * 5000, ""]

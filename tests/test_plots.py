@@ -8,9 +8,12 @@ import pytest
 from builders import scored
 
 from nbutils import plots
-from nbutils.health import Finding
+from nbutils.core.stats import Interval
 from nbutils.judges import bias
-from nbutils.stats import Interval
+from nbutils.judges import figures as judging
+from nbutils.proof import figures as proving
+from nbutils.training.health import Finding
+from tools import plots as tools_plots
 
 ROW = {"scores": [[1.0, 0.5, math.nan], [0.5, 0.5, math.nan]]}
 MEASURED = {"answers": 100, "measured": {"answers": 95}}
@@ -33,9 +36,9 @@ ROUNDS = pd.DataFrame(
 ROUNDS = ROUNDS.assign(headline="all passed")
 
 DRAWN = [
-    (plots.plot_ablation, (ARMS, CONTRASTS)),
-    (plots.plot_repeat, (TRAININGS, {"dev": Interval(0.35, 0.25, 0.45)})),
-    (plots.plot_rounds, (ROUNDS,)),
+    (tools_plots.plot_ablation, (ARMS, CONTRASTS)),
+    (tools_plots.plot_repeat, (TRAININGS, {"dev": Interval(0.35, 0.25, 0.45)})),
+    (tools_plots.plot_rounds, (ROUNDS,)),
     (plots.plot_verdicts, ({"kept": 96, "swapped": 8},)),
     (plots.plot_scores, ([ROW],)),
     (plots.plot_scores, ([ROW], ["chosen", "rejected"])),
@@ -43,14 +46,14 @@ DRAWN = [
     (plots.plot_waterfall, ({"on_policy": 3, "tie": 2, "flip": 1},)),
     (plots.plot_margins, ([0.25, 1.0],)),
     (plots.plot_length_gap, ([-10, 20],)),
-    (plots.plot_before_after, ({"passed_all": CHANGE, "checks": {"no_comma": CHANGE}} | MEASURED,)),
-    (plots.plot_before_after, ({"score": None, "passed_all": None, "checks": {}} | UNMEASURED,)),
-    (plots.plot_bias, ({"one": ASKED_ONCE},)),
+    (proving.plot_before_after, ({"passed_all": CHANGE, "checks": {"no_comma": CHANGE}} | MEASURED,)),
+    (proving.plot_before_after, ({"score": None, "passed_all": None, "checks": {}} | UNMEASURED,)),
+    (judging.plot_bias, ({"one": ASKED_ONCE},)),
 ]
 NOTHING = [
-    (plots.plot_ablation, (ARMS[:0], {})),
-    (plots.plot_repeat, (TRAININGS[:0], {})),
-    (plots.plot_rounds, (ROUNDS[:0],)),
+    (tools_plots.plot_ablation, (ARMS[:0], {})),
+    (tools_plots.plot_repeat, (TRAININGS[:0], {})),
+    (tools_plots.plot_rounds, (ROUNDS[:0],)),
     (plots.plot_verdicts, ({},)),
     (plots.plot_scores, ([],)),
     (plots.plot_scores, ([{"scores": []}], ["chosen", "rejected"])),
@@ -58,7 +61,7 @@ NOTHING = [
     (plots.plot_waterfall, ({},)),
     (plots.plot_margins, ([],)),
     (plots.plot_length_gap, ([],)),
-    (plots.plot_bias, ({"one": bias.figures([])},)),
+    (judging.plot_bias, ({"one": bias.figures([])},)),
 ]
 
 
@@ -76,18 +79,12 @@ def test_a_figure_asks_a_question_and_labels_its_axes(plot, given):
     assert ax.get_xlabel() or ax.get_ylabel()
 
 
-@pytest.mark.parametrize(("plot", "given"), DRAWN)
-def test_a_figure_can_be_drawn_into_given_axes(plot, given):
-    ax = plt.subplots()[1]
-    assert plot(*given, ax=ax) is ax
-
-
 @pytest.mark.parametrize(("plot", "given"), NOTHING)
 def test_no_data_is_an_empty_figure_not_an_error(plot, given):
     plot(*given).figure.canvas.draw()
 
 
-@pytest.mark.parametrize(("plot", "given"), [*DRAWN, (plots.plot_training, (FULL_LOG,)), *NOTHING])
+@pytest.mark.parametrize(("plot", "given"), [*DRAWN, (proving.plot_training, (FULL_LOG,)), *NOTHING])
 def test_a_figure_has_one_short_sentence_as_its_caption(plot, given):
     caption = plot(*given).get_figure(root=True).get_label()
     assert re.fullmatch(r"[A-Z][^\n]{40,125}\.", caption)
@@ -109,7 +106,7 @@ def test_the_waterfall_ends_with_the_pairs():
 
 
 def test_training_is_drawn_in_four_panels_with_held_out_points():
-    figure = plots.plot_training(FULL_LOG).figure
+    figure = proving.plot_training(FULL_LOG).figure
     figure.canvas.draw()
     assert len(figure.axes) == 4
     assert "loss, held-out" in [line.get_label() for line in figure.axes[0].lines]
@@ -120,7 +117,7 @@ def test_findings_are_thin_lines_named_in_the_legend_of_the_panel_that_shows_the
         Finding("falling", 2, "..."), Finding("fleeing", 2, "..."), Finding("trivial", 1, "..."),
         Finding("contradicted", 2, "..."), Finding("no gradient", 1, "..."), Finding("length", None, "..."),
     ]  # fmt: skip
-    figure = plots.plot_training(FULL_LOG, findings).figure
+    figure = proving.plot_training(FULL_LOG, findings).figure
     figure.canvas.draw()
     named = [[t.get_text() for t in ax.get_legend().get_texts() if "step" in t.get_text()] for ax in figure.axes]
     assert named == [
@@ -159,7 +156,7 @@ def test_the_bar_of_the_other_tokens_is_split_where_the_nucleus_ends():
 
 
 def test_the_figures_of_a_judge_are_drawn_in_percent_where_they_were_measured_and_kappa_is_not():
-    ax = plots.plot_bias({"one": ASKED_ONCE})
+    ax = judging.plot_bias({"one": ASKED_ONCE})
     names = [tick.get_text() for tick in ax.get_yticklabels()]
     drawn = {names[int(line.get_ydata()[0])]: line.get_xdata() for line in ax.lines if len(line.get_xdata()) == 2}
     measured = [name for name, ends in drawn.items() if not any(map(math.isnan, ends))]
@@ -173,7 +170,7 @@ def test_the_figures_of_a_judge_are_drawn_in_percent_where_they_were_measured_an
 
 
 def test_what_stops_a_run_and_what_is_no_taste_stand_in_the_rows_they_belong_to():
-    ax = plots.plot_bias({"one": ASKED_ONCE})
+    ax = judging.plot_bias({"one": ASKED_ONCE})
     names = [tick.get_text() for tick in ax.get_yticklabels()]
     bands = {
         names[round(bar.get_y() + bar.get_height() / 2)]: pytest.approx((bar.get_x(), bar.get_x() + bar.get_width()))
@@ -185,7 +182,7 @@ def test_what_stops_a_run_and_what_is_no_taste_stand_in_the_rows_they_belong_to(
 
 
 def test_two_judges_have_a_line_each_under_every_figure():
-    ax = plots.plot_bias({"key": ASKED_ONCE, "model": ASKED_ONCE.drop(index="ties")})
+    ax = judging.plot_bias({"key": ASKED_ONCE, "model": ASKED_ONCE.drop(index="ties")})
     names = [tick.get_text() for tick in ax.get_yticklabels()]
     assert names[:4] == ["unanswered: key", "unanswered: model", "unparsed: key", "unparsed: model"]
     assert [name for name in names if name.startswith("ties")] == ["ties: key"]
@@ -194,14 +191,14 @@ def test_two_judges_have_a_line_each_under_every_figure():
 
 
 def test_contrasts_stand_below_the_arms_in_points():
-    ax = plots.plot_ablation(ARMS, CONTRASTS)
+    ax = tools_plots.plot_ablation(ARMS, CONTRASTS)
     assert [tick.get_text() for tick in ax.get_yticklabels()] == ["mix", "off", "mix minus off"]
     [line] = [line for line in ax.lines if list(line.get_ydata()) == [2, 2]]
     assert list(line.get_xdata()) == pytest.approx([-10, 30])
 
 
 def test_every_training_and_all_together_have_a_line():
-    ax = plots.plot_repeat(TRAININGS, {"dev": Interval(0.35, 0.25, 0.45)})
+    ax = tools_plots.plot_repeat(TRAININGS, {"dev": Interval(0.35, 0.25, 0.45)})
     labels = [tick.get_text() for tick in ax.get_yticklabels()]
     assert labels == ["dev, seed 0", "dev, seed 1", "dev, all together"]
     ends = [list(line.get_xdata()) for line in ax.lines if len(line.get_xdata()) == 2]
@@ -209,7 +206,7 @@ def test_every_training_and_all_together_have_a_line():
 
 
 def test_an_arm_has_a_point_and_an_interval_per_seed_in_points_and_a_bar_for_their_mean():
-    ax = plots.plot_ablation(ARMS, CONTRASTS)
+    ax = tools_plots.plot_ablation(ARMS, CONTRASTS)
     intervals = [list(line.get_xdata()) for line in ax.lines if len(line.get_xdata()) == 2]
     assert intervals[:2] == [pytest.approx([20, 50]), pytest.approx([40, 70])]
     points = [line for line in ax.lines if len(line.get_xdata()) == 1][:4]
@@ -221,7 +218,7 @@ def test_an_arm_has_a_point_and_an_interval_per_seed_in_points_and_a_bar_for_the
 
 
 def test_rounds_are_a_line_from_the_base_with_the_interval_of_each_change():
-    ax = plots.plot_rounds(ROUNDS)
+    ax = tools_plots.plot_rounds(ROUNDS)
     assert [tick.get_text() for tick in ax.get_xticklabels()] == ["base", "round 1", "round 2"]
     (line,) = ax.lines
     assert list(line.get_xdata()) == [0, 1, 2]
@@ -232,7 +229,7 @@ def test_rounds_are_a_line_from_the_base_with_the_interval_of_each_change():
 
 def test_a_proof_that_was_measured_in_part_says_so_in_its_title():
     summary = {"score": CHANGE, "passed_all": CHANGE, "checks": {}}
-    titles = [plots.plot_before_after(summary | part).get_title() for part in (MEASURED, UNMEASURED)]
+    titles = [proving.plot_before_after(summary | part).get_title() for part in (MEASURED, UNMEASURED)]
     assert titles == [titles[0], f"{titles[0]}\nmeasured: 20 of 100 answers"]
 
 
@@ -258,10 +255,10 @@ def test_no_name_ends_a_figure_and_each_is_drawn_as_it_is(name, tmp_path):
     drawn = [
         plots.plot_verdicts({name: 3, "kept": 2}),
         plots.plot_waterfall({f"filtered:{name}": 3, "on_policy": 2}),
-        plots.plot_before_after(MEASURED | {"passed_all": CHANGE, "checks": {name: CHANGE}}),
+        proving.plot_before_after(MEASURED | {"passed_all": CHANGE, "checks": {name: CHANGE}}),
         plots.plot_next_token([name, "b"], {1.0: np.array([0.6, 0.3, 0.1])}, {1.0: 2}),
-        plots.plot_ablation(ARMS.assign(arm=name), CONTRASTS),
-        plots.plot_rounds(ROUNDS.assign(held_out=name)),
+        tools_plots.plot_ablation(ARMS.assign(arm=name), CONTRASTS),
+        tools_plots.plot_rounds(ROUNDS.assign(held_out=name)),
     ]
     for number, axes in enumerate(drawn):
         axes.figure.savefig(tmp_path / f"{number}.png", dpi=110, bbox_inches="tight")

@@ -16,7 +16,7 @@ from transformers import (
     Qwen2Config,
 )
 
-from nbutils import prefixes
+from nbutils.training import prefixes
 
 SMALL = {
     "vocab_size": 32,

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from nbutils.preflight import Device, pick_device, unusable
+from nbutils.models.preflight import Device, pick_device, unusable
 
 P100_ERROR = "CUDA error: no kernel image is available for execution on the device\nCompile with TORCH_USE_CUDA_DSA"
 

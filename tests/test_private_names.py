@@ -9,54 +9,50 @@ from importlib.metadata import version
 import pytest
 from packaging.requirements import Requirement
 
-from nbutils.sources import CHECKOUT
+from nbutils.files.sources import CHECKOUT
 
 # module, name in it, and which module of ours would fail or do something else without it
 TABLE = [
-    ("accelerate.state", "AcceleratorState._shared_state", "settings"),
-    ("accelerate.state", "GradientState._shared_state", "settings"),
-    ("accelerate.state", "PartialState._shared_state", "settings"),
-    ("accelerate.utils", "broadcast_object_list", "reference, training"),
-    ("accelerate.utils", "gather_object", "reference"),
-    ("datasets.exceptions", "DatasetsError", "sources"),
-    ("huggingface_hub.hf_api", "RepoFile", "hub"),
-    ("huggingface_hub.utils", "validate_repo_id", "hub"),
-    ("if_verifiable.common", "evaluate_instructions", "judges.verifier"),
-    ("if_verifiable.ifeval.instructions_registry", "INSTRUCTION_DICT", "judges.verifier"),
-    ("nbconvert.filters.markdown_mistune", "IPythonRenderer", "lessons"),
-    ("nbconvert.filters.markdown_mistune", "MarkdownWithMath", "lessons"),
-    ("papermill.iorw", "load_notebook_node", "kaggle"),
-    ("papermill.iorw", "write_ipynb", "kaggle"),
-    ("papermill.parameterize", "parameterize_notebook", "kaggle"),
-    ("peft.helpers", "disable_input_dtype_casting", "simulate"),
-    ("peft.utils", "load_peft_weights", "models"),
-    ("py3langid.langid", "LanguageIdentifier", "texts"),
-    ("py3langid.langid", "MODEL_FILE", "texts"),
-    ("torch", "UntypedStorage._cdata", "simulate"),
-    ("torch", "ops.aten._local_scalar_dense.default", "simulate"),
-    ("torch._subclasses.fake_tensor", "FakeTensorMode", "simulate"),
-    ("torch.utils._python_dispatch", "TorchDispatchMode", "simulate"),
-    ("torch.utils._pytree", "tree_leaves", "simulate"),
-    ("transformers", "Trainer._load_from_checkpoint", "training"),
-    ("transformers", "Trainer._prepare_inputs", "reference"),
-    ("transformers", "Trainer._save", "trainers"),
-    ("transformers", "Trainer._save_rng_state", "trainers"),
-    ("transformers", "Trainer.get_optimizer_cls_and_kwargs", "settings"),
-    ("transformers.quantizers.base", "get_keys_to_not_convert", "simulate"),
-    ("transformers.quantizers.quantizers_utils", "should_convert_module", "simulate"),
-    ("transformers.training_args", "OptimizerNames", "settings"),
-    ("transformers.utils.hub", "extract_commit_hash", "models"),
-    ("transformers.utils.peft_utils", "find_adapter_config_file", "models"),
-    ("trl", "DPOTrainer._precompute_ref_logps", "reference"),
-    ("trl", "DPOTrainer._prepare_dataset", "simulate"),
-    ("trl", "DPOTrainer.compute_ref_log_probs", "reference"),
-    ("trl.kernels", "ChunkedLogProbFunction.backward", "simulate"),
-    ("trl.kernels", "ChunkedLogProbFunction.forward", "simulate"),
-    ("trl.kernels.chunked_logprob", "_addmm_fp32", "simulate"),
-    ("trl.kernels.chunked_logprob", "_backward_tile", "simulate"),
-    ("trl.kernels.chunked_logprob", "_forward_tile", "simulate"),
-    ("trl.trainer.dpo_trainer", "hash_module", "reference"),
-    ("trl.trainer.utils", "_use_triton", "reference"),
+    ("accelerate.state", "AcceleratorState._shared_state", "nbutils.training.settings"),
+    ("accelerate.state", "GradientState._shared_state", "nbutils.training.settings"),
+    ("accelerate.state", "PartialState._shared_state", "nbutils.training.settings"),
+    ("accelerate.utils", "broadcast_object_list", "nbutils.training.reference, nbutils.training.loop"),
+    ("accelerate.utils", "gather_object", "nbutils.training.reference"),
+    ("huggingface_hub.hf_api", "RepoFile", "nbutils.files.hub"),
+    ("huggingface_hub.utils", "validate_repo_id", "nbutils.files.hub, nbutils.proof.card"),
+    ("if_verifiable.common", "evaluate_instructions", "nbutils.judges.verifier"),
+    ("if_verifiable.ifeval.instructions_registry", "INSTRUCTION_DICT", "nbutils.judges.verifier"),
+    ("nbconvert.filters.markdown_mistune", "IPythonRenderer", "tools.lessons"),
+    ("nbconvert.filters.markdown_mistune", "MarkdownWithMath", "tools.lessons"),
+    ("papermill.iorw", "load_notebook_node", "tools.kaggle"),
+    ("papermill.iorw", "write_ipynb", "tools.kaggle"),
+    ("papermill.parameterize", "parameterize_notebook", "tools.kaggle"),
+    ("peft.helpers", "disable_input_dtype_casting", "nbutils.training.simulate"),
+    ("py3langid.langid", "LanguageIdentifier", "nbutils.core.texts"),
+    ("py3langid.langid", "MODEL_FILE", "nbutils.core.texts"),
+    ("torch", "UntypedStorage._cdata", "nbutils.training.simulate"),
+    ("torch", "ops.aten._local_scalar_dense.default", "nbutils.training.simulate"),
+    ("torch._subclasses.fake_tensor", "FakeTensorMode", "nbutils.training.simulate"),
+    ("torch.utils._python_dispatch", "TorchDispatchMode", "nbutils.training.simulate"),
+    ("torch.utils._pytree", "tree_leaves", "nbutils.training.simulate"),
+    ("transformers", "Trainer._load_from_checkpoint", "nbutils.training.loop"),
+    ("transformers", "Trainer._prepare_inputs", "nbutils.training.reference"),
+    ("transformers", "Trainer._save", "nbutils.training.patches"),
+    ("transformers", "Trainer._save_rng_state", "nbutils.training.patches"),
+    ("transformers", "Trainer.get_optimizer_cls_and_kwargs", "nbutils.training.settings"),
+    ("transformers.quantizers.base", "get_keys_to_not_convert", "nbutils.training.simulate"),
+    ("transformers.quantizers.quantizers_utils", "should_convert_module", "nbutils.training.simulate"),
+    ("transformers.training_args", "OptimizerNames", "nbutils.training.settings"),
+    ("trl", "DPOTrainer._precompute_ref_logps", "nbutils.training.patches"),
+    ("trl", "DPOTrainer._prepare_dataset", "nbutils.training.simulate"),
+    ("trl", "DPOTrainer.compute_ref_log_probs", "nbutils.training.reference"),
+    ("trl.kernels", "ChunkedLogProbFunction.backward", "nbutils.training.simulate"),
+    ("trl.kernels", "ChunkedLogProbFunction.forward", "nbutils.training.simulate"),
+    ("trl.kernels.chunked_logprob", "_addmm_fp32", "nbutils.training.simulate"),
+    ("trl.kernels.chunked_logprob", "_backward_tile", "nbutils.training.simulate"),
+    ("trl.kernels.chunked_logprob", "_forward_tile", "nbutils.training.simulate"),
+    ("trl.trainer.dpo_trainer", "hash_module", "nbutils.training.patches"),
+    ("trl.trainer.utils", "_use_triton", "nbutils.training.patches"),
 ]
 # vllm's stands in an environment of its own (make test-vllm); a config's own commit is looked up with a default
 ELSEWHERE = {"LoRARequest", "_commit_hash", "_name_or_path"}
@@ -65,16 +61,14 @@ UNTRIED = {
     "transformers": "5.24.0", "trl": "1.17.0", "peft": "0.22.0", "accelerate": "1.16.0", "datasets": "5.3.0",
     "huggingface_hub": "2.5.0",
 }  # fmt: skip
-FILES = sorted((CHECKOUT / "nbutils").rglob("*.py"))
+FILES = sorted([*(CHECKOUT / "nbutils").rglob("*.py"), *(CHECKOUT / "tools").rglob("*.py")])
 
 
 @pytest.mark.parametrize(("module", "name", "used_in"), TABLE, ids=lambda value: value)
 def test_a_private_name_is_still_there(module, name, used_in):
     place = importlib.import_module(module)
     for part in name.split("."):
-        assert hasattr(place, part), (
-            f"{module}.{name} is gone, which nbutils.{used_in.replace(', ', ' and nbutils.')} uses"
-        )
+        assert hasattr(place, part), f"{module}.{name} is gone, which {used_in} uses"
         place = getattr(place, part)
 
 
@@ -125,6 +119,14 @@ def private_names():
 
 def _from(imported):
     return {alias.name for node in imported for alias in node.names} - {"annotations"}
+
+
+@pytest.mark.parametrize(("module", "name", "used_in"), TABLE, ids=lambda value: value)
+def test_the_table_says_where_a_private_name_is_used(module, name, used_in):
+    last = name.rpartition(".")[2] if not name.startswith(("ops.", "Chunked")) else name.rpartition(".")[0]
+    for place in used_in.split(", "):
+        text = (CHECKOUT / f"{place.replace('.', '/')}.py").read_text(encoding="utf-8")
+        assert last in text, f"{place} does not touch {name}"
 
 
 def test_every_private_name_that_the_package_touches_is_in_the_table():

@@ -9,11 +9,11 @@ from builders import prompt_row, real
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nbutils.errors import InputError
+from nbutils.core.errors import InputError
+from nbutils.core.prompts import Near, Runs, from_rows, select
+from nbutils.core.prompts import given as given_to_model
+from nbutils.files.sources import CHECKOUT
 from nbutils.judges.verifier import faults_of
-from nbutils.prompts import Near, Runs, from_rows, select
-from nbutils.prompts import given as given_to_model
-from nbutils.sources import CHECKOUT
 
 LONG = "Write a short story about a lighthouse keeper who finds a letter in a bottle on the beach"
 WIDE = {"min_chars": 1, "max_chars": 1000}
@@ -150,7 +150,7 @@ def chosen_of(rows, max_prompts, seed=0):
 @pytest.fixture
 def apart(monkeypatch):
     """The prompts of `in_categories` resemble each other; here that does not matter."""
-    monkeypatch.setattr("nbutils.prompts.Near.holds", lambda self, row: row["prompt_id"] in self._ids)
+    monkeypatch.setattr("nbutils.core.prompts.Near.holds", lambda self, row: row["prompt_id"] in self._ids)
 
 
 @pytest.mark.usefixtures("apart")

@@ -6,9 +6,9 @@ from datasets import Dataset
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from nbutils.conversations import messages
-from nbutils.errors import InputError
-from nbutils.records import JUDGED, PAIRS, PROMPTS, check, dataset, pair_id, prompt_id
+from nbutils.core.errors import InputError
+from nbutils.core.records import JUDGED, PAIRS, PROMPTS, check, dataset, pair_id, prompt_id
+from nbutils.core.turns import messages
 
 any_text = st.text(st.characters())  # lone surrogates included
 

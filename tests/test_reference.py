@@ -15,11 +15,12 @@ import tiny
 import torch
 from dpo import CPU, dpo_params, pair, small_trainer, some_pairs, templated
 
-from nbutils import models, reference
-from nbutils.errors import InputError, Interrupted
-from nbutils.settings import read_options
-from nbutils.trainers import build_trainer
-from nbutils.training import train
+from nbutils import models
+from nbutils.core.errors import InputError, Interrupted
+from nbutils.training import patches, reference
+from nbutils.training.loop import train
+from nbutils.training.settings import read_options
+from nbutils.training.trainer import build_trainer
 
 LIVE = {"precompute_ref_log_probs": False}
 SIDES = ("chosen", "rejected")
@@ -29,13 +30,13 @@ SIDES = ("chosen", "rejected")
 def computed(monkeypatch) -> list[int]:
     """The number of pairs in every batch that the reference model has scored since the test began."""
     batches = []
-    compute = reference.Trainer.compute_ref_log_probs
+    compute = patches.Trainer.compute_ref_log_probs
 
     def counted(self, model, inputs):
         batches.append(len(inputs["input_ids"]) // 2)
         return compute(self, model, inputs)
 
-    monkeypatch.setattr(reference.Trainer, "compute_ref_log_probs", counted)
+    monkeypatch.setattr(patches.Trainer, "compute_ref_log_probs", counted)
     return batches
 
 
@@ -240,7 +241,7 @@ def test_other_weights_under_the_same_name_are_computed(tmp_path, computed):
 
 def compute_and_die(model, folder):
     """Compute with shards of four pairs and be killed in the fourth shard, after two of its pairs."""
-    reference.SHARD, compute, batches = 4, reference.Trainer.compute_ref_log_probs, []
+    reference.SHARD, compute, batches = 4, patches.Trainer.compute_ref_log_probs, []
 
     def dies(self, model, inputs):
         if len(batches) == 7:
@@ -248,7 +249,7 @@ def compute_and_die(model, folder):
         batches.append(inputs)
         return compute(self, model, inputs)
 
-    reference.Trainer.compute_ref_log_probs = dies
+    patches.Trainer.compute_ref_log_probs = dies
     small_trainer(model, Path(folder), some_pairs(20))
 
 
@@ -296,7 +297,7 @@ def test_the_time_budget_stops_after_a_shard_and_the_next_call_goes_on(tiny_llam
 
 
 def test_numbers_that_are_not_finite_are_refused_and_not_kept(tiny_llama, tmp_path, monkeypatch):
-    monkeypatch.setattr(reference.Trainer, "compute_ref_log_probs", lambda *_: (torch.tensor([float("nan")] * 2),) * 2)
+    monkeypatch.setattr(patches.Trainer, "compute_ref_log_probs", lambda *_: (torch.tensor([float("nan")] * 2),) * 2)
     with pytest.raises(InputError, match="gives 8 of 8 log-probabilities that are not finite: it overflows this"):
         small_trainer(tiny_llama, tmp_path, some_pairs(4))
     assert not list((tmp_path / "scratch" / "reference").glob("*"))

@@ -10,7 +10,8 @@ from builders import real
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from nbutils.engines import Sample, numbers_in
+from nbutils.core.sampling import Sample
+from nbutils.engines.protocol import numbers_in
 from nbutils.judges.replies import quotes, read
 from nbutils.judges.template import Template
 

@@ -14,10 +14,12 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from transformers import Gemma2ForSequenceClassification as Gemma2
 
 from nbutils import judges, models
-from nbutils.errors import InputError, Interrupted
-from nbutils.judges import Judgement, RewardFile, reward
+from nbutils.core.errors import InputError, Interrupted
+from nbutils.core.pairs import rerank
+from nbutils.judges import reward
+from nbutils.judges.files import RewardFile
+from nbutils.judges.judge import Judgement
 from nbutils.judges.reward import RewardJudge, raw_scores
-from nbutils.pairs import rerank
 
 TEXTS = (
     "The river runs from the mountains to the sea.",

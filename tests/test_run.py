@@ -13,10 +13,13 @@ from builders import prompt_row
 from huggingface_hub.constants import HF_HUB_CACHE
 from papermill.iorw import load_notebook_node
 
-from nbutils import judges, records, run, sources
-from nbutils.errors import InputError
-from nbutils.sources import CHECKOUT, fingerprint
-from nbutils.stages import Stage
+from nbutils import judges, run
+from nbutils.core import records
+from nbutils.core.errors import InputError
+from nbutils.core.markup import say
+from nbutils.files import hub, sources
+from nbutils.files.sources import CHECKOUT, fingerprint
+from nbutils.files.stage import Stage
 
 TEMPLATE = (CHECKOUT / "nbutils/templates/rating_it.txt").read_text()
 
@@ -117,14 +120,14 @@ def test_the_command_refuses_a_run_dir_that_it_must_not_fill(name, capsys, monke
     ],
 )
 def test_a_printed_line_holds_no_order_to_the_terminal(said, left, capsys):
-    run.say(said)
+    say(said)
     assert capsys.readouterr().out == f"{left}\n"
 
 
 def test_the_command_to_go_on_can_be_typed_as_it_is(monkeypatch, capsys, tmp_path):
     profile, run_dir = "my profile; touch x", str(tmp_path / "$(touch x) `y`")
     monkeypatch.setattr(run, "read_profile", lambda *_: {"01_rerank": {"run_dir": run_dir}})
-    monkeypatch.setattr(run, "is_done", lambda *_: False)
+    monkeypatch.setattr(run, "changes", lambda *_: None)
 
     def stop(stem, values):
         raise InputError("it stopped")
@@ -133,6 +136,31 @@ def test_the_command_to_go_on_can_be_typed_as_it_is(monkeypatch, capsys, tmp_pat
     assert run.main([profile, run_dir]) == 1
     command = capsys.readouterr().err.partition("to go on: ")[2]
     assert shlex.split(command) == ["python", "-m", "nbutils.run", profile, run_dir]
+
+
+MARK = {"params": {"seed": 0}, "inputs": [["judge", "1"]], "code": "a"}
+
+
+@pytest.mark.parametrize(
+    ("mark", "said"),
+    [
+        (MARK, "unchanged, skipped"),
+        (MARK | {"code": "b"}, "0 s, since code changed"),
+        (MARK | {"inputs": [["judge", "2"]], "params": {"seed": 1}}, "0 s, since params and inputs changed"),
+        (None, "0 s"),
+        ([], "0 s"),
+        ({"code": "a"}, "0 s"),
+        ("a mark of an earlier version", "0 s"),
+    ],
+)
+def test_why_a_stage_runs_again_is_said(mark, said, tmp_path, monkeypatch):
+    (tmp_path / "01_rerank").mkdir()
+    (tmp_path / "01_rerank.ipynb").touch()
+    if mark is not None:
+        (tmp_path / "01_rerank" / hub.MARK).write_text(json.dumps(mark))
+    monkeypatch.setattr(run, "fingerprint", lambda *_: MARK | {"inputs": [("judge", "1")]})
+    monkeypatch.setattr(run, "execute", lambda *_: None)
+    assert run.finish("01_rerank", {"run_dir": str(tmp_path)}) == said
 
 
 @pytest.mark.parametrize(
@@ -150,9 +178,9 @@ def test_make_hands_its_variables_on_as_words(tmp_path, word):
     given = [f"{name}={word}" for name in ("PROFILE", "RUN", "N", "USER")]
     expected = {
         "run": f"<-m><nbutils.run><params/{word}><runs/{word}>",
-        "rounds": f"<-m><nbutils.experiments><rounds><params/{word}><runs/{word}><--rounds><{word}>",
-        "kaggle": f"<-m><nbutils.kaggle><params/{word}><{word}><build/kaggle>",
-        "cost": f"<bench/cost.py><params/{word}>",
+        "rounds": f"<-m><tools.experiments><rounds><params/{word}><runs/{word}><--rounds><{word}>",
+        "kaggle": f"<-m><tools.kaggle><params/{word}><{word}><build/kaggle>",
+        "cost": f"<-m><tools.cost><params/{word}>",
     }
     for target, words in expected.items():
         made = subprocess.run(["make", "-s", target, *given], cwd=tmp_path, capture_output=True, text=True, check=True)

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from nbutils import rundir
-from nbutils.errors import InputError
-from nbutils.sources import CHECKOUT
+from nbutils.core.errors import InputError
+from nbutils.files import rundir
+from nbutils.files.sources import CHECKOUT
 
 
 @pytest.fixture

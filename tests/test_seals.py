@@ -4,9 +4,9 @@ import shutil
 
 import pytest
 
-from nbutils import seals
-from nbutils.errors import InputError
-from nbutils.seals import is_sealed, seal
+from nbutils.core.errors import InputError
+from nbutils.files import seals
+from nbutils.files.seals import is_sealed, seal
 
 
 @pytest.fixture

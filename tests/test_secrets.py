@@ -22,11 +22,13 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 from test_pipeline import QUESTIONS, grades, judge_file, shown, write_jsonl, write_profile
 
-from nbutils import engines, errors, judges, params, secrets, stages
+from nbutils import engines, judges, params
+from nbutils.core import errors, secrets
+from nbutils.core.errors import InputError
 from nbutils.engines.api import ApiEngine
-from nbutils.errors import InputError
-from nbutils.settings import read_options
-from nbutils.store import answer
+from nbutils.engines.asking import answer
+from nbutils.files.stage import Stage
+from nbutils.training.settings import read_options
 
 HUB, KEY = "hf_markedHubTokenOfThisVeryTestAlone", "sk-marked0Judge1Token2Of3This4Very5Test"
 SECRETS = (HUB, KEY)
@@ -98,7 +100,7 @@ def road(tmp_path_factory):
     return home / "runs", printed, server
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_whole_run_leaves_no_token_behind(road):
     runs, printed, server = road
     assert set(server.tokens) == {KEY}, "the judge was asked with its token, and with nothing else"
@@ -127,7 +129,7 @@ ECHO = servers.Answer(
 )
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_server_that_repeats_the_token_gets_it_into_no_notebook(tmp_path):
     with servers.ChatServer([ECHO]) as server:
         judge = judge_file(tmp_path / "judge.yaml", server.url, key_variable="JUDGE_API_KEY")
@@ -377,7 +379,7 @@ def test_a_reply_that_repeats_the_token_is_stored_and_returned_without(store, mo
 
 def test_a_stage_is_written_without_secrets(tmp_path, monkeypatch):
     monkeypatch.setenv("JUDGE_API_KEY", KEY)
-    stage = stages.Stage("01_rerank", tmp_path / "run")
+    stage = Stage("01_rerank", tmp_path / "run")
     rows = datasets.Dataset.from_list([{"x": "a", "y": [{"z": f"say {KEY}"}]}, {"x": "b", "y": [{"z": "è"}]}])
     stage.write({"pairs": rows}, params={"judge": KEY}, metrics={"said": {"who": [KEY]}}, summary=f"By {KEY}.")
     assert leaks(tmp_path, secrets=[KEY]) == []

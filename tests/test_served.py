@@ -9,8 +9,9 @@ from collections import Counter
 import tiny
 from servers import Answer, ChatServer, echo
 
-from nbutils import records, sources
-from nbutils.sources import CHECKOUT
+from nbutils.core import records
+from nbutils.files import sources
+from nbutils.files.sources import CHECKOUT
 
 
 def test_a_policy_behind_a_server_that_refuses_a_prompt_and_options_is_sampled_all_the_same(tmp_path):

@@ -9,9 +9,11 @@ from accelerate.state import PartialState
 from dpo import CPU, dpo_params, pair, small_trainer, some_pairs
 from trl import DPOConfig
 
-from nbutils import memory, settings, trainers, training
-from nbutils.errors import InputError, Interrupted, telling
-from nbutils.settings import DEFAULTS, OURS, RESERVED, UNSAFE, checked
+from nbutils.core.errors import InputError, Interrupted, telling
+from nbutils.training import loop, memory, settings
+from nbutils.training import trainer as building
+from nbutils.training.held_out import split
+from nbutils.training.settings import DEFAULTS, OURS, RESERVED, UNSAFE, checked
 
 FIELDS = [field.name for field in dataclasses.fields(DPOConfig)]
 LORA = [name for name in DEFAULTS if name.startswith("lora_")]
@@ -150,7 +152,7 @@ def test_looking_at_settings_leaves_no_trace(tiny_llama, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     before, state = torch.get_rng_state(), dict(PartialState._shared_state)
     options = checked({"optim": "sgd", "data_seed": 3})
-    trainers.check(dpo_params(tiny_llama), options, str(tiny_llama), 100, 10)
+    building.check(dpo_params(tiny_llama), options, str(tiny_llama), 100, 10)
     assert torch.equal(torch.get_rng_state(), before)
     assert PartialState._shared_state == state
     assert not list(tmp_path.iterdir())
@@ -179,10 +181,10 @@ def test_looking_at_settings_leaves_no_trace(tiny_llama, tmp_path, monkeypatch):
 def test_what_does_not_go_with_pairs_or_model_is_told_before_weights_are_loaded(
     given, sentence, tiny_llama, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(trainers.models, "load_model", lambda *_, **__: pytest.fail("weights were loaded"))
+    monkeypatch.setattr(building.models, "load_model", lambda *_, **__: pytest.fail("weights were loaded"))
     options = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 1} | given
     with pytest.raises(InputError, match=sentence):
-        trainers.check(dpo_params(tiny_llama), checked(options), str(tiny_llama), 10, 0)
+        building.check(dpo_params(tiny_llama), checked(options), str(tiny_llama), 10, 0)
     with pytest.raises(InputError, match=sentence):
         small_trainer(tiny_llama, tmp_path, some_pairs(10), [], options=checked(options))
 
@@ -190,7 +192,7 @@ def test_what_does_not_go_with_pairs_or_model_is_told_before_weights_are_loaded(
 @pytest.mark.parametrize("tuning", ["full", "lora"])
 def test_modules_are_looked_for_where_an_adapter_is_made(tuning, tiny_llama):
     options = checked({"lora_target_modules": ["layers.0.self_attn.q_proj", "lm_head"]} | {"logging_steps": 1})
-    trainers.check(dpo_params(tiny_llama, tuning=tuning), options, str(tiny_llama), 100, 10)
+    building.check(dpo_params(tiny_llama, tuning=tuning), options, str(tiny_llama), 100, 10)
 
 
 def test_a_failure_of_a_library_says_what_was_being_done_and_hangs_on_the_sentence(tiny_llama, tmp_path, monkeypatch):
@@ -202,7 +204,7 @@ def test_a_failure_of_a_library_says_what_was_being_done_and_hangs_on_the_senten
         InputError, match=r"while planning a training step of .*: RuntimeError: CUDA error: .*assert; look"
     ):
         memory.plan(str(tiny_llama), tuning="lora", options=DEFAULTS, card=memory.detected(CPU))
-    monkeypatch.setattr(trainers, "Trainer", fails)
+    monkeypatch.setattr(building, "Trainer", fails)
     with pytest.raises(InputError, match=r"while building the trainer of .*tiny.*: RuntimeError: CUDA error") as caught:
         small_trainer(tiny_llama, tmp_path, some_pairs(4))
     assert isinstance(caught.value.__cause__, RuntimeError)
@@ -210,7 +212,7 @@ def test_a_failure_of_a_library_says_what_was_being_done_and_hangs_on_the_senten
     trainer = small_trainer(tiny_llama, tmp_path, some_pairs(4))
     trainer.training_step = fails
     with pytest.raises(InputError, match=r"while training: RuntimeError: CUDA error: .* run the same command or cell"):
-        training.train(trainer, csv=tmp_path / "log.csv")
+        loop.train(trainer, csv=tmp_path / "log.csv")
 
 
 @pytest.mark.parametrize("passes", [InputError("mine"), Interrupted("later"), KeyboardInterrupt(), SystemExit(1)])
@@ -222,7 +224,7 @@ def test_sentences_and_interruptions_pass(passes):
 
 def test_a_training_of_one_prompt_goes_on_without_held_out_pairs(tiny_llama, tmp_path):
     rows = [pair("One prompt.", f"Answer {i}.", "Bread.") for i in range(4)]
-    train_pairs, curves = training.split(rows, seed=0)
+    train_pairs, curves = split(rows, seed=0)
     assert curves == []
-    log = training.train(small_trainer(tiny_llama, tmp_path, train_pairs, curves), csv=tmp_path / "log.csv")
+    log = loop.train(small_trainer(tiny_llama, tmp_path, train_pairs, curves), csv=tmp_path / "log.csv")
     assert list(log.step) == [1, 2]

@@ -10,11 +10,11 @@ import torch
 from dpo import CPU, small_trainer, some_pairs
 
 from nbutils import models
-from nbutils.memory import CARDS, Plan, plan
-from nbutils.settings import read_options
-from nbutils.simulate import Tracker
-from nbutils.simulate import _quantize as quantize
-from nbutils.training import train
+from nbutils.training.loop import train
+from nbutils.training.memory import CARDS, Plan, plan
+from nbutils.training.settings import read_options
+from nbutils.training.simulate import Tracker
+from nbutils.training.simulate import _quantize as quantize
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -145,7 +145,7 @@ def test_planning_leaves_trainers_of_this_process_and_its_random_numbers_alone(t
 # --- a plan against the truth
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.timeout(900)
 def test_plans_are_within_15_percent_of_real_steps():
     done = subprocess.run(

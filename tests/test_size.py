@@ -15,9 +15,13 @@ from pathlib import Path
 import pytest
 from builders import ScriptedEngine, prompt_row
 
-from nbutils import pairs, records, sources, stages, stats, texts
-from nbutils.engines import Reply, Request, Sample
-from nbutils.store import Store, answer
+from nbutils.core import pairs, records, screen, stats, texts
+from nbutils.core.sampling import Sample
+from nbutils.engines.asking import answer
+from nbutils.engines.protocol import Reply, Request
+from nbutils.engines.store import Store
+from nbutils.files import sources
+from nbutils.files.stage import Stage
 
 PROMPTS, ANSWERS, CHARS = 25_000, 5, 1_000
 KWARGS = {"enable_thinking": False}
@@ -47,7 +51,6 @@ class Sampler(ScriptedEngine):
 
 def sample(stage):
     """02: half of the replies come from the store, as after an interruption."""
-    from nbutils import models, plots, preflight  # noqa: F401 - what the notebook has loaded counts
 
     rng = random.Random(0)
     fits = [prompt_row(f"{i} {said(rng)[:200]}") for i in range(PROMPTS)]
@@ -72,7 +75,7 @@ def sample(stage):
         for row, reply in zip(fits, replies, strict=True)
     ]
     told = {texts.language(row["prompt"][-1]["content"]) for row in sampled}
-    marks = pairs.marks(sampled)  # not their language: that takes twice as long and no memory
+    marks = screen.marks(sampled)  # not their language: that takes twice as long and no memory
     stage.write({"samples": records.dataset(sampled, records.SAMPLES)}, params={}, metrics=marks, summary="")
     return {
         "answers": len(answers),
@@ -85,10 +88,9 @@ def sample(stage):
 
 def judge(stage):
     """03, each answer's score being drawn."""
-    from nbutils import judges, plots  # noqa: F401
 
     sampled = sources.read_checked("02_sample", "samples", records.SAMPLES, run_dir=stage.run_dir)
-    rows = [pairs.from_samples(row) for row in sampled]
+    rows = [screen.from_samples(row) for row in sampled]
     rng = random.Random(0)
     scored = [
         row | {"scores": [[rng.random() for _ in row["responses"]]], "replies": [], "feedback": [], "judge": "j"}
@@ -109,7 +111,7 @@ def test_a_dataset_that_is_made_in_parts_has_every_row_in_its_place():
     assert records.dataset(rows, records.PROMPTS).to_list() == rows
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.timeout(600)
 def test_25000_prompts_pass_through_sampling_and_judging_in_two_gib():
     if not Path("/proc/self/status").exists():
@@ -131,7 +133,7 @@ def test_25000_prompts_pass_through_sampling_and_judging_in_two_gib():
 
 if __name__ == "__main__":
     _, stem, folder = sys.argv
-    counts = {"02_sample": sample, "03_judge": judge}[stem](stages.Stage(stem, Path(folder) / "run"))
+    counts = {"02_sample": sample, "03_judge": judge}[stem](Stage(stem, Path(folder) / "run"))
     # not getrusage: there a child begins with the peak of the process that started it
     peak = int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1]) // 1024
     print(json.dumps(counts | {"peak": peak}))

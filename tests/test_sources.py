@@ -14,11 +14,11 @@ from builders import DATA, prompt_row, real
 from datasets import DatasetDict
 from pyarrow import parquet
 
-from nbutils import sources, tables
-from nbutils.errors import InputError
-from nbutils.records import PAIRS, PROMPTS, dataset
-from nbutils.sources import find, fingerprint, label, located, read, read_checked
-from nbutils.stages import Stage
+from nbutils.core.errors import InputError
+from nbutils.core.records import PAIRS, PROMPTS, dataset
+from nbutils.files import columnar, sources, tables
+from nbutils.files.sources import find, fingerprint, label, located, read, read_checked
+from nbutils.files.stage import Stage
 
 ROWS = [{"id": "1", "text": "perché 😀", "n": "01"}, {"id": "2", "text": "a,b\nc", "n": ""}]
 
@@ -462,9 +462,12 @@ def test_ten_rows_of_a_small_file_that_stands_for_much_are_read_in_little_memory
 
 
 def arrow(path, rows):
-    with pyarrow.OSFile(str(path), "wb") as sink, pyarrow.ipc.new_stream(
-        sink, pyarrow.Table.from_pylist(rows).schema, options=pyarrow.ipc.IpcWriteOptions(compression="zstd")
-    ) as stream:
+    with (
+        pyarrow.OSFile(str(path), "wb") as sink,
+        pyarrow.ipc.new_stream(
+            sink, pyarrow.Table.from_pylist(rows).schema, options=pyarrow.ipc.IpcWriteOptions(compression="zstd")
+        ) as stream,
+    ):
         stream.write_table(pyarrow.Table.from_pylist(rows))
     return path
 
@@ -488,14 +491,14 @@ def system_pool():
 def test_rows_that_unpack_to_more_than_their_file_says_find_no_room(tmp_path, monkeypatch, write):
     path = write(tmp_path / f"a.{'arrow' if write is arrow else 'parquet'}", [{"a": "b" * 2**24}] * 16)
     assert path.stat().st_size < 2**20
-    monkeypatch.setattr(tables, "_rows_at_once", lambda group: tables.FEW)
-    monkeypatch.setattr(tables, "ROOM", 2**27)
+    monkeypatch.setattr(columnar, "_rows_at_once", lambda group: columnar.FEW)
+    monkeypatch.setattr(columnar, "ROOM", 2**27)
     limit = resource.getrlimit(resource.RLIMIT_AS)
     with within(10, 64), pytest.raises(InputError, match=r"a\.\w+ cannot be read as \w+: .*malloc"):
         list(tables.rows(path))
     assert resource.getrlimit(resource.RLIMIT_AS) == limit
-    monkeypatch.setattr(tables, "ROOM", 2**30)
-    monkeypatch.setattr(tables, "LARGEST", 2**25)
+    monkeypatch.setattr(columnar, "ROOM", 2**30)
+    monkeypatch.setattr(columnar, "LARGEST", 2**25)
     assert len(list(tables.rows(path))) == 16
 
 

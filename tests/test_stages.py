@@ -15,12 +15,15 @@ from builders import child, prompt_row, scored
 from datasets import Dataset, load_dataset
 from huggingface_hub import DatasetCard
 
-from nbutils import cards, owned, sources, stages
-from nbutils.errors import InputError
-from nbutils.pairs import build, rerank
-from nbutils.records import PAIRS, PROMPTS, dataset
-from nbutils.seals import is_sealed
-from nbutils.stages import Stage, bring
+from nbutils.core.errors import InputError
+from nbutils.core.pairs import build, rerank
+from nbutils.core.records import PAIRS, PROMPTS, dataset
+from nbutils.files import owned, sources
+from nbutils.files import stage as stages
+from nbutils.files.card import caption
+from nbutils.files.mounts import bring
+from nbutils.files.seals import is_sealed
+from nbutils.files.stage import Stage
 
 PAIR = build([rerank(scored(["A", "B"], [[1.0, 0.5]], chat_template_kwargs={"enable_thinking": False}))])[0]
 PRINT_PROMPTS = """
@@ -106,7 +109,7 @@ def test_a_figures_caption_stands_beside_the_output_in_the_image_and_on_the_card
     assert [metadata["image/png"]["alt"] for _, metadata in outputs] == ["Scores from 0 to 1 – “fair”.", "no label"]
     shown = [base64.b64decode(data["image/png"]) for data, _ in outputs]
     assert shown == [(folder / "figures" / name).read_bytes() for name in ("scores.png", "no_label.png")]
-    assert cards.caption(folder / "figures" / "scores.png") == "Scores from 0 to 1 – “fair”."
+    assert caption(folder / "figures" / "scores.png") == "Scores from 0 to 1 – “fair”."
     card = (folder / "README.md").read_text()
     assert "![Scores from 0 to 1 – “fair”.](figures/scores.png)" in card
     assert "![no label](figures/no_label.png)" in card

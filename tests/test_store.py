@@ -14,10 +14,12 @@ from builders import ScriptedEngine, child, request
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from nbutils.engines import Reply, Request, Sample, Sampling
-from nbutils.errors import InputError, Interrupted
-from nbutils.records import digest
-from nbutils.store import Store, _key, answer
+from nbutils.core.errors import InputError, Interrupted
+from nbutils.core.records import digest
+from nbutils.core.sampling import Sample, Sampling
+from nbutils.engines.asking import _key, answer
+from nbutils.engines.protocol import Reply, Request
+from nbutils.engines.store import Store
 
 ECHO = ScriptedEngine(lambda r, rng: f"re {r.messages[0]['content']}")
 HOT, COLD = Sampling(temperature=1.0), Sampling(temperature=0.0)

@@ -4,7 +4,7 @@ from importlib import resources
 
 import pytest
 
-from nbutils.errors import InputError
+from nbutils.core.errors import InputError
 from nbutils.judges.template import Template, read_template
 
 HEAD = "---\nreply: json\nscale: [1, 5]\n---\n"

@@ -8,7 +8,7 @@ from builders import real
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from nbutils.texts import language, loops
+from nbutils.core.texts import language, loops
 
 # real-looking cases; each loop is what a small model was seen to do
 LOOPS = {
@@ -136,7 +136,7 @@ def test_nothing_is_told_of_forty_characters(length):
 
 
 def test_the_detector_is_loaded_when_it_is_first_needed():
-    code = "import nbutils.texts, sys; sys.exit('py3langid' in sys.modules)"
+    code = "import nbutils.core.texts, sys; sys.exit('py3langid' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

@@ -13,12 +13,15 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, TrainerCallback
 from trl import DPOConfig, DPOTrainer
 
-from nbutils import models, reference, trainers, training
-from nbutils.errors import InputError
-from nbutils.preflight import Device
-from nbutils.records import PAIRS, dataset
-from nbutils.trainers import precision
-from nbutils.training import save, train
+from nbutils import models
+from nbutils.core.errors import InputError
+from nbutils.core.records import PAIRS, dataset
+from nbutils.models import load
+from nbutils.models.preflight import Device
+from nbutils.training import trainer as building
+from nbutils.training.checkpoints import last_complete
+from nbutils.training.loop import save, train
+from nbutils.training.trainer import precision
 
 P100, T4, L4 = (Device("cuda", capability, "a test") for capability in ((6, 0), (7, 5), (8, 9)))
 A100, H100 = Device("cuda", (8, 0), "a test"), Device("cuda", (9, 0), "a test")
@@ -68,7 +71,7 @@ def test_four_bit_training_is_refused_where_bitsandbytes_has_no_kernels():
 
 
 def test_missing_bitsandbytes_is_told_how_to_install_before_any_weight_is_read(monkeypatch):
-    monkeypatch.setattr(models, "is_bitsandbytes_available", lambda: False)
+    monkeypatch.setattr(load, "is_bitsandbytes_available", lambda: False)
     with pytest.raises(InputError, match="run `pip install -U bitsandbytes` and restart the kernel, or set tuning"):
         models.load_model("no/such-model", T4, torch.float16, four_bit=True)
 
@@ -84,7 +87,7 @@ def test_four_bit_layers_are_nf4_and_compute_in_the_format_of_the_rest(device, k
         asked.update(options)
         return torch.nn.Linear(1, 1)
 
-    monkeypatch.setattr(models, "is_bitsandbytes_available", lambda: True)
+    monkeypatch.setattr(load, "is_bitsandbytes_available", lambda: True)
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", from_pretrained)
     models.load_model(str(tiny_llama), device, precision(device, kind, "qlora")[0], four_bit=True)
     config = asked["quantization_config"]
@@ -107,7 +110,7 @@ def in_4_bits(monkeypatch):
         return model
 
     monkeypatch.setattr(models, "load_model", flagged)
-    monkeypatch.setattr(trainers, "precision", lambda *_: (torch.float32, {"fp16": False, "bf16": False}))
+    monkeypatch.setattr(building, "precision", lambda *_: (torch.float32, {"fp16": False, "bf16": False}))
 
     def build(*args, **given):
         trainer = small_trainer(*args, tuning="qlora", **given)
@@ -233,7 +236,7 @@ def test_an_interrupted_training_from_an_adapter_goes_on_to_the_weights_of_an_un
             with pytest.raises(KeyboardInterrupt):
                 train(trainer, csv=tmp_path / "log.csv")
             trainer = build(tiny_llama, folder, rows, adapter=str(start))
-            assert training.last_complete(Path(trainer.args.output_dir)).name == "checkpoint-4"
+            assert last_complete(Path(trainer.args.output_dir)).name == "checkpoint-4"
         log = train(trainer, csv=tmp_path / "log.csv")[columns]
         results[name] = log, weights(save(trainer, folder / "adapter"))
     pd.testing.assert_frame_equal(results["broken"][0], results["unbroken"][0])
@@ -275,12 +278,12 @@ def test_checkpoints_of_another_starting_adapter_are_not_gone_on_from(start, tin
 
 
 def test_a_model_of_which_no_weight_would_be_trained_is_refused(tiny_llama, tmp_path, monkeypatch):
-    build = reference.Trainer.__init__
+    build = DPOTrainer.__init__
 
     def frozen(self, **given):
         build(self, **given)
         self.model.requires_grad_(False)
 
-    monkeypatch.setattr(reference.Trainer, "__init__", frozen)
+    monkeypatch.setattr(DPOTrainer, "__init__", frozen)
     with pytest.raises(InputError, match="no weight of this model would be trained"):
         small_trainer(tiny_llama, tmp_path, some_pairs(4))

@@ -23,20 +23,17 @@ from safetensors.torch import load_file
 from transformers import TrainerCallback, TrainerState
 from trl import DPOConfig, DPOTrainer
 
-from nbutils import models, owned, training
-from nbutils.errors import InputError, Interrupted
-from nbutils.preflight import Device
-from nbutils.records import PAIRS, dataset
-from nbutils.settings import read_options
-from nbutils.trainers import build_trainer
-from nbutils.training import (
-    last_complete,
-    save,
-    split,
-    table,
-    take_checkpoints,
-    train,
-)
+from nbutils import models
+from nbutils.core.errors import InputError, Interrupted
+from nbutils.core.records import PAIRS, dataset
+from nbutils.files import owned
+from nbutils.models.preflight import Device
+from nbutils.training import loop
+from nbutils.training.checkpoints import last_complete, take_checkpoints
+from nbutils.training.held_out import split
+from nbutils.training.loop import save, table, train
+from nbutils.training.settings import read_options
+from nbutils.training.trainer import build_trainer
 
 LOG2 = math.log(2)
 T4, L4 = Device("cuda", (7, 5), "a test"), Device("cuda", (8, 9), "a test")
@@ -327,7 +324,9 @@ def train_and_die(model, folder, step, point, options):
 def killed():
     """Train in a process of its own, which is killed as `train_and_die` says."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["nbutils.training"])  # what takes long is imported once for all that are killed
+    context.set_forkserver_preload(
+        ["nbutils.training.loop"]
+    )  # what takes long is imported once for all that are killed
 
     def run(model, folder, step, point="", options=None):
         process = context.Process(target=train_and_die, args=(model, folder, step, point, options))
@@ -338,7 +337,7 @@ def killed():
     return run
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("seed", [0])
 def test_after_three_kills_training_ends_with_the_weights_of_an_unbroken_run(
     seed, unbroken, killed, tiny_llama, tmp_path
@@ -402,7 +401,7 @@ def test_checkpoints_are_written_by_steps_and_when_the_last_is_some_minutes_old(
     trainer = small_trainer(tiny_llama, tmp_path, some_pairs(24), options={"save_steps": 4})
     clock = Clock()
     trainer.add_callback(clock)
-    monkeypatch.setattr(training, "time", clock)
+    monkeypatch.setattr(loop, "time", clock)
     train(trainer, csv=tmp_path / "log.csv", save_minutes=minutes)
     assert clock.saved == steps
 
@@ -427,7 +426,7 @@ def test_an_adapter_has_one_hash_whatever_order_a_process_has_for_its_modules(ti
     folders = []
     for order in (["q_proj", "v_proj"], ["v_proj", "q_proj"]):
         trainer.model.peft_config["default"].target_modules = order
-        folders.append(training.save(trainer, tmp_path / order[0]))
+        folders.append(loop.save(trainer, tmp_path / order[0]))
     assert models.weights_digest(str(folders[0])) == models.weights_digest(str(folders[1]))
     assert json.loads((folders[1] / "adapter_config.json").read_text())["target_modules"] == ["q_proj", "v_proj"]
 
@@ -435,7 +434,7 @@ def test_an_adapter_has_one_hash_whatever_order_a_process_has_for_its_modules(ti
 def test_an_adapter_names_its_base_as_others_find_it_and_at_its_commit(tiny_llama, tmp_path):
     published(tiny_llama, "me/base", "5" * 40)
     trainer = small_trainer("me/base", tmp_path, some_pairs(4))
-    config = json.loads((training.save(trainer, tmp_path / "adapter") / "adapter_config.json").read_text())
+    config = json.loads((loop.save(trainer, tmp_path / "adapter") / "adapter_config.json").read_text())
     assert (config["base_model_name_or_path"], config["revision"]) == ("me/base", "5" * 40)
     assert str(tmp_path) not in json.dumps(config)
 
@@ -592,6 +591,6 @@ def test_a_folder_that_is_only_named_like_a_checkpoint_stays(tmp_path, name):
     (tmp_path / name).mkdir()
     (tmp_path / name / "notes.txt").write_text("mine")
     (tmp_path / "checkpoint-9").mkdir()
-    assert training.last_complete(tmp_path) is None
+    assert loop.last_complete(tmp_path) is None
     assert [p.name for p in tmp_path.iterdir()] == [name]
     assert (tmp_path / name / "notes.txt").read_text() == "mine"

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nbutils.verdicts import decide, mean_scores
+from nbutils.core.verdicts import decide, mean_scores
 
 difference = st.floats(-1, 1)
 margin = st.sampled_from([0.0, 0.1, 0.25])

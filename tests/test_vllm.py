@@ -20,12 +20,13 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from nbutils import engines
-from nbutils.engines import Sampling
+from nbutils.core.errors import InputError, Interrupted
+from nbutils.core.sampling import Sampling
+from nbutils.engines.asking import answer
 from nbutils.engines.local import TransformersEngine
+from nbutils.engines.store import Store
 from nbutils.engines.vllm import VllmEngine, settings
-from nbutils.errors import InputError, Interrupted
-from nbutils.preflight import Device
-from nbutils.store import Store, answer
+from nbutils.models.preflight import Device
 
 T4 = "{index}, GPU-{index}, Tesla T4, 7.5, 570.86.15"
 DRAWN = Sampling(max_tokens=12)

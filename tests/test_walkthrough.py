@@ -14,10 +14,10 @@ from bs4 import BeautifulSoup
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_output
 from PIL import Image
 
-from nbutils import walkthrough
-from nbutils.errors import InputError
+from nbutils.core.errors import InputError
 from nbutils.params import STEMS
 from nbutils.run import notebook as source_of
+from tools import walkthrough
 
 ELSEWHERE = "/home/somebody/kit"  # the checkout of the machine that executed the run
 CAPTION = 'Shares of "kept" & <swapped>.'

@@ -15,10 +15,12 @@ from dpo import CPU
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
-from nbutils import models, weights
-from nbutils.errors import InputError
-from nbutils.memory import CARDS, plan
-from nbutils.settings import read_options
+from nbutils import models
+from nbutils.core.errors import InputError
+from nbutils.models import load as loading
+from nbutils.models import weights
+from nbutils.training.memory import CARDS, plan
+from nbutils.training.settings import read_options
 
 
 @pytest.fixture
@@ -298,7 +300,7 @@ def as_pickle(folder):
     ],
 )
 def test_weights_that_cannot_be_loaded_are_refused_before_memory_is_filled(change, said, model, monkeypatch):
-    monkeypatch.setattr(models.AutoModelForCausalLM, "from_pretrained", lambda *_, **__: pytest.fail("loaded"))
+    monkeypatch.setattr(loading.AutoModelForCausalLM, "from_pretrained", lambda *_, **__: pytest.fail("loaded"))
     change(model)
     with pytest.raises(InputError, match=said) as caught:
         models.load_model(str(model), CPU)

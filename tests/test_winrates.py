@@ -1,12 +1,11 @@
-"""winrates.py: wins by length, worked out by hand, and made-up judges whose taste is known."""
+"""winrates.py: wins by length, worked out by hand."""
 
 import json
 import math
-import random
 
 import pytest
 
-from nbutils.winrates import LEAST_PROMPTS, length_controlled, win_rate, win_rates
+from nbutils.proof.winrates import win_rate, win_rates
 
 
 def told(verdict, before, after, prompt_id="p", topic=""):
@@ -54,42 +53,3 @@ def test_win_rates_of_nothing_decided_can_be_saved():
     rates = win_rate([told("tie", 0, 0)])
     assert rates["alike"] == {"win": 0, "tie": 1, "loss": 0, "share": None, "low": None, "high": None}
     json.dumps(rates, allow_nan=False)
-
-
-def judged(chance, *, prompts=LEAST_PROMPTS, seed=0):
-    """Pairs of answers, the tuned ones 20 tokens longer on average; `chance` of a win by the gap in tokens."""
-    draw = random.Random(seed)
-    rows = []
-    for i in range(prompts):
-        gap = round(draw.gauss(20, 20))
-        verdict = "win" if draw.random() < chance(gap) else "loss"
-        rows.append(told(verdict, 100, 100 + gap, str(i), f"t{i % 100}"))
-    return rows
-
-
-def logistic(x):
-    return 1 / (1 + math.exp(-x))
-
-
-def test_a_judge_that_only_likes_length_leaves_nothing_once_length_is_taken_out():
-    rows = judged(lambda gap: logistic(2 * math.tanh(gap / 20)))
-    rates = win_rate(rows)
-    assert rates["all"]["low"] > 0.6
-    controlled = rates["length-controlled"]
-    assert controlled["low"] < 0.5 < controlled["high"]
-    assert controlled["share"] == pytest.approx(0.5, abs=0.06)
-
-
-def test_a_judge_blind_to_length_keeps_its_rate():
-    rows = judged(lambda gap: 0.7)
-    share, low, high = length_controlled(rows)
-    assert low < 0.7 < high
-    assert (low, high) == pytest.approx((share - 0.045, share + 0.045), abs=0.02)  # of 800 at zero gap
-
-
-def test_few_prompts_get_no_length_controlled_rate():
-    assert "length-controlled" not in win_rate(judged(lambda gap: 0.7, prompts=LEAST_PROMPTS - 1))
-
-
-def test_a_judge_of_one_mind_gets_no_length_controlled_rate():
-    assert "length-controlled" not in win_rate(judged(lambda gap: 1.0))

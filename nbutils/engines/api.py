@@ -10,85 +10,30 @@ import queue
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import openai
 from tenacity import AsyncRetrying, RetryCallState, RetryError, retry_if_exception, stop_after_attempt
-from tenacity.wait import wait_exponential, wait_random
 
-from nbutils import keys
-from nbutils.engines import Engine, Reply, Request, Tally, completions, dialect, wire
-from nbutils.errors import InputError, Interrupted, first_line
-from nbutils.records import encodable
+from nbutils.core import keys
+from nbutils.core.errors import InputError, Interrupted
+from nbutils.engines import completions, dialect, retries, wire
+from nbutils.engines.protocol import Engine, Reply, Request, Tally
+from nbutils.engines.refusals import HOPELESS, RefusedError, Results, Round, brief, harmless, hopeless, tell
 
 log = logging.getLogger(__name__)
 
-# index and reply of a request, and what to call when the reply is in safety; an error or None end the run
-Results = queue.Queue[tuple[int, Reply, Callable[[], object]] | BaseException | None]
 # draw one sample of a request with a seed
 Ask = Callable[..., Awaitable[Reply]]
 
 TRIES = 8
-# Longest wait in seconds between two tries, also where the server's Retry-After asks for more.
-LONGEST_WAIT = 60.0
 # Requests given up one after the other before the run stops: the server is not there.
 GIVEN_UP = 8
 # Different requests refused one after the other before it is asked whether the server answers anything at all.
 REFUSED = 5
 ODD = 8  # things said about replies, at most
-# What no other request can mend: no token, no credit, a proxy that wants a password, an address that sends elsewhere.
-ELSEWHERE = (301, 302, 303, 307, 308)
-HOPELESS = (401, 402, 407, *ELSEWHERE)
-_REASONS = {
-    400: "the server refuses the request; check the model name and the sampling options",
-    401: "the token is missing or wrong; set {key} (on Kaggle: add it as a secret)",
-    402: "the credit is used up; add some, or choose a judge that costs nothing",
-    403: "the token may not use this model; accept its terms or choose another",
-    404: "there is no such model or address; check `model` and `server` in the judge file",
-    407: "a proxy stands before it and wants a password",
-    **dict.fromkeys(
-        ELSEWHERE,
-        "it sends on to another address, which may be anybody's; write its final one as `server` in the judge file",
-    ),
-}
-
-
-class RefusedError(RuntimeError):
-    """The server refuses a request and would refuse it again."""
-
-    def __init__(self, status: int, said: str):
-        super().__init__(f"{status}: {said}")
-        self.status, self.said = status, said
-
-
-@dataclass
-class _Round:
-    """One call of `generate`: what is asked, and how it goes."""
-
-    requests: Sequence[Request]
-    seed: int
-    deadline: float
-    results: Results
-    stop: threading.Event
-    fatal: list[Exception] = field(default_factory=list)
-    held: list[tuple[int, RefusedError]] = field(default_factory=list)  # refused since the last answer
-    answered: bool = False
-    looking: asyncio.Lock = field(default_factory=asyncio.Lock)
-
-    def __post_init__(self) -> None:
-        self.todo = iter(enumerate(self.requests))
-
-    def ending(self) -> bool:
-        return bool(self.fatal) or time.monotonic() > self.deadline
-
-    def release(self) -> None:
-        """Hand on the refusals: the server answers others, so it is the requests that it refuses."""
-        for i, error in self.held:
-            self.results.put((i, Reply((), refused=str(error)), lambda: None))
-        self.held.clear()
 
 
 class ApiEngine(Engine):
@@ -161,7 +106,7 @@ class ApiEngine(Engine):
 
         def work() -> None:
             try:
-                asyncio.run(self._ask_all(_Round(requests, seed, deadline, results, stop)))
+                asyncio.run(self._ask_all(Round(requests, seed, deadline, results, stop)))
                 results.put(None)
             except BaseException as error:  # handed to the caller's thread, raised there
                 results.put(error)
@@ -183,13 +128,13 @@ class ApiEngine(Engine):
             stop.set()
             thread.join()
 
-    async def _ask_all(self, asked: "_Round") -> None:
+    async def _ask_all(self, asked: Round) -> None:
         async with self._client(asked.requests) as client:
             retrying = AsyncRetrying(
                 stop=lambda state: asked.ending() or stop_after_attempt(TRIES)(state),
-                wait=self._pause,
-                retry=retry_if_exception(wire.worth_retrying),
-                before_sleep=self._note,
+                wait=partial(retries.pause, first=self._wait),
+                retry=retry_if_exception(retries.worth_retrying),
+                before_sleep=_note,
             )
             ask = partial(self._ask, client, retrying=retrying, turn=asyncio.Lock())
             async with asyncio.TaskGroup() as group:
@@ -203,7 +148,7 @@ class ApiEngine(Engine):
         if asked.fatal:
             raise asked.fatal[0]
 
-    async def _work(self, asked: "_Round", ask: Ask) -> None:
+    async def _work(self, asked: Round, ask: Ask) -> None:
         """Ask for one request after the other, while there are any; a failure is that request's, or ends the run."""
         kept = asyncio.Event()
         for i, request in asked.todo:
@@ -213,7 +158,7 @@ class ApiEngine(Engine):
                 parts = [await ask(request, asked.seed + k) for k in range(request.n)]
                 self._in_a_row, self._good, asked.answered = 0, request, True
                 asked.release()
-                asked.results.put((i, completions.join(parts), partial(_set, kept, asyncio.get_running_loop())))
+                asked.results.put((i, completions.join(parts), partial(tell, kept, asyncio.get_running_loop())))
                 await kept.wait()  # else a slow disk would let replies pile up that a kill would lose
                 kept.clear()
             except RefusedError as error:
@@ -225,24 +170,24 @@ class ApiEngine(Engine):
                 if (tried := error.last_attempt.attempt_number) == TRIES:  # else the run is ending
                     self.tally.failures += 1
                     self._in_a_row += 1
-                    said = self._brief(error.last_attempt.exception())
+                    said = brief(error.last_attempt.exception())
                     log.warning("request %d failed %d times: %s", i, tried, said)
                     if self._in_a_row >= max(GIVEN_UP, self._concurrency):
                         asked.fatal.append(Interrupted(f"{self._server} does not answer ({said}); try again later"))
             except Exception as error:  # whatever it is, what is in flight is waited for
                 asked.fatal.append(error)
 
-    async def _look(self, asked: "_Round", ask: Ask) -> None:
+    async def _look(self, asked: Round, ask: Ask) -> None:
         """Find out whether the refused requests are at fault, or the server refuses whatever it is asked."""
         async with asked.looking:
             if not asked.held or asked.ending():
                 return
             try:
-                await ask(replace(self._good or _harmless(asked.requests[0]), n=1), 0, again=True)
+                await ask(replace(self._good or harmless(asked.requests[0]), n=1), 0, again=True)
                 asked.release()
             except (RefusedError, RetryError):
                 if asked.held:  # another request may have been answered in the meantime
-                    asked.fatal.append(self._no_more(asked.held[-1][1], len(asked.held)))
+                    asked.fatal.append(hopeless(asked.held[-1][1], len(asked.held), self._server, self._key_variable))
             except (InputError, Interrupted) as error:
                 asked.fatal.append(error)
 
@@ -255,13 +200,7 @@ class ApiEngine(Engine):
             base_url=self._server, api_key=self._key, max_retries=0, timeout=self._timeout, http_client=http
         )
 
-    def _no_more(self, error: RefusedError, count: int) -> InputError:
-        reason = _REASONS.get(error.status, _REASONS[400]).format(key=self._key_variable or "its token")
-        said = f" (it said: {error.said})" if error.said and error.status not in _REASONS.keys() - {400} else ""
-        many = f"; it refused {count} different requests in a row" if count > 1 else ""
-        return InputError(f"{self._server} answered {error.status}: {reason}{said}{many}")
-
-    async def _wind_up(self, workers: list[asyncio.Task], asked: "_Round") -> None:
+    async def _wind_up(self, workers: list[asyncio.Task], asked: Round) -> None:
         """Let nothing more be sent once the run is ending: a worker may be waiting a minute for its next try."""
         left = set(workers)
         while left:
@@ -296,9 +235,9 @@ class ApiEngine(Engine):
                         repeated = again or len(tried) > 1 or attempt.retry_state.attempt_number > 1
                         reply = await self._call(client, request, dialect.options(request, seed, parts), turn, repeated)
             except openai.APIStatusError as error:
-                refusal = RefusedError(error.status_code, self._brief(error).partition(f"{error.status_code} - ")[2])
+                refusal = RefusedError(error.status_code, brief(error).partition(f"{error.status_code} - ")[2])
                 if error.status_code in HOPELESS:
-                    raise self._no_more(refusal, 1) from None
+                    raise hopeless(refusal, 1, self._server, self._key_variable) from None
                 said = error.response.text
                 if error.status_code not in (400, 422):
                     raise refusal from None
@@ -352,30 +291,6 @@ class ApiEngine(Engine):
         finally:
             self._in_flight.discard(task)
 
-    def _pause(self, state: RetryCallState) -> float:
-        error = state.outcome.exception() if state.outcome else None
-        asked = wire.retry_after(error) if isinstance(error, openai.APIStatusError) else 0.0
-        waited = wait_exponential(multiplier=self._wait, max=LONGEST_WAIT)(state)
-        return min(max(asked, waited), LONGEST_WAIT) + wait_random(0, self._wait)(state)
 
-    def _note(self, state: RetryCallState) -> None:
-        error = state.outcome.exception() if state.outcome else None
-        log.debug("retrying after: %s", self._brief(error))
-
-    def _brief(self, error: BaseException | None) -> str:
-        """Name a failure in one line, without the token: some servers repeat it in their answer."""
-        said = " ".join(encodable(str(error)).split())
-        if isinstance(error, openai.APIStatusError) and " - " not in said:  # an error in a form of its own
-            said += f" - {' '.join(error.response.text.split())}"
-        return f"{type(error).__name__}: {first_line(said)}"[:160]
-
-
-def _harmless(like: Request) -> Request:
-    """Return a request that nobody would refuse for what it says."""
-    return Request(({"role": "user", "content": "Hello."},), sampling=replace(like.sampling, temperature=0.0))
-
-
-def _set(event: asyncio.Event, loop: asyncio.AbstractEventLoop) -> None:
-    """Set an event of another thread's loop, or nothing where that has ended."""
-    with suppress(RuntimeError):
-        loop.call_soon_threadsafe(event.set)
+def _note(state: RetryCallState) -> None:
+    log.debug("retrying after: %s", brief(state.outcome.exception() if state.outcome else None))

@@ -9,9 +9,10 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
-from nbutils.engines import Reply, Sample, count, numbers_in
+from nbutils.core.records import encodable, finish_reason
+from nbutils.core.sampling import Sample
+from nbutils.engines.protocol import Reply, count, numbers_in
 from nbutils.engines.wire import GarbledReplyError
-from nbutils.records import encodable, finish_reason
 
 CHARACTERS = 64  # of a token, at most; what is longer is no answer to the request
 ALTERNATIVES = 20  # of a token whose log-probabilities are kept

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
-from nbutils.engines import Request
+from nbutils.engines.protocol import Request
 
 # part -> what is said where a server refuses it, and the note of a reply that went without it
 SAID = {

@@ -5,8 +5,8 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from nbutils.engines import Reply
-from nbutils.errors import InputError
+from nbutils.core.errors import InputError
+from nbutils.engines.protocol import Reply
 
 log = logging.getLogger(__name__)
 

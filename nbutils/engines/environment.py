@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from nbutils.errors import InputError
+from nbutils.core.errors import InputError
 
 log = logging.getLogger(__name__)
 

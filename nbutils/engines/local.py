@@ -15,10 +15,14 @@ from typing import Any
 
 import torch
 
-from nbutils import models, weights
-from nbutils.engines import Engine, Reply, Request, Sample, Sampling, Tally, token_ids
-from nbutils.errors import InputError
-from nbutils.preflight import Device
+from nbutils import models
+from nbutils.core.errors import InputError
+from nbutils.core.sampling import Sample, Sampling
+from nbutils.engines import token_ids
+from nbutils.engines.drawing import draw, likeliest
+from nbutils.engines.on_machine import OnMachine
+from nbutils.engines.protocol import Reply, Request
+from nbutils.models.preflight import Device
 
 log = logging.getLogger(__name__)
 
@@ -26,61 +30,12 @@ log = logging.getLogger(__name__)
 # as long as one of all, and reading those few again takes less than their steps.
 FEW = 0.25
 
-# The nucleus nearly always lies within this many tokens; sorting them alone takes a tenth of the time of sorting all.
-PREFIX = 1024
-
-
-def nucleus(scores: torch.Tensor, sampling: Sampling) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the tokens a draw may take after temperature, top-k and top-p (Holtzman et al. 2020).
-
-    Args:
-        scores: next-token logits, shape (batch, vocabulary).
-
-    Returns:
-        Scores over the temperature, at minus infinity outside the nucleus, and the token ids they belong to; both of
-        shape (batch, candidates). What transformers' own options give, without sorting the vocabulary where the
-        nucleus is smaller.
-    """
-    scores = scores.float() / sampling.temperature
-    size = scores.shape[-1]
-    limit = min(sampling.top_k or size, size)
-    if sampling.top_p == 1 and limit == size:
-        return scores, torch.arange(size, device=scores.device).expand_as(scores)
-    for prefix in (limit,) if sampling.top_k else (min(PREFIX, size), size):
-        values, tokens = scores.topk(prefix)
-        # top-k comes first: then only those k tokens share the probability
-        total = (values if sampling.top_k else scores).logsumexp(-1, keepdim=True)
-        before = (values - total).exp().cumsum(-1) - (values - total).exp()
-        if prefix == limit or bool((before[:, -1] >= sampling.top_p).all()):
-            break
-    return values.masked_fill(before >= sampling.top_p, float("-inf")), tokens
-
-
-def draw(scores: torch.Tensor, sampling: Sampling) -> torch.Tensor:
-    """Return a token id for every row of next-token logits, shape (batch, vocabulary); the likeliest at temperature 0.
-
-    `generate` would draw from the whole vocabulary; on a CPU that and the sorting take as long as a small model itself.
-    """
-    if sampling.temperature == 0:
-        return scores.argmax(-1)
-    values, tokens = nucleus(scores, sampling)
-    return tokens.gather(-1, torch.multinomial(values.softmax(-1), 1))[:, 0]
-
-
-TOP = 20  # tokens that could have stood in a place and are kept, more than a scale of digits has levels
-
-
-def likeliest(scores: torch.Tensor) -> list[dict[int, float]]:
-    """Return the most probable tokens of every row of next-token logits and their log-probabilities."""
-    values, tokens = scores.float().log_softmax(-1).topk(min(TOP, scores.shape[-1]))
-    return [dict(zip(*pair, strict=True)) for pair in zip(tokens.tolist(), values.tolist(), strict=True)]
-
 
 # New token ids, and for each what else could have stood there (token id -> log-probability) where that was asked for.
 Piece = tuple[list[int], list[dict[int, float]]]
 
 
-class TransformersEngine(Engine):
+class TransformersEngine(OnMachine):
     """A causal language model, optionally with a LoRA adapter."""
 
     chunk_size = 64
@@ -110,32 +65,21 @@ class TransformersEngine(Engine):
             InputError: if the model or the adapter cannot be had, or the adapter was trained on another base.
         """
         path = models.resolve(model, cache)
-        if adapter:
-            adapter = models.check_adapter(path, adapter)
-        self.tokenizer = models.load_tokenizer(path)
-        self.context = models.context_length(path)
+        adapter = self._set_up(model, path, adapter, chat_template_kwargs)
         if adapter:
             self.model = models.load_tuned(path, adapter, device, four_bit=four_bit)
         else:
             self.model = models.load_model(path, device, four_bit=four_bit)
-        self.chat_template_kwargs = chat_template_kwargs or {}
         self.batch_size = batch_size
-        self.special_tokens = models.special_tokens(self.tokenizer)
-        self.tally = Tally()
-        self.stop_ids = models.stop_ids(path, self.tokenizer)
         # logits of the last place alone, and places that padding does not count in, where the model takes either
         unmerged = hasattr(self.model, "get_base_model")  # as peft wraps it
         forward = self.model.get_base_model().forward if unmerged else self.model.forward
         self.takes = inspect.signature(forward).parameters.keys()
-        self.identity = {
+        self.identity |= {
             "engine": "transformers",
-            "model": weights.plain(model),
-            "weights": models.weights_digest(path),
-            "adapter": models.weights_digest(adapter) if adapter else "",
             "device": device.name,
             "dtype": str(self.model.dtype),
             "batch_size": batch_size,
-            "chat_template_kwargs": self.chat_template_kwargs,
         } | ({"four_bit": True} if four_bit else {})
         if adapter:  # older stores hold answers of unmerged adapters, and of rounded rotary frequencies
             self.identity |= {"rotary": "float32"} if unmerged else {"merged": True}

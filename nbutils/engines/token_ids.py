@@ -6,8 +6,9 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from nbutils import models
-from nbutils.engines import Reply, Request, Sample, Tally, numbers_in
-from nbutils.errors import InputError, first_line
+from nbutils.core.errors import InputError, first_line
+from nbutils.core.sampling import Sample
+from nbutils.engines.protocol import Reply, Request, Tally, numbers_in
 
 
 def prompts(

@@ -17,11 +17,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from nbutils import models, weights
-from nbutils.engines import Engine, Reply, Request, Tally, environment, token_ids
+from nbutils import models
+from nbutils.core.errors import GO_ON, InputError
+from nbutils.engines import environment, token_ids
+from nbutils.engines.on_machine import OnMachine
+from nbutils.engines.protocol import Reply, Request
 from nbutils.engines.workers import Worker, end
-from nbutils.errors import GO_ON, InputError
-from nbutils.preflight import FLOAT32_MODELS, Device, pick_device
+from nbutils.models import weights
+from nbutils.models.preflight import FLOAT32_MODELS, Device, pick_device
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +75,21 @@ def settings(device: Device, model_type: str) -> dict[str, Any]:
     }
 
 
-class VllmEngine(Engine):
+def _places(gpus: Sequence[environment.Gpu], workers: int) -> tuple[Device, list[dict[str, str]]]:
+    """Return the device, and for each worker the environment that gives it its GPU or its cores."""
+    if gpus:
+        capability = min(gpu.capability for gpu in gpus)
+        return Device("cuda", capability, f"{len(gpus)} x {gpus[0].name}"), [
+            {"CUDA_VISIBLE_DEVICES": gpu.index} for gpu in gpus
+        ]
+    cores = sorted(os.sched_getaffinity(0))
+    return pick_device(), [
+        {"VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, cores[w::workers])), "VLLM_CPU_KVCACHE_SPACE": "2"}
+        for w in range(min(workers, len(cores)))
+    ]
+
+
+class VllmEngine(OnMachine):
     """A causal language model, optionally with a LoRA adapter that stays unmerged, served by worker processes."""
 
     # requests a worker draws together: enough that the last answers, drawn with few beside them, cost little
@@ -102,52 +119,31 @@ class VllmEngine(Engine):
             InputError: if there is no vLLM and no GPU to install it for, or model or adapter cannot run with it.
         """
         gpus = environment.gpus()
-        if gpus:
-            capability = min(gpu.capability for gpu in gpus)
-            device = Device("cuda", capability, f"{len(gpus)} x {gpus[0].name}")
-            self._places = [{"CUDA_VISIBLE_DEVICES": gpu.index} for gpu in gpus]
-        else:
-            device = pick_device()
-            cores = sorted(os.sched_getaffinity(0))
-            self._places = [
-                {"VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, cores[w::workers])), "VLLM_CPU_KVCACHE_SPACE": "2"}
-                for w in range(min(workers, len(cores)))
-            ]
-        path = models.resolve(model, cache)
-        options = settings(device, models.model_type(path))
         python = environment.interpreter()
         if python is None and not gpus:
             raise InputError(
                 "vLLM is not installed and there is no NVIDIA GPU to install it for; use engine: transformers, or set "
                 f"{environment.PYTHON_VARIABLE} to a Python that has vLLM"
             )
+        self.device, self._places = _places(gpus, workers)
+        self._path = models.resolve(model, cache)
+        self._options = settings(self.device, models.model_type(self._path))
+        self._adapter = self._set_up(model, self._path, adapter, chat_template_kwargs)
+        if self._adapter:
+            rank = models.adapter_rank(self._adapter)
+            fits = next((r for r in LORA_RANKS if r >= rank), rank)
+            self._options |= {"enable_lora": True, "max_lora_rank": fits}
         self.python = python or environment.make(gpus[0])
-        if adapter:
-            adapter = models.check_adapter(path, adapter)
-            rank = models.adapter_rank(adapter)
-            options |= {"enable_lora": True, "max_lora_rank": next((r for r in LORA_RANKS if r >= rank), rank)}
-        self.tokenizer = models.load_tokenizer(path)
-        self.context = models.context_length(path)
-        self.stop_ids = models.stop_ids(path, self.tokenizer)
-        self.chat_template_kwargs = chat_template_kwargs or {}
-        self.special_tokens = models.special_tokens(self.tokenizer)
-        self.tally = Tally()
-        self.device = device
         self.version = _version(self.python)
-        self._path, self._adapter, self._options = path, adapter, options
         self._logs, self._start_seconds = cache.parent, start_seconds
         self.workers: list[Worker] = []
         self._length = 0
         self._events: queue.Queue[tuple[Worker, dict[str, Any]]] = queue.Queue()
-        self.identity = {
+        self.identity |= {
             "engine": "vllm",
             "version": self.version,
-            "model": weights.plain(model),
-            "weights": models.weights_digest(path),
-            "adapter": models.weights_digest(adapter) if adapter else "",
-            "device": device.name,
-            "options": options,
-            "chat_template_kwargs": self.chat_template_kwargs,
+            "device": self.device.name,
+            "options": self._options,
         }
 
     def start(self, length: int = LEAST_LENGTH) -> None:
@@ -178,6 +174,15 @@ class VllmEngine(Engine):
             for w, place in enumerate(self._places)
         ]
         weakref.finalize(self, end, starting)
+        faults = self._await(starting)
+        end([w for w in starting if w not in self.workers])
+        if not self.workers:
+            raise InputError(f"vLLM could not start with {self.python}: {faults[0]}; use engine: transformers")
+        for fault in faults:
+            log.warning("one of %d vLLM workers could not start, going on without it: %s", len(starting), fault)
+
+    def _await(self, starting: Sequence[Worker]) -> list[str]:
+        """Wait for workers to be ready, and return what was wrong with those that will not be."""
         deadline = time.monotonic() + self._start_seconds
         faults = []
         waiting = set(starting)
@@ -196,11 +201,7 @@ class VllmEngine(Engine):
                 faults.append(f"{message['error']} (log: {worker.log})")
             else:
                 self.workers.append(worker)
-        end([w for w in starting if w not in self.workers])
-        if not self.workers:
-            raise InputError(f"vLLM could not start with {self.python}: {faults[0]}; use engine: transformers")
-        for fault in faults:
-            log.warning("one of %d vLLM workers could not start, going on without it: %s", len(starting), fault)
+        return faults
 
     def close(self) -> None:
         """End the workers and free their GPUs."""

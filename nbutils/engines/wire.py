@@ -1,10 +1,7 @@
 """What a server sends, read within bounds: so many bytes, unpacked, and not one more; the rest is never taken in."""
 
-import email.utils
-import time
 import zlib
 from collections.abc import AsyncIterator
-from contextlib import suppress
 from typing import Any
 
 import openai
@@ -73,20 +70,3 @@ async def _unpacked(response: Any, limit: int) -> AsyncIterator[bytes]:
         left -= len(plain)
         if left <= 0:
             return
-
-
-def worth_retrying(error: BaseException) -> bool:
-    """Tell whether the same request may be answered at the next try."""
-    if isinstance(error, openai.APIStatusError):
-        return error.status_code in (408, 409, 425, 429) or error.status_code >= 500
-    return isinstance(error, GarbledReplyError | openai.APIError | TimeoutError)
-
-
-def retry_after(error: openai.APIStatusError) -> float:
-    """Return the seconds a server asks to wait, given as a number or a date; 0 where it says nothing readable."""
-    value = error.response.headers.get("retry-after", "")
-    with suppress(ValueError):
-        return max(0.0, float(value))  # in this order "nan" is 0
-    with suppress(Exception):  # a date can be wrong in more ways than one
-        return max(email.utils.parsedate_to_datetime(value).timestamp() - time.time(), 0.0)
-    return 0.0

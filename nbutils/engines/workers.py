@@ -14,7 +14,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any, cast
 
-from nbutils.engines import Request
+from nbutils.engines import vllm_worker
+from nbutils.engines.protocol import Request
 
 ENVIRONMENT = {
     # one process, one order of events: with a process of its own vLLM's scheduler gives other samples every time
@@ -49,7 +50,7 @@ class Worker:
         with log_file.open("w") as stream:
             self.process = subprocess.Popen(
                 # -P: `import vllm` must not find this folder's module of that name
-                [str(python), "-P", str(Path(__file__).with_name("vllm_worker.py"))],
+                [str(python), "-P", str(vllm_worker.__file__)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=stream,

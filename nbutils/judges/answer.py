@@ -19,12 +19,13 @@ import re
 import unicodedata
 from collections.abc import Sequence
 
-from nbutils.errors import InputError, shown
-from nbutils.judges import AnswerFile, Judgement
+from nbutils.core.errors import InputError, shown
+from nbutils.core.records import Row
+from nbutils.judges.files import AnswerFile
+from nbutils.judges.judge import Judgement
 from nbutils.judges.numbers import Number, numbers
 from nbutils.judges.rules import RuleJudge
 from nbutils.judges.verifier import check, faults_of
-from nbutils.records import Row
 
 SEPARATOR = "|"
 UNMARKED = 0.5  # of a right answer that does not stand where it was asked to stand

@@ -32,13 +32,13 @@ from typing import Any
 
 import pandas as pd
 
+from nbutils.core.errors import InputError
+from nbutils.core.records import Row, digest
+from nbutils.core.stats import Interval, kappa, wilson
+from nbutils.core.verdicts import EPS, decide, mean_scores
 from nbutils.engines import doubts
-from nbutils.errors import InputError
-from nbutils.judges import Judge, run, screen
-from nbutils.records import Row, digest
-from nbutils.stats import Interval, kappa, wilson
-from nbutils.store import Store
-from nbutils.verdicts import EPS, decide, mean_scores
+from nbutils.engines.store import Store
+from nbutils.judges.judge import Judge, run, screen
 
 # The run stops above these shares, and where the judge agrees with people no more than a coin would.
 MOST = {"unanswered": 0.10, "refused": 0.50, "unparsed": 0.10, "flips": 0.40}

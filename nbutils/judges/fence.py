@@ -10,7 +10,7 @@ import re
 import unicodedata
 from collections.abc import Sequence
 
-from nbutils.records import digest, encodable
+from nbutils.core.records import digest, encodable
 
 # Control characters but tab and newline: invisible to a reader, and some end a text for a tokenizer.
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")

@@ -10,14 +10,18 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 
 from nbutils import engines, models
-from nbutils.engines import Engine, Reply, Request, Sample, Sampling, Tally
-from nbutils.errors import InputError
-from nbutils.judges import Judgement, LlmFile, fence
+from nbutils.core.errors import InputError
+from nbutils.core.records import Row
+from nbutils.core.sampling import Sample, Sampling
+from nbutils.core.screen import usable
+from nbutils.engines.asking import answer
+from nbutils.engines.protocol import Engine, Reply, Request, Tally
+from nbutils.engines.store import Store
+from nbutils.judges import fence
+from nbutils.judges.files import LlmFile
+from nbutils.judges.judge import Judgement
 from nbutils.judges.replies import Reading, quotes, read
 from nbutils.judges.template import read_template
-from nbutils.pairs import usable
-from nbutils.records import Row
-from nbutils.store import Store, answer
 
 ATTEMPTS = 3
 # A judge that was not understood at temperature 0 would repeat itself; later attempts draw.

@@ -14,7 +14,7 @@ from typing import Any
 
 import json_repair
 
-from nbutils.engines import Sample
+from nbutils.core.sampling import Sample
 from nbutils.judges.fence import THOUGHTS, visible
 from nbutils.judges.template import Template
 

@@ -18,13 +18,17 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from nbutils import models, preflight, weights
-from nbutils.engines import Engine, Reply, Request, Sample, Sampling, Tally
-from nbutils.errors import InputError
-from nbutils.judges import Judgement, RewardFile
+from nbutils import models
+from nbutils.core.errors import InputError
+from nbutils.core.records import Row
+from nbutils.core.sampling import Sample, Sampling
+from nbutils.engines.asking import answer
+from nbutils.engines.protocol import Engine, Reply, Request, Tally
+from nbutils.engines.store import Store
 from nbutils.judges.fence import neutral, shorten
-from nbutils.records import Row
-from nbutils.store import Store, answer
+from nbutils.judges.files import RewardFile
+from nbutils.judges.judge import Judgement
+from nbutils.models import preflight, weights
 
 log = logging.getLogger(__name__)
 

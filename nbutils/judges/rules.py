@@ -4,11 +4,11 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
-from nbutils.engines import Tally
-from nbutils.errors import InputError
-from nbutils.judges import Judgement
-from nbutils.records import Row
-from nbutils.store import Store
+from nbutils.core.errors import InputError
+from nbutils.core.records import Row
+from nbutils.engines.protocol import Tally
+from nbutils.engines.store import Store
+from nbutils.judges.judge import Judgement
 
 log = logging.getLogger(__name__)
 

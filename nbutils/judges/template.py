@@ -17,8 +17,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, model_validator
 
-from nbutils import files, sources
-from nbutils.errors import InputError, shown
+from nbutils.core.errors import InputError, shown
+from nbutils.files import documents, sources
 
 SLOTS = {"count", "nonce", "prompt", "responses", "format"}
 REQUIRED = {"nonce", "prompt", "responses"}
@@ -125,7 +125,7 @@ def _read_head(name: str, content: str) -> tuple[Head, str]:
     if match is None:
         raise InputError(f"template {name}: expected a head between two lines '---' with `reply` and `scale`")
     try:
-        head = files.parse_yaml(match[1], f"template {name}: its head")
+        head = documents.parse_yaml(match[1], f"template {name}: its head")
         return Head.model_validate(head), content[match.end() :]
     except ValidationError as error:
         faults = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'head'}: {e['msg']}" for e in error.errors())

@@ -20,10 +20,11 @@ import langdetect
 from if_verifiable.common import evaluate_instructions
 from if_verifiable.ifeval.instructions_registry import INSTRUCTION_DICT
 
-from nbutils.errors import InputError, first_line, shown
-from nbutils.judges import Judgement, VerifierFile
+from nbutils.core.errors import InputError, first_line, shown
+from nbutils.core.records import Row
+from nbutils.judges.files import VerifierFile
+from nbutils.judges.judge import Judgement
 from nbutils.judges.rules import RuleJudge
-from nbutils.records import Row
 
 # langdetect draws random numbers: without a seed the same text can get two answers
 langdetect.DetectorFactory.seed = 0

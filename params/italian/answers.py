@@ -8,9 +8,11 @@ import json
 from pathlib import Path
 
 from nbutils import engines, models
-from nbutils.engines import Request, Sampling
-from nbutils.sources import CHECKOUT
-from nbutils.store import Store, answer
+from nbutils.core.sampling import Sampling
+from nbutils.engines.asking import answer
+from nbutils.engines.protocol import Request
+from nbutils.engines.store import Store
+from nbutils.files.sources import CHECKOUT
 
 HERE = Path(__file__).parent
 SETS = {

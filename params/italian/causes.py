@@ -10,7 +10,7 @@ from collections import Counter
 from fractions import Fraction
 from pathlib import Path
 
-from nbutils import sources
+from nbutils.files import sources
 
 NUMBER = r"\d+(?:[.,]\d+)?"
 UNIT = r"(?:\s*(?:[^\W\d_]|[%°€$²³/'’](?!\s*\d))+){0,6}"  # words, no signs between numbers

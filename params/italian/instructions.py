@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 from random import Random
 
-from nbutils.prompts import Near, from_rows
+from nbutils.core.prompts import Near, from_rows
 
 HERE = Path(__file__).parent
 # of each line: a topic, the same in English, and four things to ask about it

@@ -10,8 +10,8 @@ from random import Random
 
 from families import DEV, TEST, TRAIN, Family
 
+from nbutils.core.prompts import Near, from_rows
 from nbutils.judges.numbers import WORDS
-from nbutils.prompts import Near, from_rows
 
 HERE = Path(__file__).parent
 PEOPLE = (

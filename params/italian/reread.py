@@ -9,9 +9,9 @@ import sys
 from fractions import Fraction
 from pathlib import Path
 
-from nbutils import sources
-from nbutils.judges import AnswerFile, read_file
+from nbutils.files import sources
 from nbutils.judges.answer import grade
+from nbutils.judges.files import AnswerFile, read_file
 
 HERE = Path(__file__).parent
 WORDS = (

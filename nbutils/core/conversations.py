@@ -1,0 +1,238 @@
+"""Reading prompts and answers of every shape that datasets hold, into messages of a role and a text.
+
+Used by 01, 02 and for 04's held-out prompts. A prompt or an answer may be text, one message or a list of them, in the
+words of other kits (`from` and `value`, `human` and `gpt`), with its content in parts, or a list that was printed into
+a text on its way through CSV. What is read has one form:
+
+    prompt    the turns before the answer: a system turn first if there is one, a user's or a tool's last
+    answer    the last turn of the assistant, as text
+
+Everything that is left out or put elsewhere on the way is a note (NOTES), to be said once with a count. A row that
+nothing can be made of raises `Unusable`; the caller counts it and goes on.
+"""
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+from nbutils.core.errors import InputError, shown
+from nbutils.core.printed import Unusable, is_part, printed
+from nbutils.core.records import Messages, encodable, row_name
+from nbutils.core.turns import LONGEST, is_absent, messages, refuse_long, transcript
+
+T = TypeVar("T")
+log = logging.getLogger(__name__)
+
+SYSTEM_COLUMNS = ("system", "system_prompt", "system_message")
+NOTES = {
+    "nothing": "turns without anything in them are left out",
+    "answer": "what the assistant says last is left out of the prompt, which would hold its own answer",
+    "after": "turns after the last answer are left out",
+    "thought": "a thought beside a turn's text is left out",
+    "moved": "a system turn is put first",
+    "system": "the text of the system column is put first, as a system turn",
+    "history": "the turns of the column 'history' are put before the prompt",
+    "input": "the text of the input column is put after the instruction",
+    "inside": "the prompt is taken from the conversations that the answers stand in",
+    "printed": "a list of messages that had become text is read as messages",
+}
+
+
+def each(rows: Iterable[Any], read: Callable[[Mapping[str, Any], set[str]], T]) -> list[T | Unusable]:
+    """Read every row, and say once with a count what was left out of rows, and which rows are left out.
+
+    Args:
+        read: makes something of a row, adds to the notes, or raises Unusable.
+
+    Returns:
+        What was read, or why it was not, in the order of the rows.
+
+    Raises:
+        InputError: if more than half of the rows are unusable, naming the first.
+    """
+    result: list[T | Unusable] = []
+    counts: Counter[str] = Counter()
+    for number, row in enumerate(rows):
+        notes = set[str]()
+        try:
+            if not isinstance(row, Mapping):
+                raise Unusable(f"expected an object with columns, got {type(row).__name__} {shown(row)}")
+            result.append(read(row, notes))
+            counts.update(notes)
+        except Unusable as error:
+            said = str(error)
+            link = " " if said.startswith("has no column") else ", " if said.startswith("column") else ": "
+            result.append(Unusable(f"{where(row, number)}{link}{said}", error.reason))
+    lost = [found for found in result if isinstance(found, Unusable)]
+    if 2 * len(lost) > len(result):
+        raise InputError(f"{len(lost)} of {len(result)} rows cannot be used; the first: {lost[0]}")
+    for note in counts:
+        log.warning("%d of %d rows: %s", counts[note], len(result), NOTES[note])
+    if lost:
+        log.warning("%d of %d rows cannot be used and are left out; the first: %s", len(lost), len(result), lost[0])
+    return result
+
+
+def where(row: Any, number: int) -> str:
+    """Name a row by its id, or its number where it has none."""
+    return f"row {row_name(row.get('id', number) if isinstance(row, Mapping) else number)}"
+
+
+def prompt_of(row: Mapping[str, Any], column: str, notes: set[str], *, earlier: Messages | None = None) -> Messages:
+    """Return the prompt of a row: its column, with what stands beside it, or the turns before an answer.
+
+    Args:
+        earlier: the turns that the row's answers stand behind, where they are conversations.
+
+    Raises:
+        Unusable: if there is no prompt, an empty one, or the column and the answers contradict each other.
+    """
+    with _naming(column):
+        given = [] if is_absent(row.get(column)) and earlier else messages(_column(row, column), notes)
+        while given and given[-1]["role"] == "assistant":
+            given.pop()
+            notes.add("answer")
+        if given:
+            given = _before(row, notes) + _with_input(row, column, given, notes)
+        elif earlier:
+            notes.add("inside")
+        turns = _beside(row, column, notes) + _joined(given, earlier or [])
+        return _as_prompt(turns, notes)
+
+
+def pair_of(
+    row: Mapping[str, Any], prompt: str, chosen: str, rejected: str, notes: set[str]
+) -> tuple[Messages, list[str]]:
+    """Return a row's prompt and its two answers.
+
+    Raises:
+        Unusable: naming the column, as `prompt_of`; with the reason `diverging` if the answers stand behind different
+            turns, where no prompt is common to both.
+    """
+    inside = is_absent(row.get(prompt))
+    sides = [_answer(row, column, notes, inside=inside) for column in (chosen, rejected)]
+    behind = [earlier for earlier, _ in sides if earlier]
+    if len(behind) == 2 and not _same(*behind):
+        raise Unusable("the turns before the two answers differ, so they answer different prompts", "diverging")
+    return prompt_of(row, prompt, notes, earlier=behind[0] if behind else None), [text for _, text in sides]
+
+
+def _answer(row: Mapping[str, Any], column: str, notes: set[str], *, inside: bool) -> tuple[Messages, str]:
+    """Return the turns before the answer in this column, and the answer."""
+    value = _column(row, column)
+    value = value.tolist() if hasattr(value, "tolist") else value
+    with _naming(column):
+        if isinstance(value, str):
+            refuse_long(value)
+            turns = transcript(value) if inside else None
+            if turns is None:
+                if printed(value) is None:
+                    return [], str(encodable(value))
+                turns = messages(value, notes)
+        elif isinstance(value, list | tuple | Mapping) and value:
+            turns = messages(value, notes)
+        else:
+            raise Unusable(
+                f"a response must be text, got {type(value).__name__} {shown(value)}; remove the row or turn the "
+                "value into text"
+            )
+        spoken = [i for i, turn in enumerate(turns) if turn["role"] == "assistant"]
+        if not spoken:
+            if isinstance(value, list | tuple) and all(map(is_part, value)):
+                return [], turns[0]["content"]
+            raise Unusable("the conversation holds no turn of an assistant, so no answer")
+        if spoken[-1] < len(turns) - 1:
+            notes.add("after")
+        return turns[: spoken[-1]], turns[spoken[-1]]["content"]
+
+
+def _joined(given: Messages, earlier: Messages) -> Messages:
+    """Put the prompt's column and the turns before the answers together: one may hold all or the end of the other."""
+    systems = [turn for turn in given + earlier if turn["role"] == "system"]
+    a, b = ([turn for turn in turns if turn["role"] != "system"] for turns in (given, earlier))
+    if _same(a, b[: len(a)]) or (a and _same(a, b[-len(a) :])):
+        return systems + b
+    if not b or _same(b, a[-len(b) :]):
+        return systems + a
+    if b[0]["role"] == "assistant" and a[-1]["role"] != "assistant":
+        return systems + a + b  # the answers' turns go on where the prompt ends
+    raise Unusable(
+        "the prompt and the turns before the answers differ, so it is not told what was answered", "diverging"
+    )
+
+
+def _as_prompt(turns: Messages, notes: set[str]) -> Messages:
+    systems = list(dict.fromkeys(t["content"].strip() for t in turns if t["role"] == "system" and t["content"].strip()))
+    if len(systems) > 1:
+        raise Unusable(f"two system turns: {shown(systems[0])} and {shown(systems[1])}")
+    head = [turn for turn in turns if turn["role"] == "system" and turn["content"].strip()][:1]
+    rest = [turn for turn in turns if turn["role"] != "system"]
+    if not rest or rest[-1]["role"] == "assistant":
+        raise Unusable("the conversation holds no turn of a user, so no prompt")
+    if not rest[-1]["content"].strip():
+        raise Unusable("the text is empty")
+    if empty := next((i for i, turn in enumerate(rest, 1) if not turn["content"].strip()), 0):
+        raise Unusable(f"turn {empty} of {len(rest)} is empty")
+    if sum(len(turn["content"]) for turn in head + rest) > LONGEST:
+        raise Unusable(f"a prompt of more than {LONGEST:,} characters", "size")
+    return head + rest
+
+
+def _beside(row: Mapping[str, Any], column: str, notes: set[str]) -> Messages:
+    """Return the system turn that stands in a column of its own."""
+    for name in {"image", "images"} - {column}:
+        if not isinstance(row.get(name), str) and not is_absent(row.get(name)):
+            raise Unusable(f"the row holds an image, in {name!r}, and the kit reads text alone")
+    turns = []
+    for name in SYSTEM_COLUMNS:
+        if name != column and not is_absent(text := row.get(name)):
+            if not isinstance(text, str):
+                raise Unusable(f"the column {name!r} should be text, got {type(text).__name__} {shown(text)}")
+            notes.add("system")
+            turns.append({"role": "system", "content": str(encodable(text))})
+    return turns
+
+
+def _before(row: Mapping[str, Any], notes: set[str]) -> Messages:
+    """Return the earlier turns that some sets keep beside the prompt, as pairs of a question and an answer."""
+    history = row.get("history")
+    if not isinstance(history, list | tuple) or not history:
+        return []
+    if not all(isinstance(h, list | tuple) and len(h) == 2 and all(isinstance(t, str) for t in h) for h in history):
+        raise Unusable(f"the column 'history' should hold pairs of a question and an answer, got {shown(history)}")
+    notes.add("history")
+    roles = ("user", "assistant")
+    return [{"role": role, "content": str(encodable(t))} for h in history for role, t in zip(roles, h, strict=True)]
+
+
+def _with_input(row: Mapping[str, Any], column: str, turns: Messages, notes: set[str]) -> Messages:
+    """Put the `input` of an instruction after it, as Alpaca's sets mean it."""
+    text = row.get(column.replace("instruction", "input", 1)) if column.startswith("instruction") else None
+    if not isinstance(text, str) or not text.strip():
+        return turns
+    notes.add("input")
+    return [*turns[:-1], turns[-1] | {"content": f"{turns[-1]['content']}\n\n{encodable(text)}".strip()}]
+
+
+@contextmanager
+def _naming(column: str) -> Iterator[None]:
+    """Put the column's name before what is said about its value."""
+    try:
+        yield
+    except Unusable as error:
+        if str(error).startswith("has no column"):
+            raise
+        raise Unusable(f"column {column!r}: {error}", error.reason) from None
+
+
+def _column(row: Mapping[str, Any], column: str) -> Any:
+    if column not in row:
+        raise Unusable(f"has no column {column!r}; it has {', '.join(map(repr, row))[:300]}")
+    return row[column]
+
+
+def _same(a: Messages, b: Messages) -> bool:
+    """Tell whether two lists say the same; white space does not count."""
+    return [(t["role"], t["content"].split()) for t in a] == [(t["role"], t["content"].split()) for t in b]

@@ -1,0 +1,202 @@
+"""Folders that the kit writes: what a manifest of ours lists may be replaced, and no more.
+
+Used by `stage` for a run's folders, by `training` and `models` for weights, by `hub` for what is sent, by `run` and
+`kaggle`. A folder's `manifest.json` holds the hash of every file in it; what it does not list, or what was changed
+since, is somebody's work and is carried over when the folder is written anew.
+"""
+
+import ctypes
+import glob
+import itertools
+import json
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from nbutils.core.errors import InputError
+from nbutils.files import disk, documents
+
+log = logging.getLogger(__name__)
+
+NAME = "manifest.json"
+MAKER = "nbutils"  # another program's manifest.json has other keys
+LARGEST = 2**26  # bytes of a manifest
+UNFINISHED = ".unfinished"  # marks a draft of which all is ours
+
+
+def draft(folder: Path, place: Path) -> Path:
+    """Return an empty folder in which the next version of `folder` is to be made, in a holder of its own in `place`."""
+    made = Path(tempfile.mkdtemp(prefix=f"{folder.name}.draft-", dir=place)) / folder.name
+    made.mkdir()
+    (made / UNFINISHED).touch()
+    return made
+
+
+def finish(made: Path, folder: Path) -> None:
+    """Put a draft into its folder's place in one step; what is not ours in the folder is carried over."""
+    place = made.parent.parent
+    record(made)
+    (made / UNFINISHED).unlink()
+    if os.path.lexists(folder):
+        _swap(made, folder, place)
+        carry(made, folder)
+    else:
+        os.rename(made, folder)
+    with suppress(OSError):  # what could not be moved is in it, and was told
+        made.parent.rmdir()
+
+
+@contextmanager
+def renewed(folder: Path) -> Iterator[Path]:
+    """Give a draft to fill, and put it into the folder's place when that is done; see `finish`."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    clear(folder, folder.parent)
+    made = draft(folder, folder.parent)
+    try:
+        yield made
+        finish(made, folder)
+    except BaseException:
+        abandon(made)
+        raise
+
+
+def abandon(made: Path) -> None:
+    """Remove a draft that was not finished."""
+    if (made / UNFINISHED).is_file():
+        shutil.rmtree(made.parent, ignore_errors=True)
+
+
+def clear(folder: Path, place: Path) -> None:
+    """Remove the drafts of processes that were killed; what is not ours in them goes to the folder."""
+    for holder in place.glob(f"{glob.escape(folder.name)}.draft-*"):
+        made = holder / folder.name
+        if holder.is_symlink() or made.is_symlink():
+            pass
+        elif (made / UNFINISHED).is_file():
+            shutil.rmtree(made)
+        elif listed(made) is not None:  # whole: killed between two renamings, or before all was carried over
+            if os.path.lexists(folder):
+                carry(made, folder)
+            else:
+                os.rename(made, folder)
+        try:
+            with suppress(FileNotFoundError):
+                made.rmdir()
+            holder.rmdir()
+        except OSError:
+            log.warning("%s is no draft that the kit can tell from your files; look there and delete it", holder)
+
+
+def record(folder: Path, hashes: Mapping[str, str] | None = None) -> None:
+    """Write the manifest of a folder: of these hashes, or of all that lies in it."""
+    if hashes is None:
+        names = [name for name in disk.entries(folder) if name not in (NAME, UNFINISHED)]
+        hashes = {name: disk.sha256(folder / name) for name in names}
+    whole = folder / f".{NAME}.draft"
+    whole.write_text(json.dumps({"written_by": MAKER, "files": dict(hashes)}, indent=1) + "\n", encoding="utf-8")
+    os.replace(whole, folder / NAME)
+
+
+def listed(folder: Path) -> dict[str, str] | None:
+    """Return name -> hash of the files that the kit wrote into a folder; None where there is no manifest of ours."""
+    try:
+        content = json.loads(documents.read_text(folder / NAME, limit=LARGEST))
+        if content["written_by"] == MAKER:
+            return {str(name): str(value) for name, value in content["files"].items()}
+    except (InputError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        pass
+    return None
+
+
+def unchanged(path: Path, value: str | None) -> bool:
+    """Return whether a path is a regular file, no link, with this hash."""
+    try:
+        return value is not None and disk.sha256(path) == value
+    except (InputError, OSError):
+        return False
+
+
+def _swap(draft: Path, folder: Path, place: Path) -> None:
+    """Exchange a folder and a draft, so that a reader always sees one of the two."""
+    paths = (-100, os.fsencode(draft), -100, os.fsencode(folder))  # AT_FDCWD
+    try:
+        if ctypes.CDLL(None).renameat2(*paths, 2) == 0:  # RENAME_EXCHANGE
+            return
+    except AttributeError:  # not this system's library
+        pass
+    old = Path(tempfile.mkdtemp(prefix=f"{folder.name}.draft-", dir=place)) / folder.name
+    os.rename(folder, old)
+    os.rename(draft, folder)
+    os.rename(old, draft)
+    old.parent.rmdir()
+
+
+def carry(old: Path, new: Path) -> None:
+    """Move what is not ours from an old folder of ours into the new one, and remove the old one.
+
+    A file of ours that was changed since, and one whose name is taken in the new folder, go to `kept-1` there, or the
+    next free number.
+    """
+    known, moved, stuck = listed(old) or {}, 0, list[str]()
+    kept = new / _free(old, new)
+    for name in disk.entries(old):
+        path = old / name
+        if name == NAME:
+            continue
+        if unchanged(path, known.get(name)):
+            path.unlink()
+        elif any(_moved(path, to) for to in ([kept / name] if name in known else [new / name, kept / name])):
+            moved += 1
+        else:
+            stuck.append(name)
+    if moved:
+        aside = f"; those that were changed or whose name was taken are in {kept.name}" if kept.exists() else ""
+        log.warning("%s: %d files that no stage wrote, or that were changed since, are kept%s", new, moved, aside)
+    if stuck:
+        log.warning("%s could not be moved to %s; what the kit did not write there: %s", old, new, some(stuck))
+        return
+    (old / NAME).unlink(missing_ok=True)
+    for place, _, _ in os.walk(old, topdown=False):
+        with suppress(OSError):  # somebody puts a file there at this moment
+            Path(place).rmdir()
+
+
+def place(draft: Path, folder: Path, name: str) -> None:
+    """Put one more whole file into a folder of ours, in one step; one of this name that is not ours is kept."""
+    known = listed(folder) or {}
+    if os.path.lexists(folder / name) and not unchanged(folder / name, known.get(name)):
+        aside = folder / _free(folder) / name
+        _moved(folder / name, aside)
+        log.warning("%s is not the file that the kit wrote; it is kept as %s", folder / name, aside)
+    known |= {name: disk.sha256(draft)}
+    os.replace(draft, folder / name)
+    record(folder, known)
+
+
+def _free(*folders: Path) -> str:
+    """Return the first of the names kept-1, kept-2, ... that is in none of these folders."""
+    names = (f"kept-{n}" for n in itertools.count(1))
+    return next(name for name in names if not any(os.path.lexists(folder / name) for folder in folders))
+
+
+def _moved(path: Path, to: Path) -> bool:
+    """Move a file to a place where there is none; return whether that could be done."""
+    try:
+        to.parent.mkdir(parents=True, exist_ok=True)
+        if os.path.lexists(to):
+            return False
+        os.rename(path, to)
+    except OSError:  # a file of the new folder in the place of a folder of the old one, or no right
+        return False
+    return True
+
+
+def some(names: Iterable[str]) -> str:
+    """Return the first of some names, and how many there are, as a sentence can hold them."""
+    names = sorted(names)
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(disk.plain(name) for name in names[:3]) + more
