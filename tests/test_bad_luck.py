@@ -30,6 +30,7 @@ from nbutils.engines.asking import answer
 from nbutils.engines.store import Store
 from nbutils.files import folders, owned, sources
 from nbutils.files.stage import Stage
+from nbutils.models import gguf
 from nbutils.training import loop
 from tools import outcomes
 
@@ -338,9 +339,9 @@ def test_a_converted_model_that_does_not_fit_leaves_nothing_and_is_converted_wit
         (tmp_path / "tiny_gguf" / name).touch()
     monkeypatch.syspath_prepend(tmp_path)
     for name in ("AutoTokenizer", "AutoModelForCausalLM"):  # in place of reading the weights of a real package
-        real = getattr(models, name)
+        real = getattr(gguf, name)
         stand_in = types.SimpleNamespace(from_pretrained=lambda *_, real=real, **__: real.from_pretrained(tiny_llama))
-        monkeypatch.setattr(models, name, stand_in)
+        monkeypatch.setattr(gguf, name, stand_in)
     with pytest.raises(InputError, match=r"cannot write to .*disk \(.*No space left.*\); make room there"):
         models.resolve("package:tiny_gguf", disk)
     assert list(disk.iterdir()) == []

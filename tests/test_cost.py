@@ -3,13 +3,12 @@ import sys
 import pytest
 
 from nbutils.files.sources import CHECKOUT
+from tools import cost
 
 
 @pytest.fixture
 def table(monkeypatch, capsys):
-    """The cells of the table that bench/cost.py prints for a profile, by stage."""
-    monkeypatch.syspath_prepend(CHECKOUT / "bench")
-    import cost
+    """The cells of the table that `make cost` prints for a profile, by stage."""
 
     def run(name):
         monkeypatch.setattr(sys, "argv", ["cost.py", str(CHECKOUT / "params" / name)])

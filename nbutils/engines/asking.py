@@ -31,29 +31,27 @@ def answer(
     """Answer every request from the store or, where it has no reply yet, from the engine.
 
     Engines that batch draw random numbers for a whole chunk of requests at once, so a chunk is stored whole or not at
-    all and its seed is a hash of `seed` and the requests in it: the same list of requests gives the same samples
-    whether or not the run was interrupted.
+    all and its seed is a hash of `seed` and its requests: the same list gives the same samples, interrupted or not.
 
     Args:
         seed: of the sampling; without meaning at temperature 0.
         deadline: `time.monotonic()` after which no further chunk is started.
 
     Returns:
-        One reply per request in the same order; None where the server failed (asked again next time). A request that
-        was refused has a reply that says so (`Reply.refused`) and is not asked again.
+        One reply per request in the same order; None where the server failed: it is asked again next time, unless it
+        refused, which is a reply.
 
     Raises:
         Interrupted: at the deadline, from `out_of_time`. Everything answered so far is stored.
     """
     known, order, todo = _missing(store, engine, requests, seed)
-    if store.unreadable:
-        log.warning("%d replies in %s cannot be read and are asked again", len(store.unreadable), store.path)
     with tqdm(total=len(requests), desc=title, mininterval=10, unit="request") as bar:
         bar.update(len(order) - sum(len(chunk.keys) for chunk in todo))
         batch, current = list[tuple[str, Engine, Request, Reply]](), 0
         for c, i, said in engine.generate_chunks([(t.requests, t.seed) for t in todo], deadline=deadline):
             if c != current:
-                store.put(batch)  # what there is of the last chunk: it had requests that failed for good
+                if batch:  # the last chunk had requests that failed for good
+                    store.put(batch)
                 batch, current = [], c
             key, request = todo[c].keys[i], todo[c].requests[i]
             known[key] = reply = _masked(said)
@@ -63,7 +61,8 @@ def answer(
             if not engine.chunk_size or len(batch) == len(todo[c].keys):
                 store.put(batch)
                 batch = []
-        store.put(batch)
+        if batch:
+            store.put(batch)
     replies = [known[key] for key in order]
     if (unanswered := replies.count(None)) and time.monotonic() > deadline:
         raise out_of_time(f"with {unanswered} of {len(requests)} requests to go ({title})")
@@ -101,6 +100,8 @@ def _missing(
             queued |= set(missing)
             todo.append(_Chunk(missing, [wanted[key] for key in missing], chunk_seed))
         order += keys
+    if store.unreadable:
+        log.warning("%d replies in %s cannot be read and are asked again", len(store.unreadable), store.path)
     return known, order, todo
 
 

@@ -118,8 +118,6 @@ class Store:
         Raises:
             InputError: if there is no room or the file is damaged.
         """
-        if not replies:
-            return
         asked = (secrets.masked(json.dumps(asdict(request))) for _, _, request, _ in replies)
         rows = [
             self._row(key, engine.identity["model"], text, json.dumps(_written(reply)), time.time())
