@@ -26,7 +26,7 @@ from nbutils.params import STEMS
 from tools import inert, lessons
 
 PAGES = Path(__file__).parent / "pages"
-GENERATOR = "tools.walkthrough"  # tells our pages from others' in the same folder
+GENERATOR = "nbutils.walkthrough"  # tells our pages from others' in the same folder
 LARGEST = 50 * 2**20  # bytes of a notebook; its pages would not open
 TITLE = "nbutils: preference-tune a small language model"
 
