@@ -10,7 +10,7 @@ import pytest
 from nbutils.files.sources import CHECKOUT
 
 FILES = sorted([*(CHECKOUT / "nbutils").rglob("*.py"), *(CHECKOUT / "tools").rglob("*.py")])
-FACES = [path for path in FILES if path.name == "__init__.py" and path.parent.name != "nbutils"]
+FACES = [path for path in FILES if path.name == "__init__.py" and path.parent.name not in ("nbutils", "tools")]
 LONGEST_FILE, LONGEST_FACE, LONGEST_FUNCTION = 300, 40, 50  # lines
 
 

@@ -15,6 +15,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_output
 from PIL import Image
 
 from nbutils.core.errors import InputError
+from nbutils.files.sources import CHECKOUT
 from nbutils.params import STEMS
 from nbutils.run import notebook as source_of
 from tools import walkthrough
@@ -379,3 +380,8 @@ def test_the_command_says_where_to_begin_and_what_is_left_out(run_dir, tmp_path,
     assert said.err.splitlines()[0] == (
         "01_rerank: outputs hold elements that no page of ours has, left out: script (1)"
     )
+
+
+def test_the_pages_that_come_with_the_kit_are_known_as_ours():
+    for path in (CHECKOUT / "docs").glob("*.html"):
+        assert f'content="{walkthrough.GENERATOR}"' in path.read_text(encoding="utf-8"), path.name
