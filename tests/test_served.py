@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections import Counter
 
+import pytest
 import tiny
 from servers import Answer, ChatServer, echo
 
@@ -14,6 +15,7 @@ from nbutils.files import sources
 from nbutils.files.sources import CHECKOUT
 
 
+@pytest.mark.nightly
 def test_a_policy_behind_a_server_that_refuses_a_prompt_and_options_is_sampled_all_the_same(tmp_path):
     def policy(body):
         if "vietata" in echo(body):
