@@ -22,7 +22,7 @@ import pytest
 import websocket
 from attacks import ALL, HTML, MARKDOWN, TEXT, aimed
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_output
-from test_walkthrough import executed, stream
+from pages import executed, stream
 
 from nbutils.files.sources import CHECKOUT
 from nbutils.params import STEMS

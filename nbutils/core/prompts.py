@@ -4,7 +4,7 @@ Used by 02, and by 04 to keep its held-out prompts apart from the training pairs
 Near-duplicates are found by MinHash over character 5-grams, which needs no word splitter and so works for any language
 (Broder 1997). It sees that two texts resemble each other as a whole; a passage that two otherwise different prompts
 share is found by `Runs`. Neither sees that two differently worded prompts ask the same: of the 80 Vicuna questions in
-two Italian translations MinHash finds 12, both together 18, without a false hit (tests/test_prompts.py).
+two Italian translations MinHash finds 12, both together 18, without a false hit (tests/core/test_prompts.py).
 """
 
 import functools

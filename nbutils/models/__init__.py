@@ -6,6 +6,7 @@ folder of safetensors once); a file cut into parts is `package:<name>1..6#<SHA-2
 the libraries are given a folder that `weights` has looked at.
 """
 
+from nbutils.models import fitting
 from nbutils.models.adapters import adapter_rank, check_adapter, load_adapter, load_tuned, merge
 from nbutils.models.chat import greedy, render, special_tokens, spelled, stop_ids
 from nbutils.models.load import (
@@ -25,7 +26,7 @@ from nbutils.models.load import (
 from nbutils.models.preflight import pick_device
 
 __all__ = [
-    "adapter_rank", "attention", "check_adapter", "config", "context_length", "greedy", "label_count", "limits",
-    "load_adapter", "load_model", "load_reward_model", "load_tokenizer", "load_tuned", "merge", "model_type",
+    "adapter_rank", "attention", "check_adapter", "config", "context_length", "fitting", "greedy", "label_count",
+    "limits", "load_adapter", "load_model", "load_reward_model", "load_tokenizer", "load_tuned", "merge", "model_type",
     "pick_device", "render", "resolve", "room", "special_tokens", "spelled", "stop_ids", "weights_digest",
 ]  # fmt: skip

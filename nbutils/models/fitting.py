@@ -14,11 +14,11 @@ from typing import Any, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
-from nbutils import models
 from nbutils.core.errors import InputError, first_line, shown
 from nbutils.core.printed import Unusable
 from nbutils.core.records import Messages, Row
 from nbutils.core.sampling import Sample
+from nbutils.models import chat
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ class Pair:
     @cached_property
     def prompt(self) -> list[int]:
         """Token ids of the prompt alone, as the policy is given it."""
-        return models.render(self.tokenizer, self.row["prompt"], dict(self.template))
+        return chat.render(self.tokenizer, self.row["prompt"], dict(self.template))
 
     @cached_property
     def whole(self) -> list[list[int]]:
@@ -79,7 +79,7 @@ def _control(pair: Pair) -> str:
 
 def control_in(tokenizer: PreTrainedTokenizerBase, turns: Messages) -> str:
     """Return the first of the policy's control tokens that a turn spells, which would end it or open another."""
-    found = (models.spelled(tokenizer, t["content"], thoughts=t["role"] == "assistant") for t in turns)
+    found = (chat.spelled(tokenizer, t["content"], thoughts=t["role"] == "assistant") for t in turns)
     return next(filter(None, found), "")
 
 
@@ -183,7 +183,7 @@ def fit(
 
     Args:
         template: the arguments of the chat template that the policy is sampled and trained with.
-        max_length, vocabulary: from `models.limits`; a vocabulary of 0 is not looked at.
+        max_length, vocabulary: from `load.limits`; a vocabulary of 0 is not looked at.
 
     Returns:
         Pairs and counts: `too_long` always, `filtered:<reason>` for each other of REASONS that occurs.
@@ -230,12 +230,12 @@ def can_ask(prompt: Messages, tokenizer: PreTrainedTokenizerBase, template: Mapp
     """
     if token := control_in(tokenizer, prompt):
         raise Unusable(f"a turn spells {token}", "control")
-    return len(models.render(tokenizer, prompt, dict(template))) <= room
+    return len(chat.render(tokenizer, prompt, dict(template))) <= room
 
 
 def said(samples: Sequence[Sample], tokenizer: PreTrainedTokenizerBase) -> list[Row]:
     """Return what the `samples` schema keeps; of a text that spells a control token it says so for a finish reason."""
-    control = [models.spelled(tokenizer, sample.text, thoughts=True) for sample in samples]
+    control = [chat.spelled(tokenizer, sample.text, thoughts=True) for sample in samples]
     return [s.row() | ({"finish_reason": "control"} if c else {}) for s, c in zip(samples, control, strict=True)]
 
 
@@ -267,7 +267,7 @@ def check_template(
         ids = tokenizer.apply_chat_template(turns, return_dict=False, **template)
     except Exception:  # each pair's fault then
         return
-    if not models.stop_ids(path, tokenizer).intersection(ids[-4:]):  # a line's end may follow the token
+    if not chat.stop_ids(path, tokenizer).intersection(ids[-4:]):  # a line's end may follow the token
         end = tokenizer.decode(ids[-8:])
         log.warning("chat template: an answer ends in %r, in no stop token; a policy trained on it may never stop", end)
 

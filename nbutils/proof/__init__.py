@@ -1,10 +1,12 @@
 """Did the training help? Base and tuned model answer the same held-out prompts, and the same judge compares them."""
 
+from nbutils.proof import card, figures, knowledge, winrates
 from nbutils.proof.answers import compare, examples, held_out, judge_report, load_judges, sample
 from nbutils.proof.doubts import drift, same_judge_warnings, side_effects
 from nbutils.proof.summary import findings, got_worse, headline, in_words, summarise
 
 __all__ = [
-    "compare", "drift", "examples", "findings", "got_worse", "headline", "held_out", "in_words", "judge_report",
-    "load_judges", "same_judge_warnings", "sample", "side_effects", "summarise",
+    "card", "compare", "drift", "examples", "figures", "findings", "got_worse", "headline", "held_out", "in_words",
+    "judge_report", "knowledge", "load_judges", "same_judge_warnings", "sample", "side_effects", "summarise",
+    "winrates",
 ]  # fmt: skip

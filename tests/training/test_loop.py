@@ -1,4 +1,4 @@
-"""training.py with a tiny model: the loss is the formula's, and no interruption changes the result."""
+"""loop.py with a tiny model: the loss is the formula's, and no interruption changes the result."""
 
 import fcntl
 import json

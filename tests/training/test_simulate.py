@@ -16,7 +16,7 @@ from nbutils.training.settings import read_options
 from nbutils.training.simulate import Tracker
 from nbutils.training.simulate import _quantize as quantize
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def planned(model, batch=2, checkpointing=True, *, tuning="lora", length=None, card=CARDS["t4"], **changed) -> Plan:

@@ -11,9 +11,9 @@ import sys
 import time
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 import pytest
+from builders import children
 from servers import Answer, ChatServer, echo, logged, serving, token
 
 from nbutils.core.errors import InputError, Interrupted
@@ -792,7 +792,7 @@ def test_after_kill_9_only_what_is_missing_is_asked_and_every_request_ends_once(
     texts, log = [str(i) for i in range(80)], tmp_path / "calls.jsonl"
     with serving("test_api:slow_echo", log=log) as url:
         command = [sys.executable, "-c", CHILD, tmp_path / "store.sqlite", url]
-        child = subprocess.Popen(command, cwd=Path(__file__).parent)
+        child = subprocess.Popen(command, env=children(__file__))
         until = time.time() + 60
         while len(logged(log)) < 25 and time.time() < until:
             time.sleep(0.01)

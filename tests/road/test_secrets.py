@@ -6,7 +6,6 @@ import logging
 import os
 import re
 import sqlite3
-import subprocess
 import sys
 import time
 from urllib.parse import quote
@@ -14,13 +13,12 @@ from urllib.parse import quote
 import datasets
 import pytest
 import servers
-import tiny
-import yaml
 from builders import response
 from hypothesis import given
 from hypothesis import strategies as st
 from pyarrow import parquet
-from test_pipeline import QUESTIONS, grades, judge_file, shown, write_jsonl, write_profile
+from road import QUESTIONS, judge_file, run_profile, write_jsonl, write_profile
+from tokens import HUB, KEY, leaks
 
 from nbutils import engines, judges, params
 from nbutils.core import errors, secrets
@@ -30,86 +28,10 @@ from nbutils.engines.asking import answer
 from nbutils.files.stage import Stage
 from nbutils.training.settings import read_options
 
-HUB, KEY = "hf_markedHubTokenOfThisVeryTestAlone", "sk-marked0Judge1Token2Of3This4Very5Test"
-SECRETS = (HUB, KEY)
-
-
-def environment(**more):
-    return os.environ | {"OMP_NUM_THREADS": "1", "HF_TOKEN": HUB, "JUDGE_API_KEY": KEY} | more
-
-
-def run_profile(profile, run_dir, **more):
-    """Run a profile with both tokens in the environment; returns the exit status and all that was printed."""
-    command = [sys.executable, "-m", "nbutils.run", str(profile), str(run_dir)]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment(**more), timeout=280, check=False)
-    return done.returncode, done.stdout + done.stderr
-
-
-def contents(folder):
-    """Yield every file of a folder by name, as its bytes and as whatever its format hides."""
-    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
-        yield path.name, path.read_bytes()
-        if path.suffix == ".parquet":
-            yield path.name, json.dumps(parquet.read_table(path).to_pylist(), default=str).encode()
-        if path.suffix == ".sqlite":
-            with sqlite3.connect(f"file:{path}?mode=ro", uri=True) as db:
-                yield path.name, "\n".join(db.iterdump()).encode()
-
-
-def leaks(folder, printed="", secrets=SECRETS):
-    """Return where a secret stands: the names of files, and `printed`."""
-    found = [name for name, content in [*contents(folder), ("printed", printed.encode())]
-             if any(secret.encode() in content for secret in secrets)]  # fmt: skip
-    return sorted(set(found))
-
-
-def graded(body):
-    return grades(*(1 + len(text) % 5 for text in shown(body)))
-
 
 def pairs_file(path):
     rows = [{"question": q, "chosen": f"Risposta lunga e buona: {q}", "rejected": "No."} for q in QUESTIONS]
     return write_jsonl(path, rows)
-
-
-@pytest.fixture(scope="module")
-def road(tmp_path_factory):
-    """All four stages with a judge that wants its token; what is pushed nowhere is left in the folder."""
-    home = tmp_path_factory.mktemp("secrets")
-    model = str(tiny.make(home / "model", "qwen3"))
-    sampling = "temperature: 0.9, top_p: 1.0, max_tokens: 24"
-    prompts = write_jsonl(home / "prompts.jsonl", [{"prompt": f"{q} {q[::-1]}"} for q in QUESTIONS])
-    held = write_jsonl(home / "held.jsonl", [{"prompt": f"{i} cose su {i * 7}?"} for i in range(4)])
-    (home / "training.yaml").write_text(
-        yaml.safe_dump({"max_length": 512, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 1,
-                        "max_steps": 2, "lora_r": 2})
-    )  # fmt: skip
-    with servers.ChatServer(graded) as server:
-        judge = judge_file(home / "judge.yaml", server.url, key_variable="JUDGE_API_KEY", orders=1, gate_rows=0)
-        stages = {
-            "01_rerank": {"dataset": pairs_file(home / "pairs.jsonl"), "judge": judge, "min_chosen": 0.0,
-                          "min_margin": 0.0},
-            "02_sample": {"prompts": prompts, "prompt_column": "prompt", "exclude": "", "model": model, "n_samples": 2,
-                          "sampling": sampling},
-            "03_judge": {"judge": judge, "min_chosen": 0.0, "min_margin": 0.0, "language": ""},
-            "04_dpo": {"model": model, "training": str(home / "training.yaml"), "judge": judge, "eval_prompts": held,
-                       "prompt_column": "prompt", "sampling": sampling},
-        }  # fmt: skip
-        status, printed = run_profile(write_profile(home / "profile", stages), home / "runs" / "marked")
-    assert status == 0, printed
-    return home / "runs", printed, server
-
-
-@pytest.mark.nightly
-def test_a_whole_run_leaves_no_token_behind(road):
-    runs, printed, server = road
-    assert set(server.tokens) == {KEY}, "the judge was asked with its token, and with nothing else"
-    names = {name for name, _ in contents(runs)}
-    wanted = {"store.sqlite", "run.json", "params.json", "metrics.json", "README.md", "04_dpo.ipynb", "training.csv"}
-    assert wanted | {"adapter_model.safetensors"} <= names
-    assert any(name.endswith(".parquet") for name in names)
-    assert any(name.endswith(".png") for name in names)
-    assert leaks(runs, printed) == []
 
 
 def test_the_search_finds_a_token_wherever_it_stands(tmp_path):
@@ -135,7 +57,8 @@ def test_a_server_that_repeats_the_token_gets_it_into_no_notebook(tmp_path):
         judge = judge_file(tmp_path / "judge.yaml", server.url, key_variable="JUDGE_API_KEY")
         values = {"dataset": pairs_file(tmp_path / "pairs.jsonl"), "judge": judge}
         profile = write_profile(tmp_path / "profile", {"01_rerank": values})
-        status, printed = run_profile(profile, tmp_path / "runs" / "a", JUDGE_API_KEY=f"{KEY}\n")
+        ended = run_profile(profile, tmp_path / "runs" / "a", HF_TOKEN=HUB, JUDGE_API_KEY=f"{KEY}\n")
+    status, printed = ended.returncode, ended.stdout + ended.stderr
     assert status == 1
     assert "answered 401: the token is missing or wrong; set JUDGE_API_KEY" in printed
     assert set(server.tokens) == {KEY}

@@ -1,4 +1,4 @@
-"""choices.py: log-probabilities against forward passes by hand, and XCOPA in Italian."""
+"""knowledge.py: log-probabilities against forward passes by hand, and XCOPA in Italian."""
 
 import json
 import math

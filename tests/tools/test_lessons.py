@@ -10,8 +10,8 @@ from bs4 import BeautifulSoup
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from nbformat import NotebookNode
+from pages import SOUP, assert_inert
 from PIL import Image
-from test_inert import SOUP, assert_inert
 
 from nbutils.core.errors import InputError
 from tools import lessons

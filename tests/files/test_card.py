@@ -1,4 +1,4 @@
-"""cards.py: what someone who finds the folder on the Hub is told."""
+"""files/card.py and proof/card.py: what someone who finds the folder on the Hub is told."""
 
 import ast
 import re
@@ -7,10 +7,10 @@ import pandas as pd
 import pytest
 import yaml
 from bs4 import BeautifulSoup
+from compared import ROWS
 from matplotlib import pyplot as plt
+from pages import READER
 from PIL import Image
-from test_evaluation import ROWS
-from test_markup import READER
 
 from nbutils.files.card import caption, frame_table, of_stage
 from nbutils.proof import knowledge

@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 import tiny
 import torch
+from builders import children
 from dpo import CPU, dpo_params, pair, small_trainer, some_pairs, templated
 
 from nbutils import models
@@ -256,7 +257,7 @@ def compute_and_die(model, folder):
 def test_after_kill_9_the_finished_shards_are_used_to_the_same_numbers(tiny_llama, tmp_path, computed, monkeypatch):
     code = "import sys; from test_reference import compute_and_die; compute_and_die(*sys.argv[1:])"
     command = [sys.executable, "-c", code, tiny_llama, tmp_path]
-    killed = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, check=False)
+    killed = subprocess.run(command, env=children(__file__), capture_output=True, check=False)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert len(shards(tmp_path)) == 3
     monkeypatch.setattr(reference, "SHARD", 4)

@@ -3,6 +3,7 @@
 import gzip
 import json
 import multiprocessing
+import os
 import random
 import shutil
 import types
@@ -17,7 +18,8 @@ from nbutils.core.screen import marked
 from nbutils.core.turns import messages
 from nbutils.engines.protocol import Engine, Reply, Request, Tally
 
-DATA = Path(__file__).resolve().parents[2] / "shared/data"
+HELPERS = Path(__file__).parent
+DATA = Path(__file__).resolve().parents[3] / "shared/data"
 
 
 def real(name):
@@ -95,6 +97,11 @@ def published(folder, repository, commit, *, ref="main"):
     shutil.copytree(folder, cached / "snapshots" / commit)
     (cached / "refs").mkdir(exist_ok=True)
     (cached / "refs" / ref).write_text(commit)
+
+
+def children(file):
+    """Return the environment of a process that imports what a test file has, and the helpers."""
+    return os.environ | {"PYTHONPATH": f"{HELPERS}:{Path(file).parent}"}
 
 
 def child(function, *arguments):

@@ -220,10 +220,10 @@ def logged(log: Path) -> list[dict[str, Any]]:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Run a scripted chat server until killed; prints its URL.")
-    parser.add_argument("script", nargs="?", default="servers:echo", help="module:attribute; tests/ is importable")
+    parser.add_argument("script", nargs="?", default="servers:echo", help="module:attribute; a file of tests/*/")
     parser.add_argument("--log", type=Path, help="file to append request bodies to")
     options = parser.parse_args()
-    sys.path.insert(0, str(HERE))
+    sys.path[:0] = [str(place) for place in (HERE, *HERE.parent.iterdir()) if place.is_dir()]
     module, _, name = options.script.partition(":")
     with ChatServer(getattr(importlib.import_module(module), name), log=options.log) as running:
         print(running.url, flush=True)

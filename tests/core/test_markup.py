@@ -8,13 +8,10 @@ from attacks import ALL, MARKDOWN, aimed
 from bs4 import BeautifulSoup
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from markdown_it import MarkdownIt
-from test_inert import SOUP
+from pages import READER, SOUP
 
 from nbutils.core.markup import Formatter, code, plain, printable
 
-# HTML passes through this reader as it does through the Hub's
-READER = MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"])
 STRUCTURE = [
     "---",
     "--- ",

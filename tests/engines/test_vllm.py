@@ -1,4 +1,4 @@
-"""engines/vllm.py with real worker processes that import a stand-in for vLLM (tests/fake_vllm) and real faults.
+"""engines/vllm.py with real worker processes that import a stand-in for vLLM (helpers/fake_vllm) and real faults.
 
 What only the real vLLM can show is in tests/check_vllm.py (`make test-vllm`).
 """
@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import tiny
-from builders import request
+from builders import HELPERS, request
 from dpo import CPU
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -44,7 +44,7 @@ def machine(tmp_path, monkeypatch):
         script.chmod(0o755)
 
     python = tools / "python"
-    fake = Path(__file__).parent / "fake_vllm"
+    fake = HELPERS / "fake_vllm"
     python.write_text(f'#!/bin/sh\nPYTHONPATH={fake} PYTHONDONTWRITEBYTECODE=1 exec {sys.executable} "$@"\n')
     python.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tools}:{os.environ['PATH']}")
@@ -352,7 +352,7 @@ def test_on_a_cpu_the_workers_share_its_cores(machine, load, tmp_path):
     cores = sorted(os.sched_getaffinity(0))
     assert sorted(int(core) for binding in bound for core in binding.split(",")) == cores
     assert {w["environment"]["PYTHONPATH"] for w in seen(tmp_path, "options")} == {
-        str(Path(__file__).parent / "fake_vllm")  # the wrapper's, not this process's
+        str(HELPERS / "fake_vllm")  # the wrapper's, not this process's
     }
 
 

@@ -8,9 +8,9 @@ import sys
 import time
 import tracemalloc
 import zlib
-from pathlib import Path
 
 import pytest
+from builders import children
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from servers import Answer, ChatServer, echo
@@ -154,7 +154,7 @@ with ChatServer([Answer(raw=b'{"choices": [' + b"{}," * 1_000_000)]) as server:
 def test_a_server_that_sends_nothing_else_costs_bounded_memory(tmp_path):
     done = subprocess.run(
         [sys.executable, "-c", MUCH, tmp_path / "store.sqlite"],
-        cwd=Path(__file__).parent, capture_output=True, text=True, check=True,
+        env=children(__file__), capture_output=True, text=True, check=True,
     )  # fmt: skip
     said, mebi = done.stdout.splitlines()
     assert "does not answer" in said

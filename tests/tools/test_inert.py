@@ -4,44 +4,12 @@ import re
 
 import pytest
 from attacks import ALL, LINKS, aimed
-from bs4 import BeautifulSoup, Comment
+from bs4 import BeautifulSoup
 from hypothesis import given, settings
-from hypothesis import strategies as st
+from pages import SOUP, assert_inert
 
 from nbutils.core.errors import InputError
 from tools import inert
-
-
-def names(text):
-    return text.split()
-
-
-MARKED = "a b blockquote br caption code dd del div dl dt em hr i ins kbd li ol p pre s samp small span strong sub sup"
-TABLES = "table tbody td tfoot th thead tr u ul h1 h2 h3 h4 h5 h6 figure figcaption img"
-MATH = "math mi mo mn ms mtext mspace mrow mfrac msqrt mroot msub msup msubsup munder mover munderover mtable mtr mtd"
-ELEMENTS = set(names(f"{MARKED} {TABLES} {MATH} mstyle mpadded mphantom menclose mmultiscripts"))
-# none of them names an address, a handler or a style; the last are of formulas
-PLAIN = set(names("class id rel alt width height colspan rowspan start role aria-label tabindex"))
-PLAIN |= set(
-    names(
-        "display mathvariant stretchy fence form separator lspace rspace depth minsize maxsize movablelimits accent "
-        "linethickness columnalign rowspacing columnspacing columnlines rowlines displaystyle scriptlevel notation"
-    )
-)
-HREF = re.compile(r"https?://[^\s\\]*|(?:\w+\.(?:html|ipynb))?(?:#\S*)?")
-SRC = re.compile(r"data:image/png;base64,[A-Za-z0-9+/=]+")
-
-
-def assert_inert(html):
-    """Whatever is in this HTML, a browser that shows it asks nobody for anything and runs nothing."""
-    page = BeautifulSoup(html, "html.parser")
-    assert not page.find_all(string=lambda text: isinstance(text, Comment) or type(text).__name__ == "Doctype")
-    for tag in page(True):
-        assert tag.name in ELEMENTS, tag
-        for name, value in tag.attrs.items():
-            known = {"href": HREF, "src": SRC}.get(name)
-            assert known.fullmatch(value) if known else name in PLAIN, (tag.name, name, value)
-        assert tag.name != "a" or "href" not in tag.attrs or {"noopener", "noreferrer"} <= set(tag["rel"]), tag
 
 
 @pytest.mark.parametrize("attack", aimed(ALL, "https://evil.org"))
@@ -143,19 +111,6 @@ def test_the_policy_allows_one_style_and_figures():
     assert inert.policy("b {}") == (
         f"default-src 'none'; img-src data:; style-src '{digest}'; base-uri 'none'; form-action 'none'"
     )
-
-
-PIECES = st.sampled_from(
-    [
-        *"<>\"'=/ \n\t`&;-!?[](){}\\#\0\x1b",
-        *names("</ <!-- --> --!> <![CDATA[ ]]> <? &lt; &gt; &quot; &#60; &colon; /> \x1b[31m \x1b]8;; \u202e \ud800"),
-        *names("svg math mtext mi mglyph annotation-xml foreignObject table td tr style script img a p b div form"),
-        *names("template noscript title textarea select option xmp iframe base meta link input details plaintext pre"),
-        *names("onerror=x onload=x src=https://e.org href=javascript:x style=x:url(https://e.org) srcdoc=x id=main"),
-        *names("xlink:href=x http-equiv=refresh encoding=text/html data:image/png;base64,AA== $ $$ ** ![x](y) \\text"),
-    ]
-)
-SOUP = st.lists(PIECES, max_size=30).map("".join) | st.lists(st.sampled_from(ALL), max_size=3).map("".join) | st.text()
 
 
 @given(SOUP)

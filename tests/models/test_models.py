@@ -1,4 +1,4 @@
-"""models.py: one rendering for sampling and training, and one clear sentence for every model that cannot be had."""
+"""models: one rendering for sampling and training, and one clear sentence for every model that cannot be had."""
 
 import hashlib
 import shutil

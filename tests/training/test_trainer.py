@@ -1,4 +1,4 @@
-"""trainers.py: number formats on cards that are not here, 4-bit bases, adapters to go on from."""
+"""trainer.py: number formats on cards that are not here, 4-bit bases, adapters to go on from."""
 
 import json
 import math

@@ -19,7 +19,7 @@ import servers
 import tiny
 from builders import ScriptedEngine, notebook_shell, prompt_row, request
 from dpo import pair, small_trainer, some_pairs
-from test_pipeline import grades, judge_file, metrics, run_profile, shown, stored, write_profile
+from road import grades, judge_file, metrics, run_profile, shown, stored, write_profile
 
 from nbutils import models, notebook, params, run
 from nbutils.core import records

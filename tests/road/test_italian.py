@@ -5,17 +5,16 @@ import json
 import random
 import sys
 from fractions import Fraction
-from pathlib import Path
 
 import pytest
 
 from nbutils.core.prompts import from_rows, select
-from nbutils.files.sources import read
+from nbutils.files.sources import CHECKOUT, read
 from nbutils.judges.answer import grade
 from nbutils.judges.files import AnswerFile, read_file
 from nbutils.judges.verifier import check, faults_of, parse_checks
 
-FOLDER = Path(__file__).resolve().parents[1] / "params/italian"
+FOLDER = CHECKOUT / "params/italian"
 SPLITS = ("train", "off_policy", "dev", "test")
 
 

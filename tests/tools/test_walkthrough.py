@@ -2,7 +2,6 @@
 
 import base64
 import hashlib
-import io
 import itertools
 import os
 import re
@@ -11,72 +10,15 @@ from pathlib import Path
 import nbformat
 import pytest
 from bs4 import BeautifulSoup
-from nbformat.v4 import new_code_cell, new_markdown_cell, new_output
-from PIL import Image
+from nbformat.v4 import new_markdown_cell, new_output
+from pages import CAPTION, ELSEWHERE, executed
 
 from nbutils.core.errors import InputError
 from nbutils.files.sources import CHECKOUT
 from nbutils.params import STEMS
-from nbutils.run import notebook as source_of
 from tools import walkthrough
 
-ELSEWHERE = "/home/somebody/kit"  # the checkout of the machine that executed the run
-CAPTION = 'Shares of "kept" & <swapped>.'
-TABLE = '<div><style scoped>th {color: red}</style><table border="1"><tr style="x"><td>1</td></tr></table></div>'
 PAGES = ["index.html", *(f"{stem}.html" for stem in STEMS)]
-
-
-def stream(text, name="stderr"):
-    return new_output("stream", name=name, text=text)
-
-
-def picture(name):
-    image = io.BytesIO()
-    Image.new("RGB", (200, 100 + len(name))).save(image, format="png")
-    return image.getvalue()
-
-
-def shown(image, caption=CAPTION):
-    metadata = {"image/png": {"alt": caption}} if caption else {}
-    data = {"image/png": base64.b64encode(image).decode(), "text/plain": "<Image>"}
-    return new_output("display_data", data, metadata=metadata)
-
-
-def executed(stem, run_dir):
-    """Write a notebook as papermill would have left it, with its stage folder."""
-    book = nbformat.read(source_of(stem), as_version=4)
-    code = [cell for cell in book.cells if cell.cell_type == "code"]
-    injected = new_code_cell(
-        f'# Parameters\nrun_dir = "{ELSEWHERE}/runs/x"', metadata={"tags": ["injected-parameters"]}
-    )
-    book.cells.insert(book.cells.index(code[0]) + 1, injected)
-    book.cells.append(
-        new_markdown_cell("## More\n\nSee [the kit](../README.md), [more](#More), [away](https://a.org).")
-    )
-    figures = run_dir / stem / "figures"
-    figures.mkdir(parents=True)
-    (figures.parent / "README.md").write_text("card")
-    for i, cell in enumerate([*code, injected]):
-        cell.execution_count = i
-        for name in re.findall(r'stage\.figure\("(\w+)"', cell.source):
-            (figures / f"{name}.png").write_bytes(picture(name))
-            cell.outputs.append(shown(picture(name)))
-    code[1].outputs = [
-        stream(f"kept in {ELSEWHERE}, {ELSEWHERE}/runs/x/{stem}, not in {ELSEWHERE}-2\n", "stdout"),
-        stream(
-            f"{Path.home()}/.cache and {walkthrough.CHECKOUT}/params\n"
-            "/opt/env/site-packages/a.py:1: \x1b[31mred\x1b[0m\n"
-        ),
-        *(stream(f"\rasking: {i}%") for i in range(100)),
-        stream("\n"),
-        new_output("execute_result", {"text/html": TABLE, "text/plain": "1"}),
-        new_output("display_data", {"text/html": "<script src='https://a.org/x.js'></script><b>bold</b>"}),
-    ]
-    book.metadata["papermill"] = {
-        "input_path": f"{ELSEWHERE}/notebooks/{stem}.ipynb", "output_path": f"{ELSEWHERE}/runs/x/{stem}.ipynb",
-        "version": "2.7.0", "end_time": "2026-01-02T03:04:05", "duration": 9.6,
-    }  # fmt: skip
-    nbformat.write(book, run_dir / f"{stem}.ipynb")
 
 
 def change(run_dir, stem, edit):
