@@ -4,7 +4,6 @@ A stage whose outputs are whole and whose parameters, inputs and code did not ch
 stands beside its stage folder, also when a cell failed.
 """
 
-import argparse
 import hashlib
 import itertools
 import json
@@ -21,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from nbutils import __version__, judges, params
-from nbutils.core import literals, secrets
+from nbutils.core import command, literals, secrets
 from nbutils.core.errors import STOPPED, InputError, writing
 from nbutils.core.markup import say
 from nbutils.files import documents, hub, owned, reach, rundir, seals, sources
@@ -30,25 +29,21 @@ NOTEBOOKS = sources.CHECKOUT / "notebooks"
 PAPERMILL = {"injected-parameters", "papermill-error-cell-tag"}  # on the cells that it puts between ours
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the stages of a profile and return the exit status: 0, or 1 after printing the failing cell's error."""
-    parser = argparse.ArgumentParser(prog="python -m nbutils.run", description=(__doc__ or "").split("\n\n")[0])
+@command.program
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the stages of a profile."""
+    parser = command.parser("nbutils.run", __doc__)
     parser.add_argument("profile", type=Path, help="folder with one YAML of parameters per notebook, e.g. params/demo")
     parser.add_argument("run_dir", type=Path, help="folder this run writes to, e.g. runs/demo")
     given = parser.parse_args(arguments)
-    try:
-        plan = read_profile(given.profile, run_folder(given.run_dir))
-        for stem, values in plan.items():
-            try:
-                say(f"{stem}  {finish(stem, values)}")
-            except InputError as error:
-                again = shlex.join(["python", "-m", "nbutils.run", str(given.profile), str(given.run_dir)])
-                raise InputError(f"{error}; to go on: {again}") from None
-    except InputError as error:
-        say(f"error: {error}", sys.stderr)
-        return 1
+    plan = read_profile(given.profile, run_folder(given.run_dir))
+    for stem, values in plan.items():
+        try:
+            say(f"{stem}  {finish(stem, values)}")
+        except InputError as error:
+            again = shlex.join(["python", "-m", "nbutils.run", str(given.profile), str(given.run_dir)])
+            raise InputError(f"{error}; to go on: {again}") from None
     say(f"done: {given.run_dir}")
-    return 0
 
 
 def run_folder(name: Path) -> Path:

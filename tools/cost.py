@@ -1,4 +1,4 @@
-"""What a profile costs in hours, requests and tokens, by a stated model: `python -m tools.cost [params/kaggle-t4]`.
+"""What a profile costs in hours, requests and tokens, by a stated model: `python -m tools.cost params/kaggle-t4`.
 
 Requests, answers and steps follow from the parameters; hours from throughputs that nobody has measured for this kit on
 a T4, hence a low and a high case for each. Prints a Markdown table and every constant with its grade and source.
@@ -7,11 +7,13 @@ Retries are not counted, nor what a second run finds in the store.
 
 import re
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from nbutils import judges, params, run
+from nbutils.core import command
 from nbutils.files import sources
 from tools import kaggle
 
@@ -94,9 +96,12 @@ def together(parts: list[tuple[float, Range, Range, Range, Any]]) -> tuple[float
     return sum(requests), sum(read, Range(0, 0)), sum(wrote, Range(0, 0)), sum(hours, Range(0, 0)), dearest
 
 
-def main() -> None:
+@command.program
+def main(arguments: Sequence[str] | None = None) -> None:
     """Print the table and what it rests on."""
-    profile = Path(sys.argv[1] if len(sys.argv) > 1 else "params/kaggle-t4")
+    parser = command.parser("tools.cost", __doc__)
+    parser.add_argument("profile", type=Path, help="folder with one YAML of parameters per notebook")
+    profile = parser.parse_args(arguments).profile
     plan = run.read_profile(profile, Path("runs/kaggle"))
     p = {stem: run.defaults(stem) | values for stem, values in plan.items()}
     n_rows = rows(p["01_rerank"]["dataset"], p["01_rerank"]["max_rows"])
@@ -140,4 +145,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

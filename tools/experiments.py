@@ -11,7 +11,6 @@ text, numbers and figure go to `runs/demo-repeat`, `runs/demo-ablation` or `runs
 run is pushed.
 """
 
-import argparse
 import math
 import random
 import sys
@@ -24,7 +23,7 @@ import datasets
 import pandas as pd
 
 from nbutils import models, params, run
-from nbutils.core import pairs, records
+from nbutils.core import command, pairs, records
 from nbutils.core.errors import InputError
 from nbutils.core.markup import say
 from nbutils.core.records import Row
@@ -40,9 +39,10 @@ ARMS = ORIGINAL, RERANKED, ON_POLICY, MIX = ("original labels", "re-ranked", "on
 CONTRASTS = ((RERANKED, ORIGINAL), (ON_POLICY, RERANKED), (MIX, RERANKED), (MIX, ON_POLICY))
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one experiment and return the exit status: 0, or 1 after printing what stopped it."""
-    parser = argparse.ArgumentParser(prog="python -m tools.experiments", description=(__doc__ or "").split("\n\n")[0])
+@command.program
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run one experiment."""
+    parser = command.parser("tools.experiments", __doc__)
     parser.add_argument("experiment", choices=("repeat", "ablation", "rounds"))
     parser.add_argument("profile", type=Path, help="folder with one YAML of parameters per notebook, e.g. params/demo")
     parser.add_argument("run_dir", type=Path, help="folder of the profile's own run, e.g. runs/demo")
@@ -51,18 +51,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=2, help="of sampling, judging and training, 2 or more")
     given = parser.parse_args(arguments)
     datasets.disable_progress_bars()
-    try:
-        where = (given.profile, run.run_folder(given.run_dir))
-        if given.experiment == "repeat":
-            repeat(*where, count=given.trainings)
-        elif given.experiment == "ablation":
-            ablation(*where, seeds=given.seeds)
-        else:
-            rounds(*where, count=given.rounds)
-    except InputError as error:
-        say(f"error: {error}", sys.stderr)
-        return 1
-    return 0
+    where = (given.profile, run.run_folder(given.run_dir))
+    if given.experiment == "repeat":
+        repeat(*where, count=given.trainings)
+    elif given.experiment == "ablation":
+        ablation(*where, seeds=given.seeds)
+    else:
+        rounds(*where, count=given.rounds)
 
 
 def repeat(profile: Path, run_dir: Path, *, count: int = 5) -> pd.DataFrame:

@@ -7,7 +7,6 @@ session knows the outputs of earlier ones (`seals`). A stage asks for a GPU only
 spent on waiting for a server. Nothing is sent: what to type is printed.
 """
 
-import argparse
 import json
 import re
 import secrets
@@ -26,6 +25,7 @@ from papermill.iorw import load_notebook_node, write_ipynb
 from papermill.parameterize import parameterize_notebook
 
 from nbutils import judges, params, run
+from nbutils.core import command
 from nbutils.core.errors import InputError
 from nbutils.core.markup import say
 from nbutils.files import disk, owned, seals, sources
@@ -41,26 +41,22 @@ LONGEST = 50  # characters of a title
 UNSENT = (".git", ".cache", ".huggingface", DATASET)  # never uploaded, in whatever folder
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Write the folders, check them with the client where it is installed, and print what to type; 1 if refused."""
-    parser = argparse.ArgumentParser(prog="python -m tools.kaggle", description=(__doc__ or "").split("\n\n")[0])
+@command.program
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Write the folders, check them with the client where it is installed, and print what to type."""
+    parser = command.parser("tools.kaggle", __doc__)
     parser.add_argument("profile", type=Path, help="folder with one YAML of parameters per notebook")
     parser.add_argument("user", help="your name on Kaggle, as in the address of your profile page")
     parser.add_argument("out", type=Path, help="folder to write to, e.g. build/kaggle")
     given = parser.parse_args(arguments)
-    try:
-        folders = write(given.profile, given.user, given.out)
-        if find_spec("kaggle") is None:
-            say("not checked by Kaggle's client: it is not installed here (pip install 'kaggle>=2.2')")
-        else:
-            for folder in folders:
-                client.check(folder)
-            say(f"checked by Kaggle's client {import_module('kaggle').__version__}: {len(folders)} folders")
-    except InputError as error:
-        say(f"error: {error}", sys.stderr)
-        return 1
+    folders = write(given.profile, given.user, given.out)
+    if find_spec("kaggle") is None:
+        say("not checked by Kaggle's client: it is not installed here (pip install 'kaggle>=2.2')")
+    else:
+        for folder in folders:
+            client.check(folder)
+        say(f"checked by Kaggle's client {import_module('kaggle').__version__}: {len(folders)} folders")
     say((given.out / STEPS).read_text(encoding="utf-8"))
-    return 0
 
 
 def write(profile: Path, user: str, out: Path) -> list[Path]:

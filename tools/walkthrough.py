@@ -5,7 +5,6 @@ the cells, here they are put into a frame with links and a policy that forbids t
 extra `dev`.
 """
 
-import argparse
 import base64
 import os
 import re
@@ -18,7 +17,7 @@ import nbformat
 from jinja2 import Environment, FileSystemLoader
 from pydantic import ValidationError
 
-from nbutils.core import secrets
+from nbutils.core import command, secrets
 from nbutils.core.errors import InputError, first_line
 from nbutils.core.markup import say
 from nbutils.files.sources import CHECKOUT
@@ -31,19 +30,15 @@ LARGEST = 50 * 2**20  # bytes of a notebook; its pages would not open
 TITLE = "nbutils: preference-tune a small language model"
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Publish a run and return the exit status: 0, or 1 after printing what is wrong with the run."""
-    parser = argparse.ArgumentParser(prog="python -m tools.walkthrough", description=(__doc__ or "").split("\n\n")[0])
+@command.program
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Publish a run."""
+    parser = command.parser("tools.walkthrough", __doc__)
     parser.add_argument("run_dir", type=Path, help="folder of a finished run, e.g. runs/demo")
     parser.add_argument("docs", type=Path, help="folder for the pages, e.g. docs")
     given = parser.parse_args(arguments)
-    try:
-        paths = publish(given.run_dir, given.docs)
-    except InputError as error:
-        say(f"error: {error}", sys.stderr)
-        return 1
+    paths = publish(given.run_dir, given.docs)
     say(f"done: {len(paths)} pages, begin with {given.docs / 'index.html'}")
-    return 0
 
 
 def publish(run_dir: Path, docs: Path) -> list[Path]:

@@ -3,6 +3,7 @@
 Used wherever a name from outside leads to a file or a folder. A pipe may answer never, a device without end.
 """
 
+import fcntl
 import hashlib
 import io
 import os
@@ -52,6 +53,22 @@ def _insist(where: str, mode: int) -> None:
     if not stat.S_ISREG(mode):
         kind = _KINDS.get(stat.S_IFMT(mode), "of another kind")
         raise InputError(f"{where} is no regular file, it is {kind}; name a file")
+
+
+def locked(path: Path) -> io.TextIOWrapper:
+    """Open a file, which is made if there is none and never emptied, and hold its lock until it is closed.
+
+    Raises:
+        BlockingIOError: if another process holds it.
+        OSError: if it cannot be opened, or is a link.
+    """
+    lock = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644), "r+")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        lock.close()
+        raise
+    return lock
 
 
 def plain(path: Path | str) -> str:

@@ -9,7 +9,6 @@ The hash of the content in the file name is needed: `load_dataset` caches a loca
 return another run's rows for a second run with the same stage name.
 """
 
-import fcntl
 import io
 import json
 import logging
@@ -61,10 +60,7 @@ class Stage:
     def _acquire(self) -> None:
         try:
             self._work.mkdir(parents=True, exist_ok=True)
-            # no file that a link of this name leads to, and none is emptied
-            flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
-            self._lock = os.fdopen(os.open(self._work / f"{self.stem}.lock", flags, 0o644), "r+")
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._lock = disk.locked(self._work / f"{self.stem}.lock")
         except BlockingIOError:
             raise InputError(
                 f"another process is writing {self.folder}; wait for it or choose another run_dir"

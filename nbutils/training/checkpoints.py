@@ -1,6 +1,5 @@
 """Checkpoints that survive a kill: which one is whole, and what an earlier session left."""
 
-import fcntl
 import json
 import logging
 import re
@@ -10,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from nbutils.core.errors import InputError
-from nbutils.files import mounts
+from nbutils.files import disk, mounts
 
 log = logging.getLogger(__name__)
 
@@ -21,11 +20,13 @@ CHECKPOINT = re.compile(r"checkpoint-\d+")
 def only_one(folder: Path) -> Iterator[None]:
     """Hold the lock of a training's folder: two that wrote the same checkpoints would tear them."""
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(f"another process is training in {folder}; wait for it or stop it") from None
+    try:
+        lock = disk.locked(folder / "lock")
+    except BlockingIOError:
+        raise InputError(f"another process is training in {folder}; wait for it or stop it") from None
+    except OSError as error:
+        raise InputError(f"cannot lock {folder} ({error.strerror}); see what {folder / 'lock'} is") from None
+    with lock:
         yield
 
 

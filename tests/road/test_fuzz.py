@@ -4,7 +4,7 @@
     replies     what a judge's model says, and the log-probabilities its server tells
     params      parameters, training options, judge files and templates
 
-`FUZZ=10 pytest tests/test_fuzz.py` searches ten times as far, among other examples on every run.
+`FUZZ=10 pytest tests/road/test_fuzz.py` searches ten times as far, among other examples on every run.
 """
 
 import functools

@@ -1,5 +1,3 @@
-import sys
-
 import pytest
 
 from nbutils.files.sources import CHECKOUT
@@ -7,12 +5,11 @@ from tools import cost
 
 
 @pytest.fixture
-def table(monkeypatch, capsys):
+def table(capsys):
     """The cells of the table that `make cost` prints for a profile, by stage."""
 
     def run(name):
-        monkeypatch.setattr(sys, "argv", ["cost.py", str(CHECKOUT / "params" / name)])
-        cost.main()
+        assert cost.main([str(CHECKOUT / "params" / name)]) == 0
         lines = [line.split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("| 0")]
         return {cells[0].removeprefix("| "): [cell.strip(" |") for cell in cells[1:]] for cells in lines}
 
@@ -34,3 +31,8 @@ def test_requests_and_hours_of_the_italian_run_are_those_counted_by_hand(table):
 def test_rules_ask_nothing_and_a_judge_on_the_gpu_takes_its_time(table):
     assert table("english")["01_rerank"] == ["", "0", "", "", "0.1 to 0.5", "no", "fits"]
     assert table("kaggle-t4-free")["01_rerank"][1::4] == ["3,040", "yes"]
+
+
+def test_a_profile_that_is_none_ends_in_one_sentence(tmp_path, capsys):
+    assert cost.main([str(tmp_path)]) == 1
+    assert capsys.readouterr().err.startswith(f"error: {tmp_path} holds no parameters, expected files like ")

@@ -29,7 +29,7 @@ from nbutils.core.records import PAIRS, dataset
 from nbutils.files import owned
 from nbutils.models.preflight import Device
 from nbutils.training import loop
-from nbutils.training.checkpoints import last_complete, take_checkpoints
+from nbutils.training.checkpoints import last_complete, only_one, take_checkpoints
 from nbutils.training.held_out import split
 from nbutils.training.loop import save, table, train
 from nbutils.training.settings import read_options
@@ -419,6 +419,20 @@ def test_two_trainings_do_not_share_a_folder(tiny_llama, tmp_path):
         with pytest.raises(InputError, match="another process is training in"):
             train(trainer, csv=tmp_path / "log.csv")
     assert len(train(trainer, csv=tmp_path / "log.csv")) == 2
+
+
+@pytest.mark.parametrize("make", [Path.write_text, Path.symlink_to])
+def test_the_lock_of_a_training_empties_no_file_and_follows_no_link(tmp_path, make):
+    (tmp_path / "thesis.tex").write_text("years")
+    make(tmp_path / "lock", str(tmp_path / "thesis.tex"))
+    if make is Path.symlink_to:
+        with pytest.raises(InputError, match=r"cannot lock .* see what .*lock is"), only_one(tmp_path):
+            pass
+    else:
+        with only_one(tmp_path):
+            pass
+    assert (tmp_path / "thesis.tex").read_text() == "years"
+    assert (tmp_path / "lock").read_text() in ("years", str(tmp_path / "thesis.tex"))
 
 
 def test_an_adapter_has_one_hash_whatever_order_a_process_has_for_its_modules(tiny_llama, tmp_path):
