@@ -75,7 +75,7 @@ def rows(names: str, limit: int = 0) -> int:
 def judging(name: str, asked: int, shown: int, *, trial: bool = True) -> tuple[float, Range, Range, Range, Any]:
     """Return requests, tokens read and written, hours and the price, for `asked` rows with `shown` answers each."""
     file: Any = judges.read_file(name)[1]
-    if file.kind in ("verifier", "answer"):
+    if file.kind in ("verifier", "answer", "assume"):
         return 0, Range(0, 0), Range(0, 0), Range(0, 0), None
     if file.kind == "reward":
         return asked * shown, Range(0, 0), Range(0, 0), Range(1, 1) * (asked * shown / 3600) / REWARD, None

@@ -38,6 +38,7 @@ from nbutils.core.stats import Interval, kappa, wilson
 from nbutils.core.verdicts import EPS, decide, mean_scores
 from nbutils.engines import doubts
 from nbutils.engines.store import Store
+from nbutils.judges.family import families
 from nbutils.judges.judge import Judge, run, screen
 
 # The run stops above these shares, and where the judge agrees with people no more than a coin would.
@@ -182,6 +183,7 @@ def report(judge: Judge, rows: Sequence[Row], table: pd.DataFrame) -> dict[str, 
     )
     return {
         "judge": judge.name,
+        "kind": getattr(judge.file, "kind", ""),
         "model": judge.model,
         "figures": {str(name): row.drop("opinion").to_dict() for name, row in table.iterrows()},
         "replies": dict(Counter(reply["outcome"] for reply in replies)),
@@ -198,7 +200,8 @@ def report(judge: Judge, rows: Sequence[Row], table: pd.DataFrame) -> dict[str, 
 def in_words(report: dict[str, Any]) -> str:
     """Return a report's requests, tokens and cost in one line, for the notebook and the card."""
     if not report["model"]:
-        return f"Judge {report['judge']}: rules, nothing was asked."
+        how = "nobody judged, the source's order was kept" if report["kind"] == "assume" else "rules, nothing was asked"
+        return f"Judge {report['judge']}: {how}."
     replies = ", ".join(f"{count} {outcome}" for outcome, count in report["replies"].items()) or "nothing asked"
     tokens, sent, cost = report["tokens"], report["sent"], report["cost_usd"]
     price = "price unknown" if cost is None else f"{cost:.2f} US dollars"
@@ -218,11 +221,22 @@ def own_answers(judge: Judge, rows: Sequence[Row]) -> int:
     return sum(_short(r.get("model", "")) == name for row in rows for r in row["responses"]) if name else 0
 
 
+def akin(judge: Judge, model: str) -> frozenset[str]:
+    """Return the families that a judge's model shares with another."""
+    return families(judge.model) & families(model)
+
+
 def warnings(judge: Judge, rows: Sequence[Row], table: pd.DataFrame) -> list[str]:
     """Return what a user should know before trusting the verdicts, one sentence each."""
     found = []
     if own := own_answers(judge, rows):
         found.append(f"the judge {judge.model} wrote {own} of the responses itself, and judges prefer their own")
+    elif related := Counter(name for row in rows for r in row["responses"] for name in akin(judge, r.get("model", ""))):
+        [(family, count)] = related.most_common(1)
+        found.append(
+            f"the judge {judge.model} is of the family {family}, like the model of {count} of the responses, and "
+            "judges favour relatives; one of another family would say more"
+        )
     found += doubts.noted(judge.notes(), sum(len(row["replies"]) for row in rows))
     found += doubts.cut_prompts(max((reply["prompt_tokens"] for reply in row["replies"]), default=0) for row in rows)
     for name, row in table[table.opinion == "look closer"].iterrows():

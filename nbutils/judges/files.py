@@ -50,6 +50,9 @@ class LlmFile(_File):
     engine: Literal["api", "auto", "vllm", "transformers"] = "api"
     model: params.Name
     template: params.Name  # a name in nbutils/templates, or a path
+    # of a template with {reference}: rows without one are `filtered:no_reference`, or judged by the template that its
+    # head names; by default required
+    reference: Literal["required", "used", "never"] | None = None
     orders: Annotated[int, Field(ge=1, le=2)] = 2
     temperature: float = Field(0.0, ge=0, le=5)
     max_tokens: int = Field(800, ge=1, le=MOST)
@@ -76,6 +79,13 @@ class AnswerFile(_File):
     marker: params.Line = ""  # what the answer stands after; empty for anywhere
 
 
+class AssumeFile(_File):
+    """Nobody judges: the source's order stands, as of a larger model's answer over a smaller sibling's."""
+
+    kind: Literal["assume"]
+    gate_rows: Literal[0] = 0
+
+
 class RewardFile(_File):
     """A sequence-classification model trained to score a response; it runs here and costs nothing but time."""
 
@@ -85,10 +95,11 @@ class RewardFile(_File):
     max_characters: Characters = 12_000
 
 
-JudgeFile = Annotated[VerifierFile | LlmFile | RewardFile | AnswerFile, Field(discriminator="kind")]
+Kind = VerifierFile | LlmFile | RewardFile | AnswerFile | AssumeFile
+JudgeFile = Annotated[Kind, Field(discriminator="kind")]
 
 
-def read_file(name: str) -> tuple[str, VerifierFile | LlmFile | RewardFile | AnswerFile]:
+def read_file(name: str) -> tuple[str, Kind]:
     """Read and validate a judge file; return its short name and content.
 
     Args:
@@ -146,9 +157,8 @@ def brings(name: str) -> list[tuple[str, str]]:
     packaged = resources.files("nbutils")
     found = [] if (packaged / "judges" / f"{name}.yaml").is_file() else [("file", name)]
     if isinstance(file, LlmFile):
-        read_template(file.template)
-        if not (packaged / "templates" / f"{file.template}.txt").is_file():
-            found.append(("file", file.template))
+        templates = [file.template, read_template(file.template).without]
+        found += [("file", t) for t in templates if t and not (packaged / "templates" / f"{t}.txt").is_file()]
     if isinstance(file, RewardFile) or (isinstance(file, LlmFile) and file.engine != "api"):
         found.append(("model", file.model))
     return found

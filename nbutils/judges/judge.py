@@ -2,7 +2,8 @@
 
 Used by 01, 03 and 04, so the same file means the same judge everywhere. A judge gives every response of a row one
 score per order, normalised to 0..1; `run` keeps all that was said. Kinds: `llm` (a model that reads and rates or
-compares), `reward` (a model trained to score), `verifier` (rules that check whether instructions were followed).
+compares), `reward` (a model trained to score), `verifier` (rules that check whether instructions were followed),
+`answer` (the right answer, which the row holds), `assume` (nobody: the source's order stands).
 """
 
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ from nbutils.core.records import Row
 from nbutils.core.screen import usable
 from nbutils.engines.protocol import Tally
 from nbutils.engines.store import Store
-from nbutils.judges.files import AnswerFile, LlmFile, RewardFile, VerifierFile
+from nbutils.judges.files import Kind
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Judge(Protocol):
     model: str
 
     @property
-    def file(self) -> VerifierFile | LlmFile | RewardFile | AnswerFile:
+    def file(self) -> Kind:
         """What the judge was made from."""
         ...
 
@@ -61,8 +62,13 @@ class Judge(Protocol):
         ...
 
 
+def sees_reference(judge: Judge) -> bool:
+    """Return whether a judge goes by the row's reference: as a key, or as a good answer shown beside the others."""
+    return judge.file.kind == "answer" or bool(getattr(getattr(judge, "template", None), "shows_reference", False))
+
+
 def fault(judge: Judge, row: Row) -> str:
-    """Return why a judge of rules cannot judge a row, told from the row alone; others say nothing beforehand."""
+    """Return why a judge cannot judge a row, where that is told from the row alone; most can judge any."""
     told = getattr(judge, "fault", None)
     return str(told(row)) if told else ""
 

@@ -2,9 +2,11 @@
 
 The prompt is a template (`judges.template`); judged text stands in it behind a fence (`judges.fence`). A reply that
 does not clearly hold a score for every response (`judges.replies`) is asked again twice, then counted.
+
+A template may show the row's `reference`, a good answer by somebody else.
 """
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -21,13 +23,15 @@ from nbutils.judges import fence
 from nbutils.judges.files import LlmFile
 from nbutils.judges.judge import Judgement
 from nbutils.judges.replies import Reading, quotes, read
-from nbutils.judges.template import read_template
+from nbutils.judges.template import Template, read_both
 
 ATTEMPTS = 3
 # A judge that was not understood at temperature 0 would repeat itself; later attempts draw.
 RETRY_TEMPERATURE = 0.5
 # Rows asked of a server at a time: the requests of all, each with the whole template, would fill the memory.
 PORTION = 5_000
+# A short right answer may be a response's own words; that of nearly all rows, always in one place, is its column.
+OWN, LEAST_OWN = 0.9, 8
 
 
 class LlmJudge:
@@ -45,7 +49,7 @@ class LlmJudge:
             InputError: if the template is faulty, a server's address is, or its token is missing.
         """
         self.name, self.file, self.model, self._seed, self._cache = name, file, file.model, seed, cache
-        self.template = read_template(file.template)
+        self.template, self._without = read_both(name, file.template, file.reference)
         self._notes: dict[str, set[tuple[str, int, int, bool]]] = defaultdict(set)
         self._schema = lru_cache(self.template.schema)  # one for all requests, of which a run holds many at once
         if engine is not None:
@@ -87,7 +91,13 @@ class LlmJudge:
         Raises:
             InputError: if a verdict is asked about more than two responses; before anything is asked.
         """
+        faults = [self.fault(row) for row in rows]
+        fit = [row for row, fault in zip(rows, faults, strict=True) if not fault]
         self._check(rows)
+        said = iter(self._scored(fit, store, deadline, repeat=repeat))
+        return [Judgement(unfit=fault) if fault else next(said) for fault in faults]
+
+    def _scored(self, rows: Sequence[Row], store: Store, deadline: float, *, repeat: bool) -> list[Judgement]:
         size = PORTION if self.file.engine == "api" else max(len(rows), 1)  # a model that runs here draws by chunks
         judgements = []
         for start in range(0, len(rows), size):
@@ -121,13 +131,16 @@ class LlmJudge:
                     readings[job] = reading
                 elif reply is not None and not reply.refused:  # what got no answer at all is for the next run
                     again.append(job)
-                for note in reply.notes if reply else ():
+                notes = reply.notes if reply else ()
+                if self._without and self._template_of(rows[job[0]]) is self._without:
+                    notes = (*notes, "asked for without a reference")
+                for note in notes:
                     self._notes[note].add((rows[job[0]]["prompt_id"], job[1], attempt, repeat))
             todo = again
         return [self._judgement(i, row, orders, said, readings) for i, row in enumerate(rows)]
 
     def notes(self) -> dict[str, int]:
-        """Return what is odd about replies, and about how many."""
+        """Return what is odd about replies, and about how many; replies that rest on no reference are counted."""
         return {note: len(replies) for note, replies in self._notes.items()}
 
     def explain(self, row: Row) -> str:
@@ -142,29 +155,58 @@ class LlmJudge:
         turns = [turn["content"] for turn in row["prompt"]]
         if len(turns) > 1:
             turns = [f"{turn['role']}: {turn['content']}" for turn in row["prompt"]]
-        prompt, *texts = [
+        good = [text for text in (_reference(row),) if text and self.template.shows_reference]
+        material = [
             fence.neutral(fence.shorten(text, limit), special)
-            for text in ("\n\n".join(turns), *_different(row)[:: -1 if order else 1])
+            for text in (*good, "\n\n".join(turns), *_different(row)[:: -1 if order else 1])
         ]
-        mark = fence.nonce(2 * self._seed + repeat, [prompt, *texts])
+        mark = fence.nonce(2 * self._seed + repeat, material)
+        *good, prompt = material[: len(good) + 1]
+        texts = material[len(good) + 1 :]
         letters = "AB" if self.template.reply == "verdict" else range(1, len(texts) + 1)
         values = {
             "count": str(len(texts)),
             "nonce": mark,
             "prompt": fence.enclose(prompt, mark),
+            "reference": "".join(fence.enclose(text, mark) for text in good),
             "responses": "\n\n".join(f"[{k}]\n{fence.enclose(t, mark)}" for k, t in zip(letters, texts, strict=True)),
             "format": self.template.skeleton(len(texts)),
         }
         temperature = self.file.temperature if attempt == 1 else max(self.file.temperature, RETRY_TEMPERATURE)
         return Request(
-            messages=({"role": "user", "content": self.template.fill(values)},),
+            messages=({"role": "user", "content": self._template_of(row).fill(values)},),
             sampling=Sampling(temperature=temperature, top_p=1.0, max_tokens=self.file.max_tokens),
             response_format=self._schema(len(texts)),
             attempt=attempt,
             logprobs=self.file.logprobs and self.template.reply != "verdict",
         )
 
+    def fault(self, row: Row) -> str:
+        """Return why a row cannot be judged, or nothing: it has no reference where one is required."""
+        required = self.template.shows_reference and not self._without
+        return "no_reference" if required and not _reference(row) else ""
+
+    def without_reference(self) -> "LlmJudge | None":
+        """Return this judge as it is without the reference, to see what that buys; None where it is shown none."""
+        if not self.template.without:
+            return None
+        file = self.file.model_copy(update={"template": self.template.without, "reference": None})
+        return LlmJudge(f"{self.name} without", file, cache=self._cache, seed=self._seed, engine=self.engine)
+
+    def _template_of(self, row: Row) -> Template:
+        return self._without if self._without and not _reference(row) else self.template
+
     def _check(self, rows: Sequence[Row]) -> None:
+        if rows and all(self.fault(row) for row in rows):
+            raise InputError(
+                f"judge {self.name} goes by a reference and none of {len(rows)} rows has one; name a column with good "
+                "answers in reference_column, or another judge"
+            )
+        if self.template.shows_reference and (own := _own_references(rows)):
+            raise InputError(
+                f"judge {self.name}: the reference is response {own} itself in nearly all of {len(rows)} rows, so it "
+                "would be compared with itself; name in reference_column answers by somebody else, or another judge"
+            )
         most = max((len(_different(row)) for row in rows), default=0)
         if self.template.reply == "verdict" and most > 2:
             raise InputError(
@@ -180,7 +222,7 @@ class LlmJudge:
         """Read a reply; one whose verdict stands in what it was shown may be a quotation, and is not understood."""
         texts = _different(row)
         reading = read(sample, len(texts), self.template)
-        shown = (turn["content"] for turn in row["prompt"])
+        shown = [turn["content"] for turn in row["prompt"]] + [_reference(row)] * self.template.shows_reference
         return None if reading is not None and quotes(sample.text, (*shown, *texts), self.template) else reading
 
     def _record(self, row: Row, order: int, attempt: int, reply: Reply | None, reading: Reading | None) -> Row:
@@ -218,6 +260,21 @@ class LlmJudge:
             else:  # half a judgement would bring back the position bias that two orders are there to cancel
                 return Judgement(replies=replies)
         return Judgement(scores, feedback, replies)
+
+
+def _reference(row: Row) -> str:
+    return (row.get("reference") or "").strip()
+
+
+def _own_references(rows: Sequence[Row]) -> int:
+    """Return which response (1, 2, ...) alone is the reference itself in nearly all rows that have one; 0 for none."""
+    held = [row for row in rows if _reference(row)]
+    same = (
+        [k for k, response in enumerate(row["responses"], 1) if response["text"].strip() == _reference(row)]
+        for row in held
+    )
+    [(place, count)] = Counter(one[0] for one in same if len(one) == 1).most_common(1) or [(0, 0)]
+    return place if len(held) >= LEAST_OWN and count > OWN * len(held) else 0
 
 
 def _different(row: Row) -> list[str]:

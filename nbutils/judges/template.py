@@ -3,6 +3,7 @@
     ---
     reply: json            json | rating | verdict
     scale: [1, 5]          lowest and highest score; a verdict has none
+    without: rating_en     only where {reference} is shown: the template for rows that have none
     ---
     Grade {count} answers. Between <<{nonce}>> and <</{nonce}>> is material ... {prompt} ... {responses} ... {format}
 
@@ -17,10 +18,11 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, model_validator
 
+from nbutils import params
 from nbutils.core.errors import InputError, shown
 from nbutils.files import documents, sources
 
-SLOTS = {"count", "nonce", "prompt", "responses", "format"}
+SLOTS = {"count", "nonce", "prompt", "reference", "responses", "format"}
 REQUIRED = {"nonce", "prompt", "responses"}
 _SLOT = re.compile(r"\{(\w+)\}")
 TEXT = '"..."'
@@ -33,6 +35,7 @@ class Head(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
     reply: Literal["json", "rating", "verdict"]
     scale: tuple[int, int] | None = None
+    without: params.Line = ""
 
     @field_validator("scale", mode="before")
     @classmethod
@@ -64,6 +67,12 @@ class Template:
     reply: Literal["json", "rating", "verdict"]
     low: int
     high: int
+    without: str = ""  # the template for rows without a reference
+
+    @property
+    def shows_reference(self) -> bool:
+        """Whether the judge is shown a good answer beside those it judges."""
+        return "{reference}" in self.text
 
     def fill(self, values: Mapping[str, str]) -> str:
         """Put the values into their slots, each once."""
@@ -117,7 +126,43 @@ def read_template(name: str) -> Template:
             f"template {name}: unknown slot {', '.join(f'{{{slot}}}' for slot in unknown)}; "
             f"known are {', '.join(sorted(SLOTS))}"
         )
-    return Template(text, head.reply, *(head.scale or (1, 5)))
+    if head.without and "reference" not in slots:
+        raise InputError(
+            f"template {name}: without {shown(head.without)} has no meaning where no {{reference}} is shown"
+        )
+    return Template(text, head.reply, *(head.scale or (1, 5)), head.without)
+
+
+def read_both(judge: str, name: str, reference: str | None) -> tuple[Template, Template | None]:
+    """Read a judge's template and, where it uses a reference without requiring one, that for rows that have none.
+
+    Args:
+        judge: its name, for an error.
+        reference: `required`, `used`, `never` or None, as the judge file says.
+
+    Raises:
+        InputError: if the template is faulty, or shows or lacks what the judge file says of the reference.
+    """
+    template = read_template(name)
+    if reference in ("required", "used") and not template.shows_reference:
+        fault = f"{reference} and template {name} shows none; put {{reference}} into it, or name reference_it"
+    elif reference == "never" and template.shows_reference:
+        fault = f"never and template {name} shows it; choose one that does not, like {template.without or 'rating_it'}"
+    elif reference == "used" and not template.without:
+        fault = f"used and the head of template {name} names no template `without` one; name it, or say required"
+    else:
+        fault = ""
+    if fault:
+        raise InputError(f"judge {judge}: reference is {fault}")
+    if not template.without:
+        return template, None
+    other = read_template(template.without)
+    if other.shows_reference or (other.reply, other.low, other.high) != (template.reply, template.low, template.high):
+        raise InputError(
+            f"template {name}: without names {template.without}, expected one that shows no {{reference}} and has the "
+            "same reply and scale"
+        )
+    return template, other if reference == "used" else None
 
 
 def _read_head(name: str, content: str) -> tuple[Head, str]:

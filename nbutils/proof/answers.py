@@ -51,7 +51,8 @@ def held_out(
         column: with the prompt.
         trained_on: rows with the prompts that must not be asked again, of off-policy pairs as well.
         judges_of: from `load_judges`; prompts that a set's judge has no way to judge are unfit.
-        reference: column with the right answer, empty for none; read where the set's judge goes by it.
+        reference: column with the right answer, or a good one that neither model wrote, empty for none; read where
+            the set's judge goes by it.
         judged: rows with the prompts that those were chosen from: they tell how prompts of a kind are worded.
         fits: whether the model can be asked a prompt; one at which it raises cannot.
 
@@ -64,7 +65,7 @@ def held_out(
         judge = judges_of[label := sources.label(name)]
         if label in overlapped:
             raise InputError(f"eval_prompts: two sets would be called {label!r}, {name} the second; rename a file")
-        key = reference if judge.file.kind == "answer" else ""
+        key = reference if judges.sees_reference(judge) else ""
         rows = from_rows(sources.read(name, run_dir=run_dir), column, key)
         trained = Overlap(trained_on, among=[*rows, *judged])
         fresh = [row for row in rows if not trained.holds(row)]
@@ -81,6 +82,18 @@ def held_out(
             f"prompts and {sum(unfit.values())} are over context or {prompts.REFUSED}; name others"
         )
     return kept, overlapped, unfit
+
+
+def shown_to(judges_of: Mapping[str, Judge], held_out: Mapping[str, Sequence[Row]]) -> list[str]:
+    """Return what the judge of each held-out set sees beside prompt and answers, one sentence each."""
+    sentences = []
+    for name, rows in held_out.items():
+        judge, known = judges_of[name], sum(bool(row["reference"]) for row in rows)
+        seen = "sees no reference"
+        if judges.sees_reference(judge):
+            seen = f"sees the reference of {known} of {len(rows)} prompts, which neither model may have written"
+        sentences.append(f"{name}: judge {judge.name} {seen}")
+    return sentences
 
 
 def _can_be_proof(row: Row, *, judge: Judge, fits: Callable[[Row], bool] | None) -> bool:

@@ -6,6 +6,8 @@ from typing import Any
 
 import pandas as pd
 
+from nbutils.judges import bias
+from nbutils.judges.judge import Judge
 from nbutils.training.health import Finding
 
 
@@ -22,6 +24,16 @@ def same_judge_warnings(training: Iterable[str], proof: Iterable[str]) -> list[s
         "please it, so its verdict may flatter; name another judge in eval_judge"
         for judge in dict.fromkeys(proof)
         if made[judge]
+    ]
+
+
+def relatives(judges_of: Mapping[str, Judge], model: str) -> list[str]:
+    """Return a sentence for each held-out set whose judge is of the policy's family."""
+    return [
+        f"{name}: the judge {judge.model} is of the family {', '.join(sorted(shared))}, like the policy, and "
+        "judges favour relatives; before and after are both of it, but one of another family would say more"
+        for name, judge in judges_of.items()
+        if (shared := bias.akin(judge, model))
     ]
 
 

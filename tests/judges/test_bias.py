@@ -442,6 +442,7 @@ def test_the_report_adds_up_replies_tokens_and_what_they_cost():
     report = bias.report(judge, rows, bias.figures(rows, source_order=True))
     assert report | {"figures": 0} == {
         "judge": "by hand",
+        "kind": "llm",
         "model": "org/judge",
         "figures": 0,
         "replies": {"parsed": 2, "unparsed": 1, "unanswered": 1},
@@ -539,7 +540,8 @@ def test_a_judge_of_its_own_answers_is_pointed_out(judge, writer, own):
     hand = Hand(first, model=judge)
     assert bias.own_answers(hand, rows) == own
     found = bias.warnings(hand, rows, bias.figures(rows))
-    assert found == [f"the judge {judge} wrote 1 of the responses itself, and judges prefer their own"] * own
+    assert f"the judge {judge} wrote 1 of the responses itself, and judges prefer their own" in found or not own
+    assert len(found) == (own or judge == "Qwen/Qwen3-4B"), "a relative is another warning"
 
 
 # a second judge

@@ -60,7 +60,8 @@ def never(r, rng):
 
 # judge files
 
-KIT = ["local_en", "local_it", "rating_en", "rating_it", "reward", "verifier", "verifier_it"]
+KIT = ["assume", "local_en", "local_it", "rating_en", "rating_it", "reference_en", "reference_it", "reward", "verifier"]
+KIT += ["verifier_it"]
 
 
 def test_the_judge_files_of_the_kit_are_valid():

@@ -25,6 +25,8 @@ def mine(tmp_path):
 KIT = {
     "rating_en": ("json", 1, 5),
     "rating_it": ("json", 1, 5),
+    "reference_en": ("json", 1, 5),
+    "reference_it": ("json", 1, 5),
     "verdict_en": ("verdict", 1, 5),
     "verdict_it": ("verdict", 1, 5),
 }
