@@ -76,6 +76,11 @@ def plain(path: Path | str) -> str:
     return str(path) if str(path).isprintable() else shown(str(path))
 
 
+def is_regular(path: Path) -> bool:
+    """Return whether a regular file, no link, is there under this name."""
+    return path.is_file() and not path.is_symlink()
+
+
 def sha256(path: Path) -> str:
     """Return the hash of a regular file's content.
 

