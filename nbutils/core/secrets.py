@@ -22,16 +22,19 @@ _NAME = re.compile(r"(?:KEY|TOKEN|SECRET|PASSWORD|PASSWD|PASSPHRASE|PASS|PWD|CRE
 _SIGN = r"(?:signature|sig|secret|password|passwd|pwd|credential|(?:api|access|auth|private)?[_-]?(?:key|token))"
 _MAKERS = re.compile(
     # Hugging Face, Groq, GitHub, GitLab, npm, PyPI, Docker, Replicate, Perplexity, Fireworks, Cerebras, Jina, Tavily
-    r"(?<![A-Za-z0-9])(?:(?:hf|api_org|gsk|gh[oprsu]|r8|fw|jina)_[A-Za-z0-9]{20,}|github_pat_\w{30,}|npm_[A-Za-z0-9]{30,}"
-    r"|gl(?:pat|dt|rt|ptt|cbt|soat|ft|imt|agent|oas)-[\w-]{20,}|pypi-AgE[\w-]{16,}|dckr_(?:pat|oat)_[\w-]{20,}"
+    r"(?<![A-Za-z0-9])(?:(?:hf|api_org|gsk|gh[oprsu]|r8|fw|jina|shp(?:at|ss|ca|pa)|sbp)_[A-Za-z0-9]{20,}|github_pat_\w{30,}|npm_[A-Za-z0-9]{30,}"
+    r"|gl(?:pat|dt|rt|ptt|cbt|soat|ft|imt|agent|oas|ffct|wt)-[\w-]{20,}|GR1348941[\w-]{20,}|pypi-AgE[\w-]{16,}|dckr_(?:pat|oat)_[\w-]{20,}"
     r"|(?:pplx|csk|tvly)-[A-Za-z0-9-]{30,}"
     # NVIDIA, xAI, Anthropic, OpenAI, OpenRouter, Langfuse; sk is also Slovak: a model's name has an owner before it
     r"|nvapi-[\w-]{30,}|xai-[A-Za-z0-9]{30,}|[sp]k-(?:ant|proj|or|svcacct|admin|lf)-[\w-]{16,}"
     # Google, Amazon, Slack, Stripe, SendGrid, Databricks, HashiCorp, DigitalOcean, Kaggle, Atlassian, Notion, Telegram
-    r"|AIza[\w-]{30,}|ya29\.[\w-]{20,}|GOCSPX-[\w-]{20,}|(?:AKIA|ASIA|AGPA|AIDA|AROA)[A-Z0-9]{16}(?![A-Za-z0-9])"
+    r"|AIza[\w-]{30,}|ya29\.[\w-]{20,}|GOCSPX-[\w-]{20,}|(?:AKIA|ASIA|AGPA|AIDA|AROA|ABIA|ACCA)[A-Z0-9]{16}(?![A-Za-z0-9])"
     r"|xox[a-z]-[\w.-]{10,}|xapp-\d-[\w-]{10,}|[srp]k_(?:live|test)_[A-Za-z0-9]{10,}|whsec_[A-Za-z0-9+/]{20,}"
     r"|SG\.[\w-]{16,}\.[\w-]{16,}|dapi[0-9a-f]{32}|hv[sbr]\.[\w-]{20,}|do[opr]_v1_[0-9a-f]{40,}|KGAT_[A-Za-z0-9]{20,}"
-    r"|ATATT3[\w=-]{20,}|ntn_[A-Za-z0-9]{30,}|secret_[A-Za-z0-9]{40,}|\d{8,10}:AA[\w-]{32,})"
+    r"|ATATT3[\w=-]{20,}|ntn_[A-Za-z0-9]{30,}|secret_[A-Za-z0-9]{40,}|\d{8,10}:AA[\w-]{32,}"
+    # LangSmith, Pulumi, ElevenLabs, Modal, Zhipu, Discord
+    r"|lsv2_(?:pt|sk)_[0-9a-f]{32}\w*|pul-[0-9a-f]{40}|sk_[0-9a-f]{40,}|a[ks]-[A-Za-z0-9]{22}(?![\w-])"
+    r"|[0-9a-f]{32}\.(?=[A-Za-z]*\d)[A-Za-z0-9]{16}(?![\w.])|[MNO][A-Za-z\d]{23,27}\.[\w-]{6}\.[\w-]{27,})"
     r"|(?<![A-Za-z0-9/])sk-[\w-]{0,60}?[A-Za-z0-9]{20,}"
     r"|(?<![\w-])eyJ[\w-]{12,4000}\.[\w-]{16,}(?:\.[\w-]*){0,3}"  # a JSON web token
     r"|-----BEGIN[A-Z ]{0,40} PRIVATE KEY|PuTTY-User-Key-File|AGE-SECRET-KEY-1"
@@ -70,7 +73,7 @@ def masked(text: str) -> str:
     """Return a text of the same length in which stars stand for every known secret.
 
     Found are whole secrets, and of long ones any ten letters and digits in a row, whatever stands between them (ends
-    of lines, quotes), also as percent codes, escapes of JSON, hexadecimal numbers or base64.
+    of lines, quotes), also as percent codes, escapes of JSON, numbers of letters, base64 (twice, too) or base32.
     """
     whole, parts = _known()
     for secret in whole:
@@ -120,9 +123,11 @@ class Filter(logging.Filter):
         return True
 
 
+# what may stand between the letters and digits of a secret, or the numbers of its letters
 _LETTERS = re.compile(
-    r"\\[bfnrtux]|&#x|[^A-Za-z0-9\\&]+|[\\&]"
-)  # what may stand between the letters and digits of a secret
+    r"\\U0000|\\[bfnrtux]|&#x|</?\w{1,10} ?/?>|0x(?=[0-9A-Fa-f]{2}(?![0-9A-Za-z]))|U\+(?=[0-9A-Fa-f]{4})"
+    r"|[^A-Za-z0-9\\&<]+|[\\&<]"
+)
 
 
 def _stars(match: re.Match[str]) -> str:
@@ -160,15 +165,24 @@ def _parts(secret: str) -> Iterator[str]:
         return
     opaque = re.sub(r"^(?:[A-Za-z]{2,8}[_-])+", "", secret)  # what all tokens of its maker begin with
     raw = opaque.encode()
-    forms = [opaque, quote(opaque, safe=""), raw.hex(), "".join(f"00{byte:02x}" for byte in raw)]
-    for shift in range(3):  # where it stands in a longer text that was encoded
-        code = base64.b64encode(b"\0" * shift + raw).decode().rstrip("=")
-        forms.append(code[(0, 2, 3)[shift] : len(code) - ((shift + len(raw)) % 3 > 0)])
+    forms = [opaque, quote(opaque, safe=""), raw.hex()]
+    forms += ["".join(map(form.format, raw)) for form in ("00{:02x}", "25{:02x}", "{:d}", "{:o}")]
+    forms += [again for code in _base64(raw) for again in (code, *_base64(code.encode()))]
+    for shift in range(5):
+        code = base64.b32encode(b"\0" * shift + raw).decode().rstrip("=")
+        forms.append(code[-(-8 * shift // 5) : len(code) - ((shift + len(raw)) % 5 > 0)])
     for form in forms:
         letters = _LETTERS.sub("", form)
         if len(letters) >= 16:
             windows = (letters[i : i + WINDOW] for i in range(len(letters) - WINDOW + 1))
             yield from (window.lower() for window in windows if re.search("[0-9]", window) or _changes(window) > 2)
+
+
+def _base64(raw: bytes) -> Iterator[str]:
+    """Yield what is certain of a text in base64, wherever it stands in a longer one that was encoded."""
+    for shift in range(3):
+        code = base64.b64encode(b"\0" * shift + raw).decode().rstrip("=")
+        yield code[(0, 2, 3)[shift] : len(code) - ((shift + len(raw)) % 3 > 0)]
 
 
 def _changes(text: str) -> int:

@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,16 @@ from nbutils.core.errors import InputError
 from nbutils.files import documents
 
 PATIENCE = 600  # seconds to wait for papermill's end
+AFTER = 5.0  # seconds in which papermill writes its output once more after the kernel's end
+BEFORE = 60  # seconds before the token was seen, in which papermill began to write
 INJECTED = "injected-parameters"
 
 
 def clear() -> None:
-    """Have the tokens in the output of the papermill command above this kernel replaced, once that has ended.
+    """Have the tokens in the output of the papermill above this kernel replaced, once that has ended.
 
-    Only a command tells where its output is; of a program that calls papermill nothing is known but that it runs.
+    A command names its output among its words. A program that calls papermill does not: what it left since now beside
+    itself and beside this kernel is looked at.
     """
     above = Path(f"/proc/{os.getppid()}")
     try:
@@ -32,12 +36,12 @@ def clear() -> None:
         folder = (above / "cwd").readlink()
     except OSError:  # no such system, or another user's process
         return
-    paths = [str(folder / word) for word in words if word.endswith(".ipynb")]
-    if paths and any("papermill" in word for word in words[:3]):
-        command = [sys.executable, "-m", "nbutils.files.leftovers", str(os.getppid()), *paths]
-        # not in its group: whatever ends papermill is not to end this
-        silent: dict[str, Any] = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
-        subprocess.Popen(command, start_new_session=True, cwd=Path(__file__).parents[2], **silent)
+    paths = [str(folder / word) for word in words if word and not word.startswith("-")]
+    pids = map(str, (os.getpid(), os.getppid()))
+    command = [sys.executable, "-m", "nbutils.files.leftovers", *pids, str(folder), str(Path.cwd()), *paths]
+    # not in its group: whatever ends papermill is not to end this
+    silent: dict[str, Any] = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
+    subprocess.Popen(command, start_new_session=True, cwd=Path(__file__).parents[2], **silent)
 
 
 def replace(path: Path) -> None:
@@ -66,13 +70,22 @@ def _hidden(value: Any) -> Any:
     return secrets.hidden(value) if isinstance(value, str) else value
 
 
-def main(pid: str, *paths: str) -> None:
-    """Wait for the end of a process, then replace."""
-    ends = time.monotonic() + PATIENCE
-    while Path(f"/proc/{pid}").exists() and time.monotonic() < ends:
-        time.sleep(0.2)
-    for path in paths:
-        replace(Path(path))
+def main(kernel: str, above: str, *paths: str) -> None:
+    """Replace in these files, and in the notebooks of these folders, when the kernel has ended and when papermill has.
+
+    A program that called papermill may run on for long; a command ends when its output is written.
+    """
+    started = time.time()
+    for pid, after in ((kernel, AFTER), (above, 0.0)):
+        ends = time.monotonic() + PATIENCE
+        while Path(f"/proc/{pid}").exists() and time.monotonic() < ends:
+            time.sleep(0.2)
+        time.sleep(after)
+        for path in map(Path, dict.fromkeys(paths)):
+            with suppress(OSError, ValueError):  # what a word names need be no path
+                for file in path.glob("*") if path.is_dir() else [path]:
+                    if file.is_file() and not file.is_symlink() and file.stat().st_mtime > started - BEFORE:
+                        replace(file)
 
 
 if __name__ == "__main__":

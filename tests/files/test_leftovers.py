@@ -54,17 +54,40 @@ def test_any_other_file_stays_as_it_is(tmp_path, content):
     assert path.read_text() == content
 
 
+GIVEN = "-p dataset {token} -p run_dir runs/mine -k python3"
+COMMANDS = {
+    "a command": "-m papermill {source} out.ipynb " + GIVEN,
+    "with options of Python": "-X dev -W ignore -m papermill {source} out.ipynb " + GIVEN,
+    "another ending": "-m papermill {source} out.nb " + GIVEN,
+    "below another folder": "-m papermill {source} made/out.ipynb " + GIVEN,
+}
+PROGRAM = """
+import papermill, sys, time
+try:
+    papermill.execute_notebook(sys.argv[1], "out.ipynb", {"dataset": sys.argv[2], "run_dir": "runs/mine"}, kernel_name="python3")
+except papermill.PapermillExecutionError as error:
+    print(error, file=sys.stderr)
+time.sleep(20)  # it goes on with something else
+sys.exit(1)
+"""  # noqa: E501
+
+
 @pytest.mark.nightly
-def test_after_the_command_nothing_of_the_token_is_left(tmp_path):
+@pytest.mark.parametrize("form", [*COMMANDS, "a program"])
+def test_after_papermill_nothing_of_the_token_is_left(tmp_path, form):
     source = CHECKOUT / "notebooks" / "01_rerank.ipynb"
-    given = ["-p", "dataset", TOKEN, "-p", "run_dir", "runs/mine"]
-    command = [sys.executable, "-m", "papermill", source, "out.ipynb", *given, "-k", "python3"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=200, check=False)
+    (tmp_path / "made").mkdir()
+    command = [word.format(source=source, token=TOKEN) for word in COMMANDS.get(form, "").split()]
+    command = command or ["-c", PROGRAM, str(source), TOKEN]
+    done = subprocess.run(
+        [sys.executable, *command], cwd=tmp_path, capture_output=True, text=True, timeout=200, check=False
+    )
     assert done.returncode == 1
     assert "papermill has written it into its output: delete that unless it shows stars" in done.stderr
+    [written] = [path for path in tmp_path.rglob("out.*") if path.is_file()]
     ends = time.monotonic() + 60
-    while TOKEN in (tmp_path / "out.ipynb").read_text() and time.monotonic() < ends:
+    while TOKEN in written.read_text() and time.monotonic() < ends:
         time.sleep(0.2)
-    assert TOKEN not in (tmp_path / "out.ipynb").read_text()
-    assert json.loads((tmp_path / "out.ipynb").read_text())["cells"]
+    assert TOKEN not in written.read_text()
+    assert json.loads(written.read_text())["cells"]
     assert not [p for p in tmp_path.rglob("*") if p.is_file() and TOKEN in p.read_text(errors="replace")]

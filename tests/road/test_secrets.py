@@ -113,6 +113,10 @@ A, D, X = "aB3dE5gH7jK9mN1pQ", "0123456789", "f00dcafe"  # what random letters, 
 MAKERS = {
     "Hugging Face": f"hf_{A * 2}", "of an organisation": f"api_org_{A * 2}", "Groq": f"gsk_{A * 3}",
     "GitHub": f"ghp_{A * 2}ab", "of an app": f"ghs_{A * 2}ab", "fine-grained": f"github_pat_{A}_{A * 2}",
+    "of flags of GitLab": f"glffct-{A}{A}", "of a workspace": f"glwt-{A}{A}", "of an old runner": f"GR1348941{A}{A}",
+    "for a service of Amazon": "ABIA2RGD4LMN8PQX7YZW", "Shopify": f"shpat_{X * 4}", "Supabase": f"sbp_{X * 5}",
+    "LangSmith": f"lsv2_pt_{X * 4}_{X}", "Pulumi": f"pul-{X * 5}", "ElevenLabs": f"sk_{X * 6}", "Modal": "ak-aB3dE5gH7jK9mN1pQrS2tU",
+    "Zhipu": f"{X * 4}.a1B2c3D4e5F6g7H8", "Discord": "MTA0aB3dE5gH7jK9mN1pQrS2.GhIjKl.aB3dE5gH7jK9mN1pQrS2tUvW3xY4z",
     "GitLab": f"glpat-{A}-_{A}", "of a pipeline": f"glptt-{A * 2}", "npm": f"npm_{A * 2}ab",
     "PyPI": f"pypi-AgEIcHlwaS5vcmc{A}",
     "Docker": f"dckr_pat_{A}-{A}", "Replicate": f"r8_{A * 2}", "Perplexity": f"pplx-{A * 3}",
@@ -213,6 +217,18 @@ FORMS = {
     "a sentence in base64": base64.b64encode(f"my {LONG} !".encode()).decode(),
     "base64 for an address": base64.urlsafe_b64encode(f"{AWS}".encode()).decode(),
     "base64 in lines": "\n".join(lines(base64.b64encode(LONG.encode()).decode(), 20)),
+    "decimal entities": "".join(f"&#{ord(c)};" for c in LONG), "a list of bytes": str(list(LONG.encode())),
+    "hexadecimal entities": "".join(f"&#x{ord(c):x};" for c in LONG),
+    "hexadecimal numbers": ", ".join(f"0x{byte:02x}" for byte in LONG.encode()),
+    "code points": " ".join(f"U+{ord(c):04X}" for c in LONG), "long escapes": "".join(f"\\U{ord(c):08x}" for c in LONG),
+    "octal": "".join(f"\\{byte:o}" for byte in AWS.encode()),
+    "percent codes of percent codes": "".join(f"%25{byte:02x}" for byte in AWS.encode()),
+    "base64 twice": base64.b64encode(base64.b64encode(LONG.encode())).decode(),
+    "a sentence in base64 twice": base64.b64encode(b"so: " + base64.b64encode(f"la chiave {AWS}".encode())).decode(),
+    "base32": base64.b32encode(LONG.encode()).decode(),
+    "a sentence in base32": base64.b32encode(f"è {AWS}".encode()).decode(),
+    "lines in HTML": "<br>".join(lines(LONG, 8)), "lines in XHTML": "<br />".join(lines(AWS, 6)),
+    "cells in HTML": "".join(f"<td>{part}</td>" for part in lines(LONG, 7)),
     "after others": f"Incorrect key: {LONG}.", "twice": f"{LONG} {LONG}", "Amazon's": AWS,
 }  # fmt: skip
 
@@ -221,7 +237,12 @@ def remains(text):
     """The most letters and digits in a row of one of the two tokens, in any of their forms, that a text still holds."""
     kept = re.sub("[^a-z0-9]", "", text.lower())
     wanted = [re.sub("[^a-z0-9]", "", form.lower()) for token in (LONG, AWS) for form in
-              (token, token.encode().hex(),
+              (token, token.encode().hex(), "".join(map(str, token.encode())),
+              "".join(f"{b:o}" for b in token.encode()),
+              "".join(f"25{byte:02x}" for byte in token.encode()),
+              *(base64.b32encode(b" " * k + token.encode()).decode()[8:-8] for k in range(5)),
+              *(base64.b64encode(b" " * k + base64.b64encode(b" " * j + token.encode())).decode()[8:-8]
+                for k in range(3) for j in range(3)),
               *(base64.b64encode(b" " * k + token.encode()).decode() for k in range(3)))]  # fmt: skip
     return max(
         (n for n in range(1, 40) for form in wanted for i in range(len(form) - n + 1) if form[i : i + n] in kept),
