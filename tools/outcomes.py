@@ -2,6 +2,7 @@
 
 import json
 import math
+import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,11 +11,11 @@ from typing import Any
 import pandas as pd
 from matplotlib.axes import Axes
 
-from nbutils.core.errors import InputError
+from nbutils.core.errors import InputError, writing
 from nbutils.core.markup import plain, say
 from nbutils.core.records import Row
 from nbutils.core.stats import Interval, crossed_mean
-from nbutils.files import sources
+from nbutils.files import owned, sources
 from nbutils.files.card import table
 from nbutils.proof import summary as proof
 
@@ -166,15 +167,23 @@ def rounds_text(frame: pd.DataFrame) -> str:
 
 
 def save(stem: Path, text: str, frame: pd.DataFrame, axes: Axes) -> None:
-    """Write the text, the numbers and the figure of an experiment, and print the text."""
-    stem.parent.mkdir(parents=True, exist_ok=True)
+    """Write the text, the numbers and the figure of an experiment, and print the text.
+
+    What a user wrote into a report of an earlier time is kept beside the new one.
+    """
     figure: Any = axes.get_figure(root=True)
     caption = figure.get_label() or stem.name
-    stem.with_suffix(".md").write_text(
-        f"# {stem.name.capitalize()}\n\n{text}\n\n![{plain(caption)}]({stem.name}.png)\n"
-    )
-    frame.to_csv(stem.with_suffix(".csv"), index=False)
-    figure.savefig(stem.with_suffix(".png"), dpi=110, bbox_inches="tight")
+    with writing(stem.parent):
+        stem.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=stem.parent) as folder:
+            draft = Path(folder) / stem.name
+            draft.with_suffix(".md").write_text(
+                f"# {stem.name.capitalize()}\n\n{text}\n\n![{plain(caption)}]({stem.name}.png)\n"
+            )
+            frame.to_csv(draft.with_suffix(".csv"), index=False)
+            figure.savefig(draft.with_suffix(".png"), dpi=110, bbox_inches="tight")
+            for path in sorted(Path(folder).iterdir()):
+                owned.place(path, stem.parent, path.name)
     say(f"\n{text}\n\ndone: {stem.with_suffix('.md')}")
 
 

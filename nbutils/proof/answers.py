@@ -1,5 +1,6 @@
 """Base and tuned model answer the same held-out prompts, and the same judge compares them."""
 
+import itertools
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -19,9 +20,11 @@ from nbutils.engines.protocol import Engine, Request
 from nbutils.engines.store import Store
 from nbutils.files import sources
 from nbutils.judges import bias
-from nbutils.judges.judge import Judge
+from nbutils.judges.judge import Judge, Judgement
 
 log = logging.getLogger(__name__)
+
+NONE = Sample("", 0, "unanswered")  # stands for an answer that there is not
 
 
 def load_judges(given: params.Dpo, *, cache: Path) -> dict[str, Judge]:
@@ -137,12 +140,12 @@ def compare(
 ) -> dict[str, list[Row]]:
     """Judge the i-th answer before against the i-th after, for every prompt of every held-out set, by the set's judge.
 
-    As many rows as a judge's `gate_rows` are judged first, as a trial, of all its sets together. A prompt without an
-    answer on either side is passed over.
+    As many rows as a judge's `gate_rows` are judged first, as a trial, of all its sets together. A prompt to which a
+    side has no answer is not judged, but stays: whoever cannot answer has not done well.
 
     Returns:
         For each set one row per pair of answers with text, score (0..1, NaN if unparsed), tokens and finish reason of
-        both, and `verdict` as seen from the tuned model: win, tie, loss, flip or unparsed.
+        both, and `verdict` as seen from the tuned model: win, tie, loss, flip, unparsed, or unanswered.
 
     Raises:
         InputError: if more of the trial stays unanswered or unreadable than the gate of 01 and 03 allows, before
@@ -169,6 +172,11 @@ def compare(
         if trial := every[: getattr(judge.file, "gate_rows", 0)]:
             _insist(judge, _compare(judge, trial, store, deadline), "unanswered", "refused", "unparsed")
     compared = {name: _compare(judges_of[name], parts, store, deadline) for name, parts in asked.items()}
+    for name, rows in held_out.items():
+        for row, *sides in zip(rows, before[name], after[name], strict=True):
+            if not all(sides):
+                drawn = itertools.zip_longest(*sides, fillvalue=NONE) if any(sides) else [(NONE, NONE)]
+                compared[name] += [_record(row, judges_of[name], couple, Judgement(), "unanswered") for couple in drawn]
     for names in sets.values():
         _insist(judges_of[names[0]], [row for name in names for row in compared[name]], "unanswered")
     return compared
@@ -189,22 +197,24 @@ def _compare(
     judge: Judge, parts: Sequence[tuple[Row, tuple[Sample, Sample]]], store: Store, deadline: float
 ) -> list[Row]:
     asked = [row | {"responses": [{"text": drawn.text} for drawn in couple]} for row, couple in parts]
-    result = []
-    for (row, couple), said in zip(parts, judge.score(asked, store, deadline=deadline), strict=True):
-        # an order without two numbers was not understood: compared with NaN, everything is a loss
-        orders = [order for order in said.scores if all(map(math.isfinite, order))]
-        scores = mean_scores(orders) or [math.nan, math.nan]
-        record = {key: row[key] for key in PROMPTS if key in row}
-        for side, drawn, score in zip(("before", "after"), couple, scores, strict=True):
-            record |= {
-                f"{side}_text": drawn.text,
-                f"{side}_score": score,
-                f"{side}_tokens": drawn.n_tokens,
-                f"{side}_finish_reason": drawn.finish_reason,
-            }
-        verdict = decide([new - old for old, new in orders])
-        result.append(record | {"scores": orders, "replies": said.replies, "verdict": verdict, "judge": judge.name})
-    return result
+    judged = zip(parts, judge.score(asked, store, deadline=deadline), strict=True)
+    return [_record(row, judge, couple, said) for (row, couple), said in judged]
+
+
+def _record(row: Row, judge: Judge, couple: Sequence[Sample], said: Judgement, verdict: str = "") -> Row:
+    # an order without two numbers was not understood: compared with NaN, everything is a loss
+    orders = [order for order in said.scores if all(map(math.isfinite, order))]
+    scores = mean_scores(orders) or [math.nan, math.nan]
+    record = {key: row[key] for key in PROMPTS if key in row}
+    for side, drawn, score in zip(("before", "after"), couple, scores, strict=True):
+        record |= {
+            f"{side}_text": drawn.text,
+            f"{side}_score": score,
+            f"{side}_tokens": drawn.n_tokens,
+            f"{side}_finish_reason": drawn.finish_reason,
+        }
+    verdict = verdict or decide([new - old for old, new in orders])
+    return record | {"scores": orders, "replies": said.replies, "verdict": verdict, "judge": judge.name}
 
 
 def _judged(compared: Sequence[Row]) -> list[Row]:

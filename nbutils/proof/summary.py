@@ -39,21 +39,23 @@ def summarise(rows: Sequence[Row], *, language: str = "", seed: int = 0) -> dict
     scored = frame[np.isfinite(frame[["before_score", "after_score"]].astype(float)).all(axis=1)]
     scores = (scored.before_score, scored.after_score)
     passed = (scores[0] >= 1 - 1e-9, scores[1] >= 1 - 1e-9)
-    cut = (frame.before_finish_reason == "length", frame.after_finish_reason == "length")
+    given = frame[frame.verdict != "unanswered"]  # what can be told of answers, whatever their score
+    cut = (given.before_finish_reason == "length", given.after_finish_reason == "length")
     result: dict[str, Any] = {
         **_sizes(frame),
-        "unparsed": len(frame) - len(scored),
+        "unparsed": len(given) - len(scored),
+        "unanswered": len(frame) - len(given),
         "measured": _sizes(scored),
         "score": _change(*scores, scored.category, seed) if len(scored) else None,
         "passed_all": _change(*passed, scored.category, seed) if len(scored) else None,
         "verdicts": dict(sorted(Counter(frame.verdict).items())),
         "win_rate": win_rate(rows),
-        "checks": _per_check(rows, seed),
-        "truncated": _change(*cut, frame.category, seed),
-        "wrong_language": _foreign(frame, language, seed) if language else None,
-        "characters": {side: float(frame[f"{side}_text"].str.len().mean()) for side in ("before", "after")},
-        "tokens": {side: float(frame[f"{side}_tokens"].mean()) for side in ("before", "after")},
-        "distinct_2": {side: distinct(frame[f"{side}_text"]) for side in ("before", "after")},
+        "checks": _per_check([row for row in rows if row["verdict"] != "unanswered"], seed),
+        "truncated": _change(*cut, given.category, seed),
+        "wrong_language": _foreign(given, language, seed) if language else None,
+        "characters": {side: float(given[f"{side}_text"].str.len().mean()) for side in ("before", "after")},
+        "tokens": {side: float(given[f"{side}_tokens"].mean()) for side in ("before", "after")},
+        "distinct_2": {side: distinct(given[f"{side}_text"]) for side in ("before", "after")},
     }
     before, after = passed if result["checks"] else scores
     change = after.astype(float) - before.astype(float)

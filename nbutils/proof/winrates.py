@@ -28,7 +28,7 @@ def win_rate(rows: Sequence[Row]) -> dict[str, dict[str, float | None]]:
         decided). It takes answers for independent, so with several to a prompt it is somewhat too narrow.
     """
     parts: dict[str, Counter[str]] = {name: Counter() for name in ("all", "shorter", "alike", "longer")}
-    rows = [row for row in rows if row["verdict"] != "unparsed"]
+    rows = [row for row in rows if row["verdict"] not in ("unparsed", "unanswered")]
     for row in rows:
         verdict = "tie" if row["verdict"] == "flip" else row["verdict"]
         before, after = row["before_tokens"], row["after_tokens"]

@@ -180,16 +180,40 @@ def test_held_out_prompts_are_sampled_in_their_order_with_the_options_given(stor
 
 
 @pytest.mark.parametrize(("lost", "of"), [(1, 10), (2, 20), (3, 40)])
-def test_a_held_out_prompt_without_an_answer_is_passed_over(lost, of, store):
+def test_a_held_out_prompt_without_an_answer_is_not_judged_and_counts_as_not_measured(lost, of, store):
     engine = ScriptedEngine(lambda asked, rng: None if asked.messages[0]["content"] in map(str, range(lost)) else "x")
     rows = {"held": [prompt_row(str(i)) for i in range(of)]}
     drawn = sample(engine, rows, Sampling(), n=1, seed=0, store=store, deadline=math.inf)
     assert [len(samples) for samples in drawn["held"]] == [0] * lost + [1] * (of - lost)
     judge = ScriptedJudge(*[[[0.0, 1.0]]] * (of - lost))
     full = {"held": [(Sample("y"),)] * of}
-    compared = compare({"held": judge}, rows, full, drawn, store=store)["held"]
-    assert [row["prompt"][0]["content"] for row in compared] == [str(i) for i in range(lost, of)]
-    assert len(compare({"held": judge}, rows, drawn, full, store=store)["held"]) == of - lost
+    for sides, empty in (((full, drawn), "after"), ((drawn, full), "before")):
+        compared = compare({"held": judge}, rows, *sides, store=store)["held"]
+        verdict = "win"
+        assert [(row["prompt"][0]["content"], row["verdict"]) for row in compared] == (
+            [(str(i), verdict) for i in range(lost, of)] + [(str(i), "unanswered") for i in range(lost)]
+        )
+        assert {(row[f"{empty}_text"], row[f"{empty}_finish_reason"]) for row in compared[of - lost :]} == {
+            ("", "unanswered")
+        }
+        dataset(compared, EVALUATION)
+        summary = summarise(compared)
+        assert (summary["prompts"], summary["unanswered"], summary["unparsed"]) == (of, lost, 0)
+        assert summary["measured"]["prompts"] == of - lost
+        assert summary["tokens"]["before"] == summary["tokens"]["after"], "what there is not has no length"
+        assert summary["bounds"]["losses"]["value"] == pytest.approx(1 - 2 * lost / of)
+        assert f"on {of - lost} of {of} prompts that were measured" in in_words(summary)
+
+
+def test_prompts_that_get_no_answer_before_and_others_after_are_a_finding(store):
+    rows = {"held": [prompt_row(str(i)) for i in range(100)]}
+    before = {"held": [()] * 10 + [(Sample("x", 4),)] * 90}
+    after = {"held": [(Sample("x", 4),)] * 90 + [()] * 10}
+    compared = compare({"held": ScriptedJudge(*[[[0.0, 1.0]]] * 80)}, rows, before, after, store=store)
+    summary = summarise(compared["held"])
+    assert in_words(summary).startswith("better where measured: ")
+    assert "80 of 100 prompts that were measured" in in_words(summary)
+    assert [finding.name for finding in drift({"held": summary})] == ["unmeasured"]
 
 
 @pytest.mark.parametrize(("lost", "of"), [(1, 2), (1, 9), (3, 20), (5, 5)])

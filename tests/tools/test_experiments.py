@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 import yaml
 from builders import prompt_row, scored
+from matplotlib import pyplot as plt
 
 from nbutils import params, run
 from nbutils.core import pairs, records
@@ -391,3 +392,20 @@ def test_what_cannot_be_an_experiment_is_said_in_one_sentence(arguments, told, t
     error = capsys.readouterr().err
     assert error.startswith(f"error: {told}")
     assert error.count("\n") == 1
+
+
+def test_what_a_user_wrote_into_a_report_is_kept_beside_the_next_one(tmp_path, capsys):
+    frame = pd.DataFrame({"a": [1]})
+    stem = tmp_path / "demo-repeat" / "repeat"
+    for text in ("one", "two"):
+        outcomes.save(stem, text, frame, plt.subplots()[1])
+    assert "two" in stem.with_suffix(".md").read_text()
+    assert not (stem.parent / "kept-1").exists(), "nothing of ours is kept"
+    stem.with_suffix(".md").write_text("MY NOTES")
+    stem.with_suffix(".csv").write_text("mine")
+    outcomes.save(stem, "three", frame, plt.subplots()[1])
+    plt.close("all")
+    assert "three" in stem.with_suffix(".md").read_text()
+    kept = {path.name: path.read_text() for place in stem.parent.glob("kept-*") for path in place.iterdir()}
+    assert kept == {"repeat.md": "MY NOTES", "repeat.csv": "mine"}
+    assert {p.suffix for p in stem.parent.iterdir() if p.is_file()} == {".md", ".csv", ".png", ".json"}
