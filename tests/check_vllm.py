@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import signal
+import subprocess
 import threading
 import time
 from collections import Counter
@@ -12,14 +13,15 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
-from builders import request
+from builders import request, scored
 from dpo import CPU
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from nbutils import models, run
-from nbutils.core.errors import InputError
+from nbutils.core.errors import InputError, Interrupted
 from nbutils.core.sampling import Sampling
+from nbutils.engines import batch
 from nbutils.engines.asking import answer
 from nbutils.engines.local import TransformersEngine
 from nbutils.engines.store import Store
@@ -176,3 +178,27 @@ def test_the_local_judge_asks_vllm(load, smollm2, cache, tmp_path):
     assert {reply["outcome"] for reply in said.replies} <= {"cut off", "unparsed", "parsed", "expected"}
     assert all(reply["prompt_tokens"] > 100 for reply in said.replies)
     judge.engine.close()
+
+
+def test_run_batch_answers_what_a_judge_wrote_and_the_judge_goes_on(smollm2, tmp_path, store):
+    file = LlmFile(
+        kind="llm", model=str(smollm2), server="http://127.0.0.1:9/v1", template="rating_en", batch=True, max_tokens=60,
+        max_characters=400, orders=1,
+    )  # fmt: skip
+    judge = LlmJudge("small", file, cache=tmp_path / "models")
+    rows = [scored([f"It is {i}.", f"It may be {i + 1}."], text=f"What is {i} plus 0?") for i in range(20)]
+    with pytest.raises(Interrupted, match="20 requests stand in"):
+        judge.score(rows, store)
+    requests, results = tmp_path / "batches/small/requests-001.jsonl", tmp_path / "results.jsonl"
+    command = ["-m", "vllm.entrypoints.openai.run_batch", "-i", requests, "-o", results, "--model", smollm2]
+    environment = os.environ | {"VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        [os.environ["NBUTILS_VLLM_PYTHON"], *command, "--max-model-len", "2048"],
+        env=environment, capture_output=True, text=True, timeout=600, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert batch.take(store, results) == {"stored": 20}
+    replies = [reply for requests in [[judge.request(row, 0) for row in rows]]
+               for reply in answer(store, judge.engine, requests)]  # fmt: skip
+    assert all(reply.samples[0].text for reply in replies)
+    assert all(reply.prompt_tokens > 100 for reply in replies)

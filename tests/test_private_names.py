@@ -59,7 +59,7 @@ ELSEWHERE = {"LoRARequest", "_commit_hash", "_name_or_path"}
 # with each library's first minor version that was never tried: what is private may be gone there
 UNTRIED = {
     "transformers": "5.24.0", "trl": "1.17.0", "peft": "0.22.0", "accelerate": "1.16.0", "datasets": "5.3.0",
-    "huggingface_hub": "2.5.0",
+    "huggingface_hub": "2.5.0", "papermill": "2.8.0", "if-verifiable": "0.2.0", "py3langid": "0.5.0",
 }  # fmt: skip
 FILES = sorted([*(CHECKOUT / "nbutils").rglob("*.py"), *(CHECKOUT / "tools").rglob("*.py")])
 

@@ -18,12 +18,21 @@ from datasets import Dataset, Features, Json, List, Value, concatenate_datasets
 from nbutils.core.errors import InputError, shown
 
 Row = dict[str, Any]
-# how servers say why an answer ended; the first that fits holds
+# How servers say why an answer ended; the first that fits holds. Said by OpenAI, Azure, Anthropic, Bedrock, Gemini and
+# Vertex, Cohere, Mistral, Zhipu, xAI, watsonx, TGI, vLLM, llama.cpp and Ollama, and what others would say.
 _ENDINGS = {
-    "length": re.compile(r"length|max|limit|incomplete|truncat|insufficient|error|abort|cancel|time_?out|interrupt"),
-    "filter": re.compile(r"filter|safety|block|prohibit|recitation|spii|refus|polic|language"),
-    "stop": re.compile(r"stop|eos|end|complete|finish"),
+    "filter": re.compile(
+        r"filter|safe(?!_?point)|block|prohibit|recitation|spii|refus|polic|language|sensitiv|guardrail|moderat|flagged"
+        r"|toxic|censor|violat|harm|model_?armor|inspection|\Aother\Z"
+    ),
+    "length": re.compile(
+        r"length|max|limit|incomplete|truncat|insufficient|error|abort|cancel|time_?out|interrupt|context|overflow|exceed"
+        r"|window|budget|exhaust|out_of|too_(?:many|long)|\bcut|invalid|abandon|not_finish|unfinish|partial|pause|suspend"
+        r"|compaction|repetit|malformed|unexpected|missing|fail|evict|preempt|disconnect|overload"
+    ),
+    "stop": re.compile(r"stop|eos|eot|end|complete|finish|done|normal|natural|success"),
 }
+_PREFIX = re.compile(r"\A(?:finish|stop)_?reason[._:]|\Areason_")  # FINISH_REASON_OTHER, FinishReason.STOP, REASON_STOP
 Messages = list[dict[str, str]]
 
 _text = Value("string")
@@ -201,7 +210,7 @@ def finish_reason(said: object) -> str:
     >>> finish_reason("MAX_TOKENS"), finish_reason("content_filter"), finish_reason(None)
     ('length', 'filter', 'unknown')
     """
-    text = said.lower() if isinstance(said, str) else ""
+    text = _PREFIX.sub("", said.strip().lower()) if isinstance(said, str) else ""
     return next((reason for reason, words in _ENDINGS.items() if words.search(text)), "unknown")
 
 

@@ -19,7 +19,10 @@ WINDOW = 10  # letters and digits of a secret that are masked also when they sta
 _registered: set[str] = set()
 # the name of a variable that holds a secret; TOKENIZERS_PARALLELISM does not
 _NAME = re.compile(r"(?:KEY|TOKEN|SECRET|PASSWORD|PASSWD|PASSPHRASE|PASS|PWD|CREDENTIAL|AUTH|COOKIE)S?(?![A-Z])", re.I)
-_SIGN = r"(?:signature|sig|secret|password|passwd|pwd|credential|(?:api|access|auth|private)?[_-]?(?:key|token))"
+_SIGN = (
+    r"(?:signature|sig|secret|password|passwd|pass|pwd|credential|jwt|tok|auth"
+    r"|(?:api|access|auth|private)?[_-]?(?:key|token))"
+)
 _MAKERS = re.compile(
     # Hugging Face, Groq, GitHub, GitLab, npm, PyPI, Docker, Replicate, Perplexity, Fireworks, Cerebras, Jina, Tavily
     r"(?<![A-Za-z0-9])(?:(?:hf|api_org|gsk|gh[oprsu]|r8|fw|jina|shp(?:at|ss|ca|pa)|sbp)_[A-Za-z0-9]{20,}|github_pat_\w{30,}|npm_[A-Za-z0-9]{30,}"

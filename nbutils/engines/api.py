@@ -15,13 +15,13 @@ from functools import partial
 from typing import Any
 
 import openai
-from tenacity import AsyncRetrying, RetryCallState, RetryError, retry_if_exception, stop_after_attempt
+from tenacity import RetryError
 
 from nbutils.core import keys
 from nbutils.core.errors import InputError, Interrupted
 from nbutils.engines import completions, dialect, retries, wire
 from nbutils.engines.protocol import Engine, Reply, Request, Tally
-from nbutils.engines.refusals import HOPELESS, RefusedError, Results, Round, brief, harmless, hopeless, tell
+from nbutils.engines.refusals import HOPELESS, RefusedError, Results, Round, brief, hopeless, probe, tell
 
 log = logging.getLogger(__name__)
 
@@ -29,8 +29,8 @@ log = logging.getLogger(__name__)
 Ask = Callable[..., Awaitable[Reply]]
 
 TRIES = 8
-# Requests given up one after the other before the run stops: the server is not there.
-GIVEN_UP = 8
+# Requests given up one after the other before it is asked, so many times, whether the server answers anything at all.
+GIVEN_UP, PROBES = 8, 3
 # Different requests refused one after the other before it is asked whether the server answers anything at all.
 REFUSED = 5
 ODD = 8  # things said about replies, at most
@@ -92,14 +92,15 @@ class ApiEngine(Engine):
         """Yield replies as they arrive; a request that failed TRIES times is logged and left out.
 
         A request that the server refuses has a reply that says so. Where REFUSED different ones are refused in a row,
-        one that was answered before is asked again, or a harmless one: if that is refused too, the run ends.
+        or GIVEN_UP given up, the words of one that was answered are asked again, or harmless ones: if that fails, too,
+        the run ends.
 
         n samples are n calls with n seeds: many servers ignore `n`. Whatever ends the run, requests in flight are
         waited for, since they are paid for; only a caller who stops listening (Ctrl-C) loses them.
 
         Raises:
             InputError: on an error no retry can mend (no token, no credit, no such model).
-            Interrupted: after `max_calls`.
+            Interrupted: after `max_calls`, and where the server answers nothing.
         """
         results: Results = queue.Queue()
         stop = threading.Event()
@@ -130,13 +131,7 @@ class ApiEngine(Engine):
 
     async def _ask_all(self, asked: Round) -> None:
         async with self._client(asked.requests) as client:
-            retrying = AsyncRetrying(
-                stop=lambda state: asked.ending() or stop_after_attempt(TRIES)(state),
-                wait=partial(retries.pause, first=self._wait),
-                retry=retry_if_exception(retries.worth_retrying),
-                before_sleep=_note,
-            )
-            ask = partial(self._ask, client, retrying=retrying, turn=asyncio.Lock())
+            ask = partial(self._ask, client, asked=asked, turn=asyncio.Lock())
             async with asyncio.TaskGroup() as group:
                 number = min(self._concurrency, len(asked.requests))
                 workers = [group.create_task(self._work(asked, ask)) for _ in range(number)]
@@ -172,8 +167,7 @@ class ApiEngine(Engine):
                     self._in_a_row += 1
                     said = brief(error.last_attempt.exception())
                     log.warning("request %d failed %d times: %s", i, tried, said)
-                    if self._in_a_row >= max(GIVEN_UP, self._concurrency):
-                        asked.fatal.append(Interrupted(f"{self._server} does not answer ({said}); try again later"))
+                    await self._reach(asked, ask, request, said)
             except Exception as error:  # whatever it is, what is in flight is waited for
                 asked.fatal.append(error)
 
@@ -182,14 +176,33 @@ class ApiEngine(Engine):
         async with asked.looking:
             if not asked.held or asked.ending():
                 return
-            try:
-                await ask(replace(self._good or harmless(asked.requests[0]), n=1), 0, again=True)
-                asked.release()
-            except (RefusedError, RetryError):
-                if asked.held:  # another request may have been answered in the meantime
-                    asked.fatal.append(hopeless(asked.held[-1][1], len(asked.held), self._server, self._key_variable))
-            except (InputError, Interrupted) as error:
-                asked.fatal.append(error)
+            answers = await self._answers(asked, ask, asked.requests[asked.held[-1][0]], TRIES)
+            if answers is False and asked.held:  # another request may have been answered in the meantime
+                asked.fatal.append(hopeless(asked.held[-1][1], len(asked.held), self._server, self._key_variable))
+
+    async def _reach(self, asked: Round, ask: Ask, request: Request, said: str) -> None:
+        """Where many requests failed in a row, find out whether they are at fault, or the server answers nothing."""
+        async with asked.looking:
+            if self._in_a_row < max(GIVEN_UP, self._concurrency) or asked.ending():
+                return
+            answers = await self._answers(asked, ask, request, PROBES)
+            if answers:
+                self._in_a_row = 0
+                log.warning("%s answers others: what fails is left out, and the run goes on", self._server)
+            elif answers is False and self._in_a_row:
+                asked.fatal.append(Interrupted(f"{self._server} does not answer ({said}); try again later"))
+
+    async def _answers(self, asked: Round, ask: Ask, like: Request, tries: int) -> bool | None:
+        """Tell whether the server answers anything that is asked like this; None where the run is ending."""
+        try:
+            await ask(probe(like, self._good), 0, again=True, tries=tries)
+        except (RefusedError, RetryError):
+            return None if asked.ending() else False
+        except (InputError, Interrupted) as error:
+            asked.fatal.append(error)
+            return None
+        asked.release()
+        return True
 
     def _client(self, requests: Sequence[Request]) -> openai.AsyncOpenAI:
         http = wire.Client(**keys.alone(self._server, self._key))
@@ -215,9 +228,10 @@ class ApiEngine(Engine):
         request: Request,
         seed: int,
         *,
-        retrying: AsyncRetrying,
+        asked: Round,
         turn: asyncio.Lock,
         again: bool = False,
+        tries: int = TRIES,
     ) -> Reply:
         """Draw one sample; where the server refuses parts of the request, try it without them.
 
@@ -226,34 +240,24 @@ class ApiEngine(Engine):
             InputError: if no other request would fare better.
         """
         whole = dialect.parts_of(request, neutral=self._neutral)
-        wanted = whole - self._dialect.refused
-        parts, base, named, tried = wanted, wanted, set[str](), [wanted]
+        trial = self._dialect.begin(whole)
         while True:
             try:
-                async for attempt in retrying.copy():
+                async for attempt in retries.until(asked.ending, tries, self._wait):
                     with attempt:
-                        repeated = again or len(tried) > 1 or attempt.retry_state.attempt_number > 1
-                        reply = await self._call(client, request, dialect.options(request, seed, parts), turn, repeated)
+                        repeated = again or trial.repeated or attempt.retry_state.attempt_number > 1
+                        options = dialect.options(request, seed, trial.parts)
+                        reply = await self._call(client, request, options, turn, repeated)
             except openai.APIStatusError as error:
                 refusal = RefusedError(error.status_code, brief(error).partition(f"{error.status_code} - ")[2])
                 if error.status_code in HOPELESS:
                     raise hopeless(refusal, 1, self._server, self._key_variable) from None
-                said = error.response.text
-                if error.status_code not in (400, 422):
+                if not trial.refused(error.status_code, error.response.text):
                     raise refusal from None
-                if found := dialect.named(said, parts):
-                    named |= found
-                    base = parts = parts - found
-                else:
-                    others = () if dialect.about_itself(said) else self._dialect.guesses(base)
-                    parts = next((other for other in others if other not in tried), parts)
-                if parts in tried:
-                    raise refusal from None
-                tried.append(parts)
                 continue
-            for part in self._dialect.learn(wanted, wanted - parts, named):
-                log.warning("%s refuses %s; asking without from now on", self._server, dialect.SAID[part][0])
-            return self._noted(reply, whole - parts)
+            for learnt in trial.taken():
+                log.warning("%s %s", self._server, learnt)
+            return self._noted(reply, whole - trial.parts)
 
     def _noted(self, reply: Reply, without: set[str]) -> Reply:
         """Say what is odd about a reply, once, and what it went without."""
@@ -290,7 +294,3 @@ class ApiEngine(Engine):
             raise wire.GarbledReplyError(f"expected a chat completion, got one that raises {error!r:.80}") from error
         finally:
             self._in_flight.discard(task)
-
-
-def _note(state: RetryCallState) -> None:
-    log.debug("retrying after: %s", brief(state.outcome.exception() if state.outcome else None))

@@ -54,7 +54,7 @@ def answer(
                     store.put(batch)
                 batch, current = [], c
             key, request = todo[c].keys[i], todo[c].requests[i]
-            known[key] = reply = _masked(said)
+            known[key] = reply = masked_reply(said)
             batch.append((key, engine, request, reply))
             bar.set_postfix(retries=engine.tally.retries, failures=engine.tally.failures, refresh=False)
             bar.update(1)
@@ -90,7 +90,7 @@ def _missing(
     for start in range(0, len(requests), size):
         chunk = requests[start : start + size]
         chunk_seed = _chunk_seed(seed, chunk) if engine.chunk_size else seed
-        keys = [_key(engine, request, chunk_seed) for request in chunk]
+        keys = [key_of(engine, request, chunk_seed) for request in chunk]
         wanted = dict(zip(keys, chunk, strict=True))  # a request that occurs twice is asked once
         known |= {key: store.get(key) for key in wanted if key not in known}
         missing = [key for key in wanted if known[key] is None and key not in queued]
@@ -116,7 +116,7 @@ def _warn(replies: Sequence[Reply | None], unanswered: int) -> None:
         )
 
 
-def _masked(reply: Reply) -> Reply:
+def masked_reply(reply: Reply) -> Reply:
     """Return a reply without what it repeats of this machine's secrets, at the same places."""
     samples = tuple(replace(sample, text=secrets.masked(sample.text)) for sample in reply.samples)
     refused, notes = secrets.masked_values((reply.refused, reply.notes))
@@ -130,7 +130,7 @@ def _content(request: Request) -> dict[str, Any]:
     return content
 
 
-def _key(engine: Engine, request: Request, seed: int) -> str:
+def key_of(engine: Engine, request: Request, seed: int) -> str:
     # at temperature 0 nothing is drawn, so neither seed nor neighbours in the chunk matter
     drawn = {} if request.sampling.temperature == 0 else {"seed": seed}
     return digest({"engine": engine.identity, "request": _content(request), **drawn}, 32)

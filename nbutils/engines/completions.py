@@ -18,9 +18,12 @@ CHARACTERS = 64  # of a token, at most; what is longer is no answer to the reque
 ALTERNATIVES = 20  # of a token whose log-probabilities are kept
 _ABOVE_ONE = 0.01  # servers round: a log-probability may lie this far above 0
 # what a name may end in although the model is the same: a date or version, a number format, a file's ending
-_SUFFIX = re.compile(
-    r"(?:[-_.@](?:latest|\d{3,}(?:-\d\d)*|gguf|i?q\d\w*|[mn]?x?fp\d+|bf16|int\d|awq|gptq|nvfp4|mlx))+\Z"
+_SUFFIX = re.compile(r"[-_.@](?:latest|(\d{3,}(?:-\d\d)*)|gguf|i?q\d\w*|[mn]?x?fp\d+|bf16|int\d|awq|gptq|nvfp4|mlx)\Z")
+# what a tag may say of the model and not of where it runs: llama3:70b, phi3:mini, llama4:scout
+_SIZE = re.compile(
+    r"(?<![a-z0-9.])(?:[ae]?\d+(?:\.\d+)?(?:x\d+(?:\.\d+)?)?[bmt]|tiny|mini|small|medium|large|scout|maverick)(?![a-z0-9])"
 )
+OTHER = "by a model that calls itself"
 THOUGHTS_ONLY = "only thoughts and no answer: raise max_tokens, or switch thinking off (chat_template_kwargs)"
 
 
@@ -46,31 +49,61 @@ def read(body: str, model: str, max_tokens: int) -> Reply:
     except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError) as error:
         said = f"{body.strip()[:80]!r} ({type(error).__name__})"
         raise GarbledReplyError(f"expected a chat completion, got {said}") from None
-    usage = completion.get("usage")
-    prompt_tokens, tokens = (
-        count(usage.get(side)) if isinstance(usage, Mapping) else -1 for side in ("prompt_tokens", "completion_tokens")
-    )
+    prompt_tokens, tokens = _usage(completion.get("usage"), bool(text) or _thinks(message))
     finish = finish_reason(choice.get("finish_reason"))
+    notes = [] if text or not _thinks(message) else [THOUGHTS_ONLY]
     if finish == "unknown":
         finish = "length" if tokens >= max_tokens else "stop"
+        notes += _unknown(choice.get("finish_reason"))
     numbers: dict[int, dict[str, float]] = {}
     # log-probabilities in another form, the text is good; the values of a hostile server raise whatever they like
     with suppress(Exception):
         numbers = numbers_in(text, _tokens(text, choice["logprobs"]["content"]))
-    notes = [] if text or not _thinks(message) else [THOUGHTS_ONLY]
     if (other := completion.get("model")) and isinstance(other, str) and not same_model(model, other):
-        notes.append(f"by a model that calls itself {' '.join(encodable(other)[:60].split())}")
+        notes.append(f"{OTHER} {' '.join(encodable(other)[:60].split())}")
     return Reply((Sample(text, tokens, finish, numbers),), prompt_tokens, tokens, notes=tuple(notes))
 
 
 def same_model(asked: str, said: str) -> bool:
-    """Tell whether a server may mean the model it was asked for: owner, provider, date and number format do not count.
+    """Tell whether a server may mean the model it was asked for.
+
+    Owner, provider and number format do not count, nor does a size in a tag or a date that only one of them names.
 
     >>> same_model("openai/gpt-oss-120b:cheapest", "f/models/gpt-oss-120b"), same_model("gpt-4o", "gpt-4o-mini")
     (True, False)
+    >>> same_model("llama3:70b", "llama3"), same_model("llama3:70b", "llama3:8b")
+    (True, False)
     """
-    bare = (_SUFFIX.sub("", name.rstrip("/").rpartition("/")[2].partition(":")[0].lower()) for name in (asked, said))
-    return len(set(bare)) == 1
+    (name, size, dated), (other, other_size, other_dated) = _named(asked), _named(said)
+    if dated and other_dated and dated != other_dated:
+        return False
+    if name == other:
+        return not size or not other_size or size == other_size
+    return bool(size) != bool(other_size) and f"{name}-{size}".strip("-") == f"{other}-{other_size}".strip("-")
+
+
+def _named(model: str) -> tuple[str, str, str]:
+    """Return a model's bare name, the size that its tag names, and its date or version without dashes."""
+    name, _, tag = model.rstrip("/").rpartition("/")[2].lower().partition(":")
+    dated = ""
+    while match := _SUFFIX.search(name):
+        name, dated = name[: match.start()], (match[1] or "").replace("-", "") + dated
+    size = _SIZE.search(tag)
+    return name, size[0] if size else "", dated
+
+
+def _usage(usage: Any, said: bool) -> tuple[int, int]:
+    """Return the tokens of prompt and answer, -1 where they are not known: 0 is no count where something was said."""
+    counts = (usage.get(side) if isinstance(usage, Mapping) else -1 for side in ("prompt_tokens", "completion_tokens"))
+    prompt, answer = (-1 if said and value == 0 else count(value) for value in counts)
+    return prompt, answer
+
+
+def _unknown(said: Any) -> list[str]:
+    """Return a note of how an answer ended in words that are not known; it is taken for whole."""
+    word = " ".join(encodable(said)[:40].split()) if isinstance(said, str) else ""
+    silent = word.lower() in ("", "null", "none", "unknown") or word.lower().endswith("unspecified")
+    return [] if silent else [f"of an unknown end ({word!r}) and taken for whole"]
 
 
 def _text(content: Any) -> str:

@@ -1,8 +1,9 @@
 """What a server takes of a request and what it refuses: servers differ, and tell only when asked.
 
 A request is made of parts. Where a server refuses it, the parts that the refusal names are left out and the rest is
-asked again; a part is left out from then on when it has been refused several times and never been taken in between.
-What a request went without stands in the notes of its reply.
+asked again; a part is left out from then on when it has been refused several times and never been taken in between. A
+part that the server has taken before takes many refusals that name it, and is tried again now and then. What a request
+went without stands in the notes of its reply.
 """
 
 import re
@@ -26,12 +27,15 @@ SAID = {
 NEUTRAL = {"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0}
 # A part is left out for good after as many refusals as make up this sum; one that names it weighs three.
 ENOUGH, NAMED = 8, 3
+# Servers fail at parts now and then: one that was taken is left out after so many refusals in a row that name it, and
+# asked for again at every so many requests.
+MANY, AGAIN = 20, 50
 TOP_LOGPROBS = 10  # more than a scale of digits has levels
 # how a refusal names a part: by the very word, or else in other words
 _WORDS = {
     "response_format": re.compile(r"response_format|json_schema|guided_json"),
     "logprobs": re.compile(r"logprobs"),
-    "seed": re.compile(r"\bseed\b"),
+    "seed": re.compile(r"(?<![a-z])seed(?![a-z])"),  # random_seed
     "temperature": re.compile(r"\btemperature\b"),
     "top_p": re.compile(r"\btop_p\b"),
     "max_tokens": re.compile(r"\bmax_(?:completion_)?tokens\b"),
@@ -40,7 +44,10 @@ _WORDS = {
 _LOOSELY = {
     "response_format": re.compile(r"json|schema|structured|grammar|guided|response.?format"),
     "logprobs": re.compile(r"log.?prob"),
-    "max_tokens": re.compile(r"max.?(?:completion|output).?tokens"),
+    "max_tokens": re.compile(r"max.?(?:completion|output|new).?tokens"),
+    "seed": re.compile(r"random.?seed"),
+    "top_p": re.compile(r"\btop.?p\b"),
+    "neutral": re.compile(r"\b(?:top.?k|min.?p|repetition.?penalty)\b"),
 }
 # a refusal in such words is about the request itself: nothing is gained by leaving parts out
 _ITSELF = re.compile(
@@ -49,31 +56,55 @@ _ITSELF = re.compile(
     r"|\b(?:no such|unknown|invalid|unsupported)\b.{0,20}\bmodel\b"
 )
 # What may be left out on no more than a guess, where a refusal names nothing.
-_GUESSED = ("neutral", "response_format", "logprobs")
+_GUESSED = ("neutral", "response_format", "logprobs", "seed")
+_EXTRA = {"neutral", "seed"}  # what a server that knows the plain request only does not know together
+_FAILS = ("response_format", "logprobs")  # what a server that takes it may fail at for one request
+# statuses that speak of the request's size or of the law
+_ITS_OWN = (413, 414, 431, 451)
 
 
 class Dialect:
     """What one server was found to take; shared by all requests to it."""
 
     def __init__(self) -> None:
-        self.refused: set[str] = set()
+        self._refused: set[str] = set()
         self._taken: set[str] = set()
         self._votes: Counter[str] = Counter()
+        self._since: dict[str, int] = {}  # requests since a part that was taken once is left out
 
-    def learn(self, wanted: set[str], without: set[str], named: set[str]) -> list[str]:
-        """Note that a request was answered without some of the parts it wanted; return what is refused from now on.
+    def begin(self, whole: set[str]) -> "Trial":
+        """Return how to ask for a request of these parts: without what is refused, but for what is tried again."""
+        again = set()
+        for part in whole & self._since.keys():
+            self._since[part] += 1
+            again |= {part} if self._since[part] % AGAIN == 0 else set()
+        return Trial(self, whole - self._refused | again, again)
+
+    def learn(self, wanted: set[str], without: set[str], named: set[str]) -> tuple[list[str], list[str]]:
+        """Note that a request was answered without some of the parts it wanted.
 
         Args:
             named: those of the left-out parts that a refusal named.
+
+        Returns:
+            What is refused from now on, and what no longer is.
         """
         self._taken |= wanted - without
         new = []
-        for part in wanted:
-            self._votes[part] = self._votes[part] + (NAMED if part in named else 1) if part in without else 0
-            if self._votes[part] >= ENOUGH and part not in self.refused:
-                self.refused.add(part)
+        for part in wanted & without:
+            known = part in self._taken
+            self._votes[part] += int(part in named) if known else NAMED if part in named else 1
+            if self._votes[part] >= (MANY if known else ENOUGH) and part not in self._refused:
+                self._refused.add(part)
                 new.append(part)
-        return sorted(new)
+                if known and SAID[part][1]:  # what costs nothing to leave out stays out
+                    self._since[part] = 0
+        back = (wanted - without) & self._refused
+        self._refused -= back
+        for part in wanted - without:
+            self._votes[part] = 0
+            self._since.pop(part, None)
+        return sorted(new), sorted(back)
 
     def guesses(self, parts: set[str]) -> Iterator[set[str]]:
         """Yield what else to ask with where a refusal names no part: without one of the doubtful parts, without all.
@@ -82,11 +113,50 @@ class Dialect:
         this once.
         """
         doubtful = [p for p in _GUESSED if p in parts and p not in self._taken]
-        doubtful = doubtful or [p for p in _GUESSED[1:] if p in parts]
+        doubtful = doubtful or [p for p in _FAILS if p in parts]
         for part in doubtful:
             yield parts - {part}
+        if set(doubtful) > _EXTRA:
+            yield parts - _EXTRA
         if len(doubtful) > 1:
             yield parts - set(doubtful)
+
+
+class Trial:
+    """One request on its way past a server's refusals: `parts` is what to ask with next."""
+
+    def __init__(self, dialect: Dialect, wanted: set[str], again: set[str]):
+        self.parts = self._wanted = wanted
+        self._dialect, self._again, self._base = dialect, again, wanted
+        self._named, self._tried = set[str](), [wanted]
+
+    @property
+    def repeated(self) -> bool:
+        """Tell whether the request was refused before."""
+        return len(self._tried) > 1
+
+    def refused(self, status: int, said: str) -> bool:
+        """Choose the parts to ask with after a refusal; return whether there is anything left to try."""
+        if not 400 <= status < 500:
+            return False
+        if found := named(said, self.parts):
+            self._named |= found
+            self._base = self.parts = self.parts - found
+        elif again := self._base & self._again:  # as the requests before this one were asked
+            self._base = self.parts = self._base - again
+        else:
+            its_own = status in _ITS_OWN or about_itself(said)
+            others = () if its_own else self._dialect.guesses(self._base)
+            self.parts = next((other for other in others if other not in self._tried), self.parts)
+        new = self.parts not in self._tried
+        self._tried.append(self.parts)
+        return new
+
+    def taken(self) -> list[str]:
+        """Note that the request was answered; return what to say of the server that was not known before."""
+        new, back = self._dialect.learn(self._wanted, self._wanted - self.parts, self._named)
+        said = [f"refuses {SAID[part][0]}; asking without from now on" for part in new]
+        return said + [f"takes {SAID[part][0].partition(' and is ')[0]} again; asking for it" for part in back]
 
 
 def parts_of(request: Request, *, neutral: bool) -> set[str]:

@@ -102,6 +102,10 @@ class Engine(Protocol):
         """
         ...
 
+    def finish(self) -> None:
+        """Called when a judge has asked all it has to ask; an engine that only writes requests stops the run here."""
+        return None
+
     def generate_chunks(
         self, chunks: Sequence[tuple[Sequence[Request], int]], *, deadline: float
     ) -> Iterator[tuple[int, int, Reply]]:

@@ -82,9 +82,13 @@ def hopeless(error: RefusedError, count: int, server: str, key_variable: str) ->
     return InputError(f"{server} answered {error.status}: {reason}{said}{many}")
 
 
-def harmless(like: Request) -> Request:
-    """Return a request that nobody would refuse for what it says."""
-    return Request(({"role": "user", "content": "Hello."},), sampling=replace(like.sampling, temperature=0.0))
+def probe(like: Request, good: Request | None) -> Request:
+    """Return a request for what `like` asks for, with the same options, in words that nobody refuses.
+
+    Args:
+        good: one that was answered, whose words are taken.
+    """
+    return replace(like, messages=good.messages if good else ({"role": "user", "content": "Hello."},), n=1)
 
 
 def brief(error: BaseException | None) -> str:

@@ -1,16 +1,47 @@
 """Which failed requests to a server are tried again, and after how long."""
 
 import email.utils
+import logging
 import time
+from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 
 import openai
-from tenacity import RetryCallState, wait_exponential, wait_random
+from tenacity import (
+    AsyncRetrying,
+    RetryCallState,
+    retry_if_exception,
+    stop_after_attempt,
+    wait_exponential,
+    wait_random,
+)
 
+from nbutils.engines.refusals import brief
 from nbutils.engines.wire import GarbledReplyError
+
+log = logging.getLogger(__name__)
 
 # Longest wait in seconds between two tries, also where the server's Retry-After asks for more.
 LONGEST_WAIT = 60.0
+
+
+def until(ending: Callable[[], bool], tries: int, first: float) -> AsyncRetrying:
+    """Return what tries a request so many times, or until the run is ending.
+
+    Args:
+        first: seconds before the second try.
+    """
+    return AsyncRetrying(
+        stop=lambda state: ending() or stop_after_attempt(tries)(state),
+        wait=partial(pause, first=first),
+        retry=retry_if_exception(worth_retrying),
+        before_sleep=_note,
+    )
+
+
+def _note(state: RetryCallState) -> None:
+    log.debug("retrying after: %s", brief(state.outcome.exception() if state.outcome else None))
 
 
 def worth_retrying(error: BaseException) -> bool:

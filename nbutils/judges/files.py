@@ -6,7 +6,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from nbutils import params
 from nbutils.core import keys
@@ -67,7 +67,14 @@ class LlmFile(_File):
     requests_per_minute: int = Field(0, ge=0, le=1_000_000)  # 0 sets no limit
     max_calls: params.Count = 0  # hard stop of a notebook's run, retries counted; 0 sets none
     timeout: float = Field(120.0, gt=0, le=86_400)
+    batch: bool = False  # write requests to files for others to answer, see `engines.batch`
     price: tuple[Price, Price] | None = None  # US dollars per million tokens in and out, where known
+
+    @model_validator(mode="after")
+    def _sent(self) -> "LlmFile":
+        if self.batch and self.engine != "api":
+            raise ValueError(f"batch is for a server's model, and engine {self.engine} runs here")
+        return self
 
 
 class AnswerFile(_File):

@@ -17,6 +17,7 @@ from nbutils.core.records import Row
 from nbutils.core.sampling import Sample, Sampling
 from nbutils.core.screen import usable
 from nbutils.engines.asking import answer
+from nbutils.engines.batch import BatchEngine
 from nbutils.engines.protocol import Engine, Reply, Request, Tally
 from nbutils.engines.store import Store
 from nbutils.judges import fence
@@ -54,6 +55,14 @@ class LlmJudge:
         self._schema = lru_cache(self.template.schema)  # one for all requests, of which a run holds many at once
         if engine is not None:
             self.engine = engine
+        elif file.batch:
+            self.engine = BatchEngine(
+                file.server,
+                file.model,
+                folder=cache.parent / "batches" / name,
+                chat_template_kwargs=file.chat_template_kwargs,
+                price=file.price,
+            )
         elif file.engine == "api":
             self.engine = engines.load(
                 file.server,
@@ -90,11 +99,14 @@ class LlmJudge:
 
         Raises:
             InputError: if a verdict is asked about more than two responses; before anything is asked.
+            Interrupted: where the judge only writes its requests down, after it has written them.
         """
         faults = [self.fault(row) for row in rows]
         fit = [row for row, fault in zip(rows, faults, strict=True) if not fault]
         self._check(rows)
         said = iter(self._scored(fit, store, deadline, repeat=repeat))
+        if len(rows) > 1:  # the example that a notebook shows first goes along with the others
+            self.engine.finish()
         return [Judgement(unfit=fault) if fault else next(said) for fault in faults]
 
     def _scored(self, rows: Sequence[Row], store: Store, deadline: float, *, repeat: bool) -> list[Judgement]:

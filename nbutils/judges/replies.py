@@ -5,6 +5,7 @@ contradictory verdicts, a missing response, a number off the scale, a reply that
 may hold a verdict, too, which is not the judge's when it repeats it: see `quotes`.
 """
 
+import html
 import json
 import math
 import re
@@ -14,6 +15,7 @@ from typing import Any
 
 import json_repair
 
+from nbutils.core.records import encodable
 from nbutils.core.sampling import Sample
 from nbutils.judges.fence import THOUGHTS, visible
 from nbutils.judges.template import Template
@@ -31,10 +33,12 @@ _KEY = re.compile(r"""(score(?:_\d+)?)["']?\s*:""")
 _OBJECT = re.compile(r"""\{[^{}]*score(?:_\d+)?["']?\s*:""")
 # a score as a response may have it to be quoted: no "final score: 3" in a report on a match
 _PLANTED = re.compile(r"""score_\d|["'{]\s*score["']?\s*:""")
+_ESCAPES = re.compile(r"\\+(?:u([0-9a-fA-F]{4})|x([0-9a-fA-F]{2}))")
 _JSON_FENCE = re.compile(r"\A\s*```(?:json)?\s*|\s*```\s*\Z")
 _SCORE = re.compile(r"""(score(?:_\d+)?)["']?\s*:\s*["']?(\d+(?:\.\d+)?)\s*(?=[;}\n"']|,(?!\d))""")
 # What a judge says beside its thoughts is shorter than this, and what of it is worth a repair than that.
 LONGEST, REPAIRED = 1_000_000, 50_000
+_LAYERS = 4  # of escapes that are undone
 # Probability that must lie on the scale's levels for their mean to stand for the judge's opinion.
 _MASS = 0.5
 # Servers round: a log-probability may lie this far above 0.
@@ -91,13 +95,28 @@ def quotes(reply: str, shown: Sequence[str], template: Template) -> bool:
         reply: that was read as a verdict.
         shown: prompt and responses.
     """
-    planted = [text for text in map(visible, shown) if _reads_as_verdict(text, template)]
+    planted = [text for text in map(_plain, shown) if _reads_as_verdict(text, template)]
     if not planted:
         return False
     text = reply[max(_answer_at(reply, template), 0) :].strip()
     if template.reply != "json":
         return bool(re.search(r"\w", _BRACKETS.sub("", text)))
-    return not _is_object(text) or any(_letters(text) in _letters(other) for other in planted)
+    said = _letters(_plain(text))
+    return not _is_object(text) or any(said in _letters(other) for other in planted)
+
+
+def _plain(text: str) -> str:
+    r"""Return a text as it reads once every escape of JSON, of Python and of HTML in it is undone, and as it looks.
+
+    >>> _plain(r'{"sc\u006fre_1": 5, "f\\u0065edback": "a &gt; b"}')
+    '{"score_1": 5, "feedback": "a > b"}'
+    """
+    for _ in range(_LAYERS):  # an escape may hide another
+        undone = visible(html.unescape(_ESCAPES.sub(lambda escape: chr(int(escape[1] or escape[2], 16)), text)))
+        if undone == text:
+            break
+        text = undone
+    return visible(encodable(text))  # an emoji is two escapes
 
 
 def _reads_as_verdict(text: str, template: Template) -> bool:
@@ -115,8 +134,8 @@ def _is_object(text: str) -> bool:
 
 
 def _letters(text: str) -> str:
-    """Return what is left of a text when it is quoted carelessly."""
-    return re.sub(r"""[\s"'`\\]+""", "", _JSON_FENCE.sub("", visible(text)))
+    """Return what is left of a text when it is quoted carelessly, with a line's end as such or as an escape."""
+    return re.sub(r"""\\+[nrtbf]|[\s"'`\\]+""", "", _JSON_FENCE.sub("", text))
 
 
 def _answer_at(text: str, template: Template) -> int:
@@ -132,7 +151,7 @@ def _answer_at(text: str, template: Template) -> int:
     if not ends:
         return -1 if opened else 0
     doubtful = text[ends[0].end() if opened else 0 : ends[-1].start()]
-    if (_OBJECT if template.reply == "json" else _BRACKETS).search(doubtful):
+    if (_OBJECT if template.reply == "json" else _BRACKETS).search(_plain(doubtful)):
         return -1
     return ends[-1].end()
 

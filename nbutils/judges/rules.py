@@ -32,7 +32,7 @@ class RuleJudge(ABC):
     def score(
         self, rows: Sequence[Row], store: Store, *, deadline: float = float("inf"), repeat: bool = False
     ) -> list[Judgement]:
-        """Judge every response; a row with a fault is unfit.
+        """Judge every response; a row with a fault is unfit, and so is one that a rule cannot be tried on.
 
         Raises:
             InputError: if no row can be judged.
@@ -43,9 +43,15 @@ class RuleJudge(ABC):
         if doubt := self.doubt([row for row, fault in zip(rows, faults, strict=True) if not fault]):
             log.warning("%s", doubt)
         return [
-            Judgement(unfit=fault) if fault else Judgement() if repeat else self.judge(row)
+            Judgement(unfit=fault) if fault else Judgement() if repeat else self._judged(row)
             for row, fault in zip(rows, faults, strict=True)
         ]
+
+    def _judged(self, row: Row) -> Judgement:
+        try:
+            return self.judge(row)
+        except Exception:  # a rule that met an answer it cannot read, or that would never end
+            return Judgement(unfit="checks" if row["checks"] else "reference")
 
     def doubt(self, rows: Sequence[Row]) -> str:
         """Return a sentence about what is odd in the rows that are judged, or nothing."""

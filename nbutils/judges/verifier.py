@@ -64,10 +64,7 @@ class Verifier(RuleJudge):
 
     def judge(self, row: Row) -> Judgement:
         """Check every response."""
-        try:
-            results = [check(row["checks"], response["text"]) for response in row["responses"]]
-        except Exception:  # a rule that met an answer it cannot read, or that would never end
-            return Judgement(unfit="checks")
+        results = [check(row["checks"], response["text"]) for response in row["responses"]]
         scores = [sum(passed for _, passed in result) / len(result) for result in results]
         failed = [", ".join(name for name, passed in result if not passed) for result in results]
         return Judgement([scores], [["failed: " + names if names else "passed all" for names in failed]])

@@ -3,7 +3,7 @@
 import itertools
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -54,8 +54,7 @@ def held_out(
         column: with the prompt.
         trained_on: rows with the prompts that must not be asked again, of off-policy pairs as well.
         judges_of: from `load_judges`; prompts that a set's judge has no way to judge are unfit.
-        reference: column with the right answer, or a good one that neither model wrote, empty for none; read where
-            the set's judge goes by it.
+        reference: column with the right answer, or a good one that neither model wrote, for judges that go by it.
         judged: rows with the prompts that those were chosen from: they tell how prompts of a kind are worded.
         fits: whether the model can be asked a prompt; one at which it raises cannot.
 
@@ -173,13 +172,20 @@ def compare(
             _insist(judge, _compare(judge, trial, store, deadline), "unanswered", "refused", "unparsed")
     compared = {name: _compare(judges_of[name], parts, store, deadline) for name, parts in asked.items()}
     for name, rows in held_out.items():
-        for row, *sides in zip(rows, before[name], after[name], strict=True):
-            if not all(sides):
-                drawn = itertools.zip_longest(*sides, fillvalue=NONE) if any(sides) else [(NONE, NONE)]
-                compared[name] += [_record(row, judges_of[name], couple, Judgement(), "unanswered") for couple in drawn]
+        compared[name] += _unanswered(judges_of[name], zip(rows, before[name], after[name], strict=True))
     for names in sets.values():
         _insist(judges_of[names[0]], [row for name in names for row in compared[name]], "unanswered")
     return compared
+
+
+def _unanswered(judge: Judge, drawn: Iterable[tuple[Row, Sequence[Sample], Sequence[Sample]]]) -> list[Row]:
+    """Return what is known of prompts to which a side has no answer."""
+    result = []
+    for row, *sides in drawn:
+        if not all(sides):
+            couples = itertools.zip_longest(*sides, fillvalue=NONE) if any(sides) else [(NONE, NONE)]
+            result += [_record(row, judge, couple, Judgement(), "unanswered") for couple in couples]
+    return result
 
 
 def _insist(judge: Judge, compared: Sequence[Row], *limits: str) -> None:

@@ -20,9 +20,10 @@ from nbutils.proof.doubts import unmeasured
 from nbutils.proof.winrates import win_rate
 
 PASSED = "all passed"  # the headline where prompts carry checks
+SCORE, RIGHT = "mean score", "right answers"  # elsewhere; the latter where the judge goes by a key
 
 
-def summarise(rows: Sequence[Row], *, language: str = "", seed: int = 0) -> dict[str, Any]:
+def summarise(rows: Sequence[Row], *, language: str = "", seed: int = 0, by_key: bool = False) -> dict[str, Any]:
     """Return the numbers of one held-out set; intervals are 95%, by bootstrap over topics.
 
     What rests on scores is of the answers that were `measured`, with both scores readable; it is None where none was.
@@ -33,6 +34,7 @@ def summarise(rows: Sequence[Row], *, language: str = "", seed: int = 0) -> dict
     Args:
         language: expected of the answers, ISO 639-1. `wrong_language` is then the share told to be in another one;
             empty for any, where it is None.
+        by_key: whether scores tell right from wrong, see `judges.answer`.
     """
     rows = [row | {"category": row["category"] or row["prompt_id"]} for row in rows]  # without one, each its own topic
     frame = pd.DataFrame(rows)
@@ -43,6 +45,7 @@ def summarise(rows: Sequence[Row], *, language: str = "", seed: int = 0) -> dict
     cut = (given.before_finish_reason == "length", given.after_finish_reason == "length")
     result: dict[str, Any] = {
         **_sizes(frame),
+        "scored": RIGHT if by_key else SCORE,
         "unparsed": len(given) - len(scored),
         "unanswered": len(frame) - len(given),
         "measured": _sizes(scored),
@@ -79,10 +82,10 @@ def _sizes(frame: Any) -> dict[str, int]:
 def headline(summary: Mapping[str, Any]) -> tuple[str, dict[str, float] | None]:
     """Return the change that the verdict goes by, with its name: the share that passed all checks, or the mean score.
 
-    Only where prompts carry checks has the highest score a meaning of its own; a reward model never gives it. None
+    That is the share of right answers where the judge goes by a key. Only where prompts carry checks has the highest score a meaning of its own; a reward model never gives it. None
     where nothing was measured.
     """
-    return (PASSED, summary["passed_all"]) if summary["checks"] else ("mean score", summary["score"])
+    return (PASSED, summary["passed_all"]) if summary["checks"] else (summary.get("scored", SCORE), summary["score"])
 
 
 def word(low: float, high: float) -> str:

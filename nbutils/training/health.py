@@ -36,9 +36,12 @@ SERIES = 5
 WINDOW_STEPS, WINDOW_SHARE = 5, 0.05
 EARLY = 0.1  # share of the training in which no honest pairs are all told apart
 
-STILL = 0.05  # nats, on average over the second half: rounding alone moves an answer by less
+STILL = (
+    0.05  # nats, on average over the second half, or in the last of a few rows: rounding alone moves an answer by less
+)
 
 FORWARD = ["loss", "rewards/chosen", "rewards/rejected", "rewards/margins", "logps/chosen", "logps/rejected"]
+_REWARDS = ["rewards/chosen", "rewards/rejected"]
 
 
 class Finding(NamedTuple):
@@ -72,17 +75,28 @@ def check(log: pd.DataFrame, *, beta: float, steps: int = 0) -> list[Finding]:
     found = [_not_finite(rows), _no_gradient(rows), _trivial(rows, window, steps)]
     found += [_falling(moved), _fleeing(moved), _contradicted(held_out, training)]
     if last >= steps and not any(found):
-        found.append(_still(rows, beta))
+        found.append(_still(rows, log, beta))
     return sorted((f for f in found if f), key=lambda f: f.step or 0)
 
 
-def _still(rows: pd.DataFrame, beta: float) -> Finding | None:
-    late = rows[len(rows) // 2 :].filter(["rewards/chosen", "rewards/rejected"]).dropna().abs().mean() / beta
-    # the first row is of the model as it was, and a few steps of warm-up move it little
-    if len(rows) < WINDOW_STEPS or len(late) < 2 or not late.max() < STILL:
+def _still(rows: pd.DataFrame, log: pd.DataFrame, beta: float) -> Finding | None:
+    moved = rows.filter(_REWARDS).dropna().abs() / beta
+    if len(moved) < 2 or len(moved.columns) < 2:
+        return None
+    # the first row is of the model as it was, and a few steps of warm-up move it little; of a few rows the last tells
+    late = moved[len(moved) // 2 if len(moved) >= WINDOW_STEPS else -1 :].mean()
+    ends = (log[log.step == rows.step.max()].filter([f"eval_{name}" for name in _REWARDS]).abs() / beta).max()
+    # what a row of one step tells is from before its own update, and the first updates may be of a rate of 0
+    unseen = (
+        len(rows) < WINDOW_STEPS
+        and rows.step.diff().iloc[-1] == 1
+        and not (rows.get("learning_rate", rows.step)[:-1] > 0).any()
+    )
+    most = max([late.max(), *ends.dropna()])
+    if not most < STILL or (unseen and ends.dropna().empty):
         return None
     sentence = (
-        f"to the end answers moved by {late.max():.3f} nats on average, the loss stayed where it began and nothing was "
+        f"to the end answers moved by {most:.3f} nats on average, the loss stayed where it began and nothing was "
         "learnt; raise learning_rate, and look whether warmup_steps leave any step to train and the adapter fits"
     )
     return Finding("still", int(rows.step.max()), sentence)

@@ -4,8 +4,11 @@ What TRL, transformers, torch and peft would refuse half-way, or take and do som
 """
 
 import dataclasses
+import math
+import os
 import re
 import typing
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -56,6 +59,7 @@ RESERVED = {
 # A checkpoint written or read so cannot be gone on from to the same weights.
 UNSAFE = {"ignore_data_skip", "save_only_model", "restore_callback_states_from_checkpoint", "enable_jit_checkpoint"}
 CHANGE = "look at the training file, and change or leave out what this names"
+_STEPS = 100  # of the schedule that is tried out
 LOSSES = ({"sigmoid"}, {"sigmoid_norm"}, {"sigmoid", "sft"})
 METRICS = ("loss", *(f"rewards/{name}" for name in ("chosen", "rejected", "accuracies", "margins")))
 
@@ -221,15 +225,37 @@ def _agree(options: Mapping[str, Any]) -> None:
 
 
 def _accepted(options: Mapping[str, Any]) -> None:
-    """Let TRL and transformers look at the settings, make the optimizer that they name and its schedule."""
+    """Let TRL, transformers and torch look at the settings; make the optimizer that they name and its schedule."""
     with apart():
         config = DPOConfig("unused", use_cpu=True, bf16=False, report_to="none", **of_trainer(options))
         kind, rules = Trainer.get_optimizer_cls_and_kwargs(config)
         optimizer = kind([torch.nn.Parameter(torch.zeros(1))], **rules)
-        steps = {"num_warmup_steps": 1, "num_training_steps": 10}
-        get_scheduler(
-            config.lr_scheduler_type, optimizer, **steps, scheduler_specific_kwargs=config.lr_scheduler_kwargs
-        )
+        _rates(config, optimizer)
+        if config.torch_compile:  # compiles nothing yet, but looks the names up
+            torch.compile(torch.nn.Identity(), backend=config.torch_compile_backend, mode=config.torch_compile_mode)
+        if config.save_strategy == "best" and not config.metric_for_best_model:
+            raise InputError(
+                "training file: save_strategy best needs a metric to go by; add metric_for_best_model: loss, or one of "
+                + ", ".join(METRICS[1:])
+            )
+
+
+def _rates(config: DPOConfig, optimizer: torch.optim.Optimizer) -> None:
+    """Go through the schedule of a short training: most of what it is given is looked at no earlier."""
+    steps = {"num_warmup_steps": _STEPS // 10, "num_training_steps": _STEPS}
+    schedule = get_scheduler(
+        config.lr_scheduler_type, optimizer, **steps, scheduler_specific_kwargs=config.lr_scheduler_kwargs
+    )
+    by_steps = isinstance(schedule, torch.optim.lr_scheduler.LambdaLR)  # the others follow a loss
+    with warnings.catch_warnings(action="ignore"):  # the optimizer makes no step
+        for step in range(1, _STEPS + 1):
+            schedule.step(*(() if by_steps else (1.0,)))
+            rate = optimizer.param_groups[0]["lr"]
+            if not 0 <= rate < math.inf:
+                raise InputError(
+                    f"training file: with lr_scheduler_kwargs {shown(config.lr_scheduler_kwargs)} the learning rate "
+                    f"becomes {rate} at step {step} of {_STEPS}; expected a number from 0 up, look at what they mean"
+                )
 
 
 def of_trainer(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -241,6 +267,7 @@ def of_trainer(options: Mapping[str, Any]) -> dict[str, Any]:
 def apart() -> Iterator[None]:
     """Leave what all trainers of this process share, accelerate's settings and the random numbers, as it was."""
     with ExitStack() as stack:
+        stack.enter_context(patch.dict(os.environ))  # where transformers puts how to compile
         for state in (PartialState, AcceleratorState, GradientState):
             stack.enter_context(patch.dict(state._shared_state))
         stack.enter_context(torch.random.fork_rng(devices=[]))

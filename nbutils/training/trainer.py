@@ -133,6 +133,10 @@ def check(given: params.Dpo, options: Mapping[str, Any], path: str, pairs: int, 
             "training file: load_best_model_at_end, save_strategy best and schedules that follow the held-out loss "
             "need held-out pairs, and there are none (all pairs are of one prompt); leave them out"
         )
+    if options.get("router_aux_loss_coef") and not _has_experts(path):
+        raise InputError(
+            "training file: router_aux_loss_coef is for models with experts, and this has none; leave it out"
+        )
     if given.adapter or given.tuning == "full":
         return
     with apart(), torch.device("meta"), telling(f"looking for lora_target_modules in {given.model}", CHANGE):
@@ -237,6 +241,10 @@ def _name(given: params.Dpo, options: Mapping[str, Any], pairs: Sequence[Row], s
     )
 
 
+def _has_experts(path: str) -> bool:
+    return hasattr(models.config(path).get_text_config(), "output_router_logits")
+
+
 def _config(
     given: params.Dpo,
     options: Mapping[str, Any],
@@ -247,6 +255,8 @@ def _config(
     flags: Mapping[str, bool],
 ) -> tuple[DPOConfig, LoraConfig | None]:
     settings, lora = arguments(options)
+    if settings.get("activation_offloading") and device.name == "cpu":
+        raise InputError("training file: activation_offloading moves tensors off a GPU, and here is none; leave it out")
     if not held_out:
         settings["eval_strategy"] = "no"
     with telling("reading the settings of the training", CHANGE):

@@ -19,7 +19,7 @@ from servers import Answer, ChatServer, echo, logged, serving, token
 from nbutils.core.errors import InputError, Interrupted
 from nbutils.core.sampling import Sample, Sampling
 from nbutils.engines import retries
-from nbutils.engines.api import GIVEN_UP, TRIES, ApiEngine
+from nbutils.engines.api import GIVEN_UP, PROBES, TRIES, ApiEngine
 from nbutils.engines.asking import answer
 from nbutils.engines.protocol import Reply, Request, Tally
 from nbutils.engines.store import Store
@@ -193,6 +193,56 @@ def test_a_server_that_answers_nothing_stops_the_run_instead_of_being_asked_for_
         with pytest.raises(Interrupted, match=r"does not answer .*; try again later \(0 answers"):
             answer(store, engine(server, wait=0.001, concurrency=2), ask(*map(str, range(200))))
         assert GIVEN_UP * TRIES <= len(server.calls) <= (GIVEN_UP + 2) * TRIES
+
+
+ALWAYS = {
+    "500": Answer(status=500, error="the request exceeds the available context size"),
+    "503, Italian": Answer(status=503, error="la richiesta supera il contesto disponibile"),
+    "dropped": Answer(drop=True),
+    "garbage": Answer(raw='{"choices": {}}'),
+}
+
+
+@pytest.mark.parametrize("concurrency", [1, 8])
+@pytest.mark.parametrize("fault", ALWAYS.values(), ids=ALWAYS)
+def test_rows_that_always_fail_stop_no_run_of_a_server_that_answers_others(store, caplog, fault, concurrency):
+    texts = [*map(str, range(60)), *(f"nuova {i}" for i in range(20))]
+    bad = {str(i) for i in range(60) if i % 6 == 0}  # ten: more than are given up before the server is looked at
+    with ChatServer(lambda body: fault if echo(body) in bad else echo(body)) as server:
+        for count, asked in ((60, 60), (60, 10), (80, 30)):  # once more, and with new rows after those that fail
+            caplog.clear()
+            judge = engine(server, wait=0.001, concurrency=concurrency)
+            before, replies = len(server.calls), answer(store, judge, ask(*texts[:count]))
+            assert [r and r.samples[0].text for r in replies] == [t if t not in bad else None for t in texts[:count]]
+            assert f"10 of {count} requests were not answered; the next run asks them again" in caplog.text
+            assert judge.tally.failures == 10
+            assert len(server.calls) - before <= asked - 10 + 10 * TRIES + 1
+    assert 1 <= server.asked().count("Hello.") <= 2  # where nothing was answered before
+
+
+@pytest.mark.parametrize("concurrency", [1, 4, 20])
+@pytest.mark.parametrize("fault", [Answer(status=503), Answer(raw="<html>"), Answer(drop=True)])
+def test_a_server_that_dies_on_the_way_stops_the_run_after_as_long_as_before(store, fault, concurrency):
+    with ChatServer([*"abcde", fault]) as server:
+        with pytest.raises(Interrupted, match="does not answer"):
+            answer(store, engine(server, wait=0.001, concurrency=concurrency), ask(*map(str, range(200))))
+        assert len(server.calls) <= 5 + (max(GIVEN_UP, concurrency) + concurrency) * TRIES + PROBES
+    assert len(store) == 5
+
+
+def test_a_server_that_fails_at_what_all_requests_hold_stops_the_run(store):
+    script = lambda body: Answer(echo(body), status=500 if "response_format" in body else 200)  # noqa: E731
+    with ChatServer(script) as server:
+        with pytest.raises(Interrupted, match="does not answer"):
+            answer(store, engine(server, wait=0.001, concurrency=1), ask_all(*map(str, range(100))))
+        assert len(server.calls) == GIVEN_UP * TRIES + PROBES
+
+
+def test_the_deadline_ends_the_look_at_a_server_and_says_nothing_of_it(store):
+    late = time.monotonic() + 1.5
+    script = lambda body: Answer(status=503, headers={"Retry-After": "30"} if echo(body) == "Hello." else {})  # noqa: E731
+    with ChatServer(script) as server, pytest.raises(Interrupted, match="time budget used up"):
+        answer(store, engine(server, wait=0.001, concurrency=8), ask(*map(str, range(8))), deadline=late)
 
 
 def test_a_refused_request_is_told_in_the_servers_own_words_without_the_token(store, monkeypatch):

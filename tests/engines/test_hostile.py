@@ -20,7 +20,7 @@ from nbutils.core.records import finish_reason
 from nbutils.core.sampling import Sample, Sampling
 from nbutils.engines import completions, wire
 from nbutils.engines.api import ApiEngine
-from nbutils.engines.asking import _key, answer
+from nbutils.engines.asking import answer, key_of
 from nbutils.engines.protocol import Reply, Request
 from nbutils.engines.store import Store
 
@@ -183,6 +183,20 @@ def test_an_absurd_time_to_come_back_is_no_more_than_a_wait(monkeypatch, value):
         ("content_filter", "filter"), ("SAFETY", "filter"), ("safety", "filter"), ("ContentFilter", "filter"),
         ("RECITATION", "filter"), ("PROHIBITED_CONTENT", "filter"), ("blocklist", "filter"), ("refusal", "filter"),
         (None, "unknown"), ("", "unknown"), (7, "unknown"), (["stop"], "unknown"), ("tool_calls", "unknown"),
+        ("model_context_window_exceeded", "length"), ("context_window_exceeded", "length"),
+        ("REASON_MAX_LEN", "length"),
+        ("context_overflow", "length"), ("not_finished", "length"), ("time_limit", "length"), ("pause_turn", "length"),
+        ("out_of_tokens", "length"), ("network_error", "length"), ("insufficient_system_resource", "length"),
+        ("MALFORMED_FUNCTION_CALL", "length"), ("malformed_model_output", "length"), ("repetition", "length"),
+        ("USER_CANCEL", "length"), ("ERROR_LIMIT", "length"), ("ERROR", "length"), ("REASON_INVALID", "length"),
+        ("FINISH_REASON_MAX_TOKENS", "length"), ("abandoned", "length"), ("compaction", "length"),
+        ("sensitive", "filter"), ("guardrail_intervened", "filter"), ("unsafe", "filter"), ("moderation", "filter"),
+        ("flagged", "filter"), ("content_filtered", "filter"), ("ERROR_TOXIC", "filter"), ("OTHER", "filter"),
+        ("IMAGE_SAFETY", "filter"), ("MODEL_ARMOR", "filter"), ("LANGUAGE", "filter"), ("SPII", "filter"),
+        ("FINISH_REASON_OTHER", "filter"), ("data_inspection_failed", "filter"), ("censored", "filter"),
+        ("FINISH_REASON_STOP", "stop"), ("FinishReason.STOP", "stop"), ("stop_reason: end_turn", "stop"),
+        ("normal", "stop"), ("<|im_end|>", "stop"), ("done", "stop"), ("REASON_STOP", "stop"), ("<|eot_id|>", "stop"),
+        ("FINISH_REASON_UNSPECIFIED", "unknown"), ("null", "unknown"), ("boh", "unknown"), ("word", "unknown"),
     ],
 )  # fmt: skip
 def test_why_an_answer_ended_is_understood_in_the_words_of_any_server(said, reason):
@@ -197,6 +211,37 @@ def test_why_an_answer_ended_is_understood_in_the_words_of_any_server(said, reas
 def test_without_a_reason_an_answer_at_the_limit_was_cut_off(finish, tokens, expected):
     reply = read(completion(finish_reason=finish, usage={"prompt_tokens": 7, "completion_tokens": tokens}))
     assert reply.samples[0].finish_reason == expected
+
+
+@pytest.mark.parametrize(
+    ("said", "noted"),
+    [("boh", True), ("tool_calls", True), (None, False), ("", False), ("null", False), (7, False), ("stop", False),
+     ("FINISH_REASON_UNSPECIFIED", False), ("banana" * 1000, True), ("length", False), ("\ud800", True)],
+)  # fmt: skip
+def test_an_end_in_unknown_words_is_taken_for_whole_and_noted(said, noted):
+    reply = read(completion(finish_reason=said))
+    assert [note.startswith("of an unknown end (") and len(note) < 100 for note in reply.notes] == [True] * noted
+    assert reply.samples[0].finish_reason == ("length" if said == "length" else "stop")
+
+
+@pytest.mark.parametrize(
+    ("content", "message", "usage", "counted"),
+    [
+        ("x y z", {}, (0, 0), (-1, -1)),
+        ("Sì.", {}, (7, 0), (7, -1)),
+        ("Yes.", {}, (0, 3), (-1, 3)),
+        ("Yes.", {}, (0.0, False), (-1, -1)),
+        ("Yes.", {}, (None, None), (-1, -1)),
+        ("", {"reasoning_content": "Vediamo."}, (0, 0), (-1, -1)),
+        ("", {}, (7, 0), (7, 0)),
+        ("", {}, (0, 0), (0, 0)),
+    ],
+)
+def test_no_tokens_beside_a_text_is_no_count(content, message, usage, counted):
+    usage = dict(zip(("prompt_tokens", "completion_tokens"), usage, strict=True))
+    reply = read(completion(message={"role": "assistant", "content": content} | message, usage=usage))
+    assert (reply.prompt_tokens, reply.completion_tokens) == counted
+    assert reply.samples[0].n_tokens == counted[1]
 
 
 @pytest.mark.parametrize(
@@ -235,7 +280,7 @@ def test_numbers_of_tokens_in_an_older_store_are_no_worse(store):
     old = Reply((Sample("4", 3_000_000_000),), 10**30, True)
     with ChatServer() as server:
         judge = engine(server)
-        [(key, request)] = [(k, r) for r in ask("a") for k in [_key(judge, r, 0)]]
+        [(key, request)] = [(k, r) for r in ask("a") for k in [key_of(judge, r, 0)]]
         store.put([(key, judge, request, old)])
         assert answer(store, judge, [request]) == [Reply((Sample("4"),))]
 
@@ -279,6 +324,14 @@ def test_of_thousands_of_alternatives_a_few_are_kept():
         ("Qwen/Qwen3-4B", "qwen3-4b-q4_k_m.gguf", True), ("claude-x-latest", "claude-x-20250929", True),
         ("meta/Llama-3.3-70B", "accounts/f/models/llama-3.3-70b", True), ("m/x", "/models/x", True),
         ("gpt-4", "gpt-4o-mini", False), ("gpt-4o", "gpt-4o-mini", False), ("judge", "policy", False),
+        ("llama3:70b", "llama3:8b", False), ("qwen2.5:7b", "qwen2.5:0.5b", False), ("llama3:70b", "llama3:70b", True),
+        ("mixtral:8x7b", "mixtral:8x22b", False), ("gemma3n:e4b", "gemma3n:e2b", False), ("x:7b-q4_0", "x:7b", True),
+        ("phi3:mini", "phi3:medium", False), ("llama4:scout", "llama4:maverick", False), ("llama3:8b", "llama3", True),
+        ("gpt-oss:120b", "openai/gpt-oss-120b", True), ("gpt-oss:120b", "openai/gpt-oss-20b", False),
+        ("qwen2.5:7b", "qwen2.5:latest", True), ("openai/gpt-oss-120b:cerebras", "openai/gpt-oss-120b", True),
+        ("openai/gpt-oss-120b:cheapest", "openai/gpt-oss-120b:groq", True), ("x/y:free", "x/y", True),
+        ("model-1024", "model-2048", False), ("gpt-4-0613", "gpt-4-1106", False), ("model-1024", "model", True),
+        ("gpt-4o-2024-08-06", "gpt-4o-2024-05-13", False), ("m@20240806", "m-2024-08-06", True),
         ("Qwen/Qwen3-4B", "Qwen/Qwen3-0.6B", False), ("giudice", "un-altro", False), ("Qwen3-32B", "Qwen3-3B", False),
     ],
 )  # fmt: skip

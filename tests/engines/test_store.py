@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from nbutils.core.errors import InputError, Interrupted
 from nbutils.core.records import digest
 from nbutils.core.sampling import Sample, Sampling
-from nbutils.engines.asking import _key, answer
+from nbutils.engines.asking import answer, key_of
 from nbutils.engines.protocol import Reply, Request
 from nbutils.engines.store import Store
 
@@ -123,10 +123,10 @@ def test_a_request_has_the_key_that_stores_older_than_log_probabilities_know():
         "response_format": None,
         "attempt": 1,
     }
-    assert _key(ECHO, asked, 7) == digest(
+    assert key_of(ECHO, asked, 7) == digest(
         {"engine": {"engine": "scripted", "model": "scripted"}, "request": fields}, 32
     )
-    assert _key(ECHO, asked, 7) == "13783e43ab27bdd51f54e88758915e83"
+    assert key_of(ECHO, asked, 7) == "13783e43ab27bdd51f54e88758915e83"
 
 
 def test_another_model_is_asked_for_itself(store):

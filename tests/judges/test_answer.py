@@ -1,5 +1,6 @@
 """The judge by key: what counts as the right answer, where it is looked for, and what only looks right."""
 
+import json
 import logging
 from fractions import Fraction
 
@@ -421,6 +422,31 @@ def test_a_row_without_a_usable_key_is_counted_under_its_reason(columns, verdict
     good, bad = scored(["a", "b"], reference="12"), scored(["a", "b"], text="Quanto?", **columns)
     assert [row["verdict"] for row in judged(good, bad)] == ["", verdict]
     assert judged(good, bad)[1]["scores"] == []
+
+
+def checks_of(name, **options):
+    return json.dumps({"instruction_id_list": [name], "kwargs": [options]})
+
+
+@pytest.mark.parametrize("kind", ["answer", "verifier"])
+@pytest.mark.parametrize(
+    ("checks", "response"),
+    [
+        (checks_of("keywords:existence", keywords=["(a|a|a)" * 24 + "b"]), "a" * 40 + " 12"),
+        (checks_of("detectable_format:json_format"), "[" * 5000),
+    ],
+)
+def test_a_rule_that_never_ends_or_falls_over_a_response_costs_its_row_and_no_other(kind, checks, response, tmp_path):
+    judge = AnswerJudge("key", IT) if kind == "answer" else load("verifier", cache=tmp_path)
+    fine = checks_of("detectable_format:json_format")
+    rows = [
+        scored(["Risposta: 12", "13"], reference="12", checks=fine),
+        scored(["Risposta: 12", response], text="Quanto fa?", reference="12", checks=checks),
+        scored(["Risposta: 13", "12"], text="How much is it?", reference="12", checks=fine),
+    ]
+    done = run(judge, rows, None)
+    assert [row["verdict"] for row in done] == ["", "filtered:checks", ""]
+    assert [len(row["scores"]) for row in done] == [1, 0, 1]
 
 
 def test_a_set_without_keys_is_refused():

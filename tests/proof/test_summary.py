@@ -205,6 +205,14 @@ def test_a_held_out_prompt_without_an_answer_is_not_judged_and_counts_as_not_mea
         assert f"on {of - lost} of {of} prompts that were measured" in in_words(summary)
 
 
+def test_the_headline_of_a_key_is_the_share_of_right_answers():
+    rows = [row(("a", 0.0), ("b", 1.0), f"topic {i}", "win", f"p{i}") for i in range(6)]
+    assert in_words(summarise(rows, by_key=True)).startswith("better: right answers 0.0% to 100.0%")
+    assert in_words(summarise(rows)).startswith("better: mean score 0.0% to 100.0%")
+    older = {name: value for name, value in summarise(rows).items() if name != "scored"}
+    assert in_words(older).startswith("better: mean score")
+
+
 def test_prompts_that_get_no_answer_before_and_others_after_are_a_finding(store):
     rows = {"held": [prompt_row(str(i)) for i in range(100)]}
     before = {"held": [()] * 10 + [(Sample("x", 4),)] * 90}

@@ -141,7 +141,8 @@ MAKERS = {
     "a header": f"Authorization: Bearer {A}", "another": f"x-api-key: {X * 4}", "of a page": f"Basic {A}==",
     "a user of an address": f"https://{A}@github.com/org/name", "a password": "postgres://me:word@db/x",
     "a key in an address": "https://host/v1?api-key=abc", "a signature": "https://bucket/x?X-Amz-Signature=abc",
-    "of Azure": "https://b/x?sv=1&sig=abc",
+    "of Azure": "https://b/x?sv=1&sig=abc", "short": "https://h/v1?x=1&tok=abc", "shorter": "https://h/v1?auth=abc",
+    "a pass": "https://h/v1?pass=abc", "a token of the web": "https://h/v1?jwt=abc",
     "in a fragment": "https://host/#access_token=abc",
     "storage": f"DefaultEndpointsProtocol=https;AccountKey={A * 3}==",
 }  # fmt: skip

@@ -341,8 +341,48 @@ def test_a_training_after_which_no_answer_has_moved_has_learnt_nothing(changed, 
     assert "still" not in found(log_of(20, **changed), steps=40)  # it may yet
 
 
-def test_a_few_steps_say_nothing_of_what_was_learnt():
-    assert [("still" in found(log_of(n, rewards__rejected=0.0))) for n in (1, 2, 4, 5)] == [False, False, False, True]
+@pytest.mark.parametrize("every", [1, 2, 25])
+def test_a_whole_training_of_a_few_rows_is_told_to_have_stood_still_and_the_beginning_of_one_is_not(every):
+    unmoved = [log_of(n, every=every, rewards__rejected=0.0) for n in range(1, 7)]
+    assert ["still" in found(log) for log in unmoved] == [False, True, True, True, True, True]
+    assert not any("still" in found(log, steps=1000) for log in unmoved)
+
+
+WARM = {"learning_rate": [0.0, 1e-5]}  # the first update is of nothing, and no row shows the second
+
+
+@pytest.mark.parametrize(
+    ("rows", "changed", "held_out", "told"),
+    [
+        (2, WARM, None, False),  # nobody can tell
+        (2, WARM, 0.0, True),
+        (2, WARM, -0.02, False),  # 0.2 nats
+        (2, {"learning_rate": [1e-9, 1e-9]}, None, True),
+        (3, {"learning_rate": [0.0, 0.0, 1e-5]}, None, False),
+        (3, {"learning_rate": [0.0, 1e-5, 1e-5], "rewards__chosen": [0.0, 0.0, 0.006]}, None, False),
+        (3, {"learning_rate": [0.0, 1e-5, 1e-5], "rewards__chosen": [0.0, 0.0, 0.004]}, None, True),
+        (4, {"rewards__chosen": [0.0, 0.0, 0.001, -0.006]}, None, False),
+        (4, {"rewards__chosen": [0.0, 0.0, 0.001, -0.004]}, 0.003, True),
+        (4, {}, 0.006, False),
+        (20, {}, 0.006, False),
+    ],
+)
+def test_a_training_of_a_few_steps_that_moved_in_its_last_ones_is_not_told_to_have_stood_still(
+    rows, changed, held_out, told
+):
+    log = log_of(rows, **({"rewards__rejected": 0.0} | changed))
+    if held_out is not None:
+        log.loc[log.step == rows, ["eval_rewards/chosen", "eval_rewards/rejected"]] = [held_out, 0.0]
+    assert ("still" in found(log)) == told
+
+
+@pytest.mark.parametrize(("rate", "told"), [(1e-9, True), (3e-3, False)])
+@pytest.mark.parametrize("pairs", [8, 12, 16])
+def test_trainings_of_two_to_four_steps(pairs, rate, told, tiny_llama, tmp_path):
+    options = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 1, "warmup_steps": 0}
+    log = trained(tiny_llama, tmp_path, wordy(pairs, "Name"), [], options=options, learning_rate=rate)
+    assert log.step.max() == pairs / 4
+    assert ("still" in found(log)) == told
 
 
 @pytest.mark.parametrize("rate", [1e-9, 1e-12])

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import os
 
 import pytest
 import torch
@@ -123,6 +124,19 @@ def test_every_setting_that_is_refused_or_ruled_on_is_one_of_trls_or_ours():
         ({"gradient_checkpointing": 1}, "gradient_checkpointing is 1: .*boolean"),
         ({"gradient_checkpointing_kwargs": {"reentrant": True}}, "gradient_checkpointing_kwargs is "),
         ({"precompute_ref_log_probs": "false"}, "precompute_ref_log_probs is 'false'"),
+        ({"lr_scheduler_kwargs": {"num_cycles": "x"}}, "reading the training file .*lr_scheduler_kwargs.*ValueError"),
+        ({"lr_scheduler_type": "polynomial", "lr_scheduler_kwargs": {"power": "2"}}, "reading the .*: TypeError"),
+        ({"lr_scheduler_type": "polynomial", "lr_scheduler_kwargs": {"power": -1}}, "reading the .*: ZeroDivision"),
+        ({"lr_scheduler_type": "inverse_sqrt", "lr_scheduler_kwargs": {"timescale": 0}}, "reading .*: ZeroDivision"),
+        ({"lr_scheduler_type": "inverse_sqrt", "lr_scheduler_kwargs": {"timescale": "molto"}}, "reading .*: TypeError"),
+        ({"lr_scheduler_type": "reduce_lr_on_plateau", "lr_scheduler_kwargs": {"patience": "x"}}, "reading .*: Type"),
+        (
+            {"lr_scheduler_type": "polynomial", "lr_scheduler_kwargs": {"lr_end": -5}},
+            "with lr_scheduler_kwargs {'lr_end': -5} the learning rate becomes -0.05.* at step 11 of 100; expected",
+        ),
+        ({"torch_compile_mode": "bar"}, "reading the training file .*: Unrecognized mode=bar, should be one of"),
+        ({"torch_compile_backend": "foo"}, "reading the training file .*: Invalid backend: 'foo'"),
+        ({"save_strategy": "best"}, "save_strategy best needs a metric to go by; add metric_for_best_model: loss"),
     ],
     ids=str,
 )
@@ -130,6 +144,27 @@ def test_a_setting_that_cannot_be_is_named_with_what_was_expected(given, sentenc
     with pytest.raises(InputError, match=sentence) as caught:
         checked(given)
     assert str(caught.value).startswith(("training file: ", "while reading the training file ("))
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        *({"lr_scheduler_type": kind} for kind in ("linear", "constant", "inverse_sqrt", "greedy", "polynomial")),
+        {"lr_scheduler_type": "cosine_with_restarts", "lr_scheduler_kwargs": {"num_cycles": 3}},
+        {"lr_scheduler_type": "warmup_stable_decay", "lr_scheduler_kwargs": {"num_decay_steps": 5000}},
+        {"lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": {"min_lr_rate": 0.1}},
+        {"lr_scheduler_type": "reduce_lr_on_plateau", "lr_scheduler_kwargs": {"factor": 0.5, "patience": 2}},
+        {"save_strategy": "best", "metric_for_best_model": "rewards/margins"},
+        {"save_strategy": "best", "load_best_model_at_end": True},
+        {"torch_compile_backend": "eager"},
+        {"torch_compile_mode": "reduce-overhead"},
+    ],
+    ids=str,
+)
+def test_what_trl_can_do_is_accepted_and_leaves_nothing_in_the_environment(given):
+    before = dict(os.environ)
+    assert checked(given) == DEFAULTS | given
+    assert dict(os.environ) == before
 
 
 def test_all_wrong_values_are_named_at_once():
@@ -171,6 +206,7 @@ def test_looking_at_settings_leaves_no_trace(tiny_llama, tmp_path, monkeypatch):
         ({"load_best_model_at_end": True, "save_steps": 0.25}, "need held-out pairs, and there are none"),
         ({"save_strategy": "best", "metric_for_best_model": "loss"}, "need held-out pairs, and there are none"),
         ({"lr_scheduler_type": "reduce_lr_on_plateau"}, "need held-out pairs, and there are none"),
+        ({"router_aux_loss_coef": 0.001}, "router_aux_loss_coef is for models with experts, and this has none"),
         ({"lora_target_modules": ["nosuch"]}, "the model has no 'nosuch'; its linear layers are down_proj, gate_proj"),
         ({"lora_target_modules": ["q_proj", "w_pack"]}, "the model has no 'w_pack'"),
         ({"lora_target_modules": ["proj"]}, "the model has no 'proj'"),
@@ -187,6 +223,18 @@ def test_what_does_not_go_with_pairs_or_model_is_told_before_weights_are_loaded(
         building.check(dpo_params(tiny_llama), checked(options), str(tiny_llama), 10, 0)
     with pytest.raises(InputError, match=sentence):
         small_trainer(tiny_llama, tmp_path, some_pairs(10), [], options=checked(options))
+
+
+def test_what_a_cpu_cannot_do_is_told_before_weights_are_loaded(tiny_llama, tmp_path, monkeypatch):
+    monkeypatch.setattr(building.models, "load_model", lambda *_, **__: pytest.fail("weights were loaded"))
+    with pytest.raises(InputError, match="activation_offloading moves tensors off a GPU, and here is none"):
+        small_trainer(
+            tiny_llama,
+            tmp_path,
+            some_pairs(10),
+            [],
+            options=checked({"activation_offloading": True, "per_device_train_batch_size": 2}),
+        )
 
 
 @pytest.mark.parametrize("tuning", ["full", "lora"])
