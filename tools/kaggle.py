@@ -210,7 +210,7 @@ def _travels(what: str, name: str, *, must_exist: bool = False) -> Iterator[Path
         raise InputError(f"{what}: {name} is a Python package that Kaggle does not have; name a Hub id")
     path, root = sources.find(name), sources.CHECKOUT.resolve()
     if path is None:
-        if must_exist or name.startswith((".", "/", "~")) or name.endswith(sources.FILE_TYPES):
+        if must_exist or name.startswith((".", "/", "~")) or name.endswith((*sources.FILE_TYPES, *sources.PACKED)):
             raise InputError(f"{what}: there is no file or folder {name}; check the path (relative to {root})")
     elif Path(name).is_absolute() or path != (root / name).resolve() or not path.is_relative_to(root):
         raise InputError(f"{what}: {name} cannot travel; put it into {root} and name it relative to there")

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
+from nbutils.core import beside
 from nbutils.core.errors import InputError, shown
 from nbutils.core.printed import Unusable, is_part, printed
 from nbutils.core.records import Messages, encodable, row_name
@@ -25,7 +26,6 @@ from nbutils.core.turns import LONGEST, is_absent, messages, refuse_long, transc
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 
-SYSTEM_COLUMNS = ("system", "system_prompt", "system_message")
 NOTES = {
     "nothing": "turns without anything in them are left out",
     "answer": "what the assistant says last is left out of the prompt, which would hold its own answer",
@@ -34,9 +34,11 @@ NOTES = {
     "moved": "a system turn is put first",
     "system": "the text of the system column is put first, as a system turn",
     "history": "the turns of the column 'history' are put before the prompt",
+    "story": "the text of the column 'history' is no list of turns and is left out",
     "input": "the text of the input column is put after the instruction",
     "inside": "the prompt is taken from the conversations that the answers stand in",
     "printed": "a list of messages that had become text is read as messages",
+    "transcript": "a transcript (Human: ... Assistant: ...) is read as messages",
 }
 
 
@@ -90,16 +92,20 @@ def prompt_of(row: Mapping[str, Any], column: str, notes: set[str], *, earlier: 
         Unusable: if there is no prompt, an empty one, or the column and the answers contradict each other.
     """
     with _naming(column):
-        given = [] if is_absent(row.get(column)) and earlier else messages(_column(row, column), notes)
-        while given and given[-1]["role"] == "assistant":
-            given.pop()
-            notes.add("answer")
-        if given:
-            given = _before(row, notes) + _with_input(row, column, given, notes)
-        elif earlier:
+        given = [] if is_absent(row.get(column)) and earlier else _given(row, column, notes)
+        if earlier and not given:
             notes.add("inside")
-        turns = _beside(row, column, notes) + _joined(given, earlier or [])
+        turns = beside.system(row, column, notes) + _joined(given, earlier or [])
         return _as_prompt(turns, notes)
+
+
+def _given(row: Mapping[str, Any], column: str, notes: set[str]) -> Messages:
+    """Return the turns of the prompt's column, with what stands beside it, up to the last that is no answer."""
+    given = messages(_column(row, column), notes)
+    while given and given[-1]["role"] == "assistant":
+        given.pop()
+        notes.add("answer")
+    return beside.earlier(row, notes) + beside.with_input(row, column, given, notes) if given else []
 
 
 def pair_of(
@@ -111,26 +117,50 @@ def pair_of(
         Unusable: naming the column, as `prompt_of`; with the reason `diverging` if the answers stand behind different
             turns, where no prompt is common to both.
     """
-    inside = is_absent(row.get(prompt))
-    sides = [_answer(row, column, notes, inside=inside) for column in (chosen, rejected)]
+    told = _transcripts(row, prompt, (chosen, rejected))
+    sides = [_answer(row, column, notes, told.get(column)) for column in (chosen, rejected)]
     behind = [earlier for earlier, _ in sides if earlier]
     if len(behind) == 2 and not _same(*behind):
         raise Unusable("the turns before the two answers differ, so they answer different prompts", "diverging")
     return prompt_of(row, prompt, notes, earlier=behind[0] if behind else None), [text for _, text in sides]
 
 
-def _answer(row: Mapping[str, Any], column: str, notes: set[str], *, inside: bool) -> tuple[Messages, str]:
-    """Return the turns before the answer in this column, and the answer."""
+def _transcripts(row: Mapping[str, Any], prompt: str, columns: tuple[str, str]) -> dict[str, Messages]:
+    """Return the turns of answers that are transcripts: where a prompt is told, of those that hold it.
+
+    A dialogue that was asked for, and a model that goes on alone, look like one, too.
+    """
+    texts = {column: text for column in columns if isinstance(text := row.get(column), str) and len(text) <= LONGEST}
+    found = {column: turns for column, text in texts.items() if (turns := transcript(text))}
+    if is_absent(row.get(prompt)) or not found:
+        return found
+    try:
+        given = _given(row, prompt, set())
+    except Unusable:  # which `prompt_of` says
+        return {}
+    behind = {column: turns[: _last_answer(turns)] for column, turns in found.items()}
+    asked = [turn for turn in given if turn["role"] != "system"]
+    both = list(behind.values())
+    alike = len(both) == 2 and _same(*both) and any(turn["role"] == "assistant" for turn in both[0][:1])  # both go on
+    return {column: found[column] for column, turns in behind.items() if alike or _overlap(asked, turns)}
+
+
+def _answer(row: Mapping[str, Any], column: str, notes: set[str], told: Messages | None = None) -> tuple[Messages, str]:
+    """Return the turns before the answer in this column, and the answer.
+
+    Args:
+        told: the column's turns, where it is a transcript.
+    """
     value = _column(row, column)
     value = value.tolist() if hasattr(value, "tolist") else value
     with _naming(column):
         if isinstance(value, str):
             refuse_long(value)
-            turns = transcript(value) if inside else None
-            if turns is None:
-                if printed(value) is None:
-                    return [], str(encodable(value))
-                turns = messages(value, notes)
+            if told is None and printed(value) is None:
+                return [], str(encodable(value))
+            turns = messages(value, notes) if told is None else told
+            if told is not None:
+                notes.add("transcript")
         elif isinstance(value, list | tuple | Mapping) and value:
             turns = messages(value, notes)
         else:
@@ -138,14 +168,23 @@ def _answer(row: Mapping[str, Any], column: str, notes: set[str], *, inside: boo
                 f"a response must be text, got {type(value).__name__} {shown(value)}; remove the row or turn the "
                 "value into text"
             )
-        spoken = [i for i, turn in enumerate(turns) if turn["role"] == "assistant"]
-        if not spoken:
+        if (last := _last_answer(turns)) < 0:
             if isinstance(value, list | tuple) and all(map(is_part, value)):
                 return [], turns[0]["content"]
             raise Unusable("the conversation holds no turn of an assistant, so no answer")
-        if spoken[-1] < len(turns) - 1:
+        if last < len(turns) - 1:
             notes.add("after")
-        return turns[: spoken[-1]], turns[spoken[-1]]["content"]
+        return turns[:last], turns[last]["content"]
+
+
+def _last_answer(turns: Messages) -> int:
+    """Return the place of the assistant's last turn, -1 where there is none."""
+    return max((i for i, turn in enumerate(turns) if turn["role"] == "assistant"), default=-1)
+
+
+def _overlap(a: Messages, b: Messages) -> bool:
+    """Tell whether one list of turns holds the other at its beginning or its end."""
+    return bool(a and b) and (_same(a, b[: len(a)]) or _same(a, b[-len(a) :]) or _same(b, a[-len(b) :]))
 
 
 def _joined(given: Messages, earlier: Messages) -> Messages:
@@ -178,42 +217,6 @@ def _as_prompt(turns: Messages, notes: set[str]) -> Messages:
     if sum(len(turn["content"]) for turn in head + rest) > LONGEST:
         raise Unusable(f"a prompt of more than {LONGEST:,} characters", "size")
     return head + rest
-
-
-def _beside(row: Mapping[str, Any], column: str, notes: set[str]) -> Messages:
-    """Return the system turn that stands in a column of its own."""
-    for name in {"image", "images"} - {column}:
-        if not isinstance(row.get(name), str) and not is_absent(row.get(name)):
-            raise Unusable(f"the row holds an image, in {name!r}, and the kit reads text alone")
-    turns = []
-    for name in SYSTEM_COLUMNS:
-        if name != column and not is_absent(text := row.get(name)):
-            if not isinstance(text, str):
-                raise Unusable(f"the column {name!r} should be text, got {type(text).__name__} {shown(text)}")
-            notes.add("system")
-            turns.append({"role": "system", "content": str(encodable(text))})
-    return turns
-
-
-def _before(row: Mapping[str, Any], notes: set[str]) -> Messages:
-    """Return the earlier turns that some sets keep beside the prompt, as pairs of a question and an answer."""
-    history = row.get("history")
-    if not isinstance(history, list | tuple) or not history:
-        return []
-    if not all(isinstance(h, list | tuple) and len(h) == 2 and all(isinstance(t, str) for t in h) for h in history):
-        raise Unusable(f"the column 'history' should hold pairs of a question and an answer, got {shown(history)}")
-    notes.add("history")
-    roles = ("user", "assistant")
-    return [{"role": role, "content": str(encodable(t))} for h in history for role, t in zip(roles, h, strict=True)]
-
-
-def _with_input(row: Mapping[str, Any], column: str, turns: Messages, notes: set[str]) -> Messages:
-    """Put the `input` of an instruction after it, as Alpaca's sets mean it."""
-    text = row.get(column.replace("instruction", "input", 1)) if column.startswith("instruction") else None
-    if not isinstance(text, str) or not text.strip():
-        return turns
-    notes.add("input")
-    return [*turns[:-1], turns[-1] | {"content": f"{turns[-1]['content']}\n\n{encodable(text)}".strip()}]
 
 
 @contextmanager

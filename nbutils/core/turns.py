@@ -10,7 +10,9 @@ from nbutils.core.records import Messages, encodable
 
 # A model's context is some hundred thousand characters; a row beyond these is no prompt but a mistake.
 LONGEST, MOST_TURNS = 1_000_000, 1_000
-_TRANSCRIPT = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):")
+# as Anthropic's sets have them, and Guanaco's
+_TRANSCRIPTS = (re.compile(r"(?:\A\s*|(?:\r?\n){2})(Human|Assistant):"), re.compile(r"###[ \t]*(Human|Assistant):"))
+_FRAMED = re.compile(r"(?:\r?\n){2}|\s*###")
 
 
 def messages(value: Any, notes: set[str] | None = None) -> Messages:
@@ -28,7 +30,9 @@ def messages(value: Any, notes: set[str] | None = None) -> Messages:
         refuse_long(value)
         inside = printed(value)
         if inside is None:
-            return [{"role": "user", "content": str(encodable(value))}]
+            told = _told(value)
+            notes.update({"transcript"} if told else ())
+            return told or [{"role": "user", "content": str(encodable(value))}]
         notes.add("printed")
         value = inside
     turns = [value] if isinstance(value, Mapping) else value
@@ -51,11 +55,28 @@ def messages(value: Any, notes: set[str] | None = None) -> Messages:
 
 def transcript(text: str) -> Messages | None:
     r"""Return the turns of a text like "\n\nHuman: ...\n\nAssistant: ...", as old preference sets have them."""
-    parts = _TRANSCRIPT.split(text)
-    if parts[0] or len(parts) < 5:
-        return None
-    pairs = zip(parts[1::2], parts[2::2], strict=True)
-    return [{"role": ROLE_OF[who.lower()], "content": str(encodable(said.strip()))} for who, said in pairs]
+    for form in _TRANSCRIPTS:
+        parts = form.split(text)
+        if not parts[0].strip() and len(parts) >= 5:
+            pairs = zip(parts[1::2], parts[2::2], strict=True)
+            return [{"role": ROLE_OF[who.lower()], "content": str(encodable(said.strip()))} for who, said in pairs]
+    return None
+
+
+def _told(text: str) -> Messages | None:
+    """Return the turns of a transcript in the place of a prompt, without the mark that an answer is to follow.
+
+    Raises:
+        Unusable: if its last part may be an answer, or a question about what stands before.
+    """
+    turns = transcript(text)
+    if turns is None or turns[-1]["role"] != "assistant":
+        return turns
+    if not turns[-1]["content"]:
+        return turns[:-1]
+    if "\n\n" in turns[-1]["content"] and not _FRAMED.match(text):
+        raise Unusable("a transcript of which it cannot be told whether it ends in an answer or in a question about it")
+    return turns
 
 
 def _turn(turn: Mapping[str, Any], notes: set[str]) -> dict[str, str]:
@@ -77,7 +98,7 @@ def _text(content: Any) -> str:
     """Return a turn's content as text: parts, printed or not, are joined line by line; None is nothing."""
     if isinstance(content, str):
         refuse_long(content)
-        parts = printed(content)
+        parts = printed(content, wrapped=False)
         return str(encodable(content)) if parts is None else _text(parts)
     if content is None:
         return ""

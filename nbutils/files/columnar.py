@@ -16,6 +16,8 @@ LARGEST = 2**24  # bytes of a row
 COLUMNS = 10_000
 FEW, UNPACKED = 16, 2**28  # rows decoded at once; bytes of a column that may unpack from a hundredth of them
 ROOM = 2**30  # bytes that rows decoded at once may take, whatever the file says of its size
+VALUES = 2**29  # the same of the values made of them: to one value that is stored once any number of rows may point
+MANY, SMALL = 64, 2**20  # parts of so many bytes together that are looked at as one
 
 
 class Odd(str):
@@ -39,15 +41,22 @@ def parquet_rows(stream: io.BufferedReader) -> Iterator[Row | Odd]:
     decode, done = _decoders(file.schema_arrow), 0
     for group in range(file.metadata.num_row_groups):
         batches = file.iter_batches(_rows_at_once(file.metadata.row_group(group)), row_groups=[group])
-        while (batch := _next_batch(batches)) is not None:
-            yield from _plain(batch, decode, done)
-            done += batch.num_rows
+        while part := _next_batches(batches):
+            table = pa.Table.from_batches(part)
+            yield from _plain(table, decode, done)
+            done += table.num_rows
 
 
-def _next_batch(batches: Iterator[Any]) -> Any:
-    """Return the next rows, or None behind the last; a MemoryError where they unpack to more than there is room for."""
+def _next_batches(batches: Iterator[Any], most: int = MANY) -> list[Any]:
+    """Return the next rows, none behind the last; a MemoryError where they unpack to more than there is room for."""
+    part, size = list[Any](), 0
     with bounded.room(ROOM):
-        return next(batches, None)
+        for batch in batches:
+            part.append(batch)
+            size += batch.nbytes
+            if len(part) == most or size > SMALL:
+                break
+    return part
 
 
 def _rows_at_once(group: Any) -> int:
@@ -82,10 +91,12 @@ def arrow_rows(stream: io.BufferedReader) -> Iterator[Row | Odd]:
             schema = batches.schema
     insist_columns(len(schema))
     decode, done = _decoders(schema), 0
-    while (batch := _next_batch(batches)) is not None:
+    while part := _next_batches(batches, 1):
+        batch = part.pop()
         batch.validate(full=True)  # offsets that a stranger wrote may point anywhere
-        for start in range(0, batch.num_rows, FEW):
-            yield from _plain(batch.slice(start, FEW), decode, done + start)
+        step = max(FEW, min(MANY * FEW, batch.num_rows * SMALL // max(batch.nbytes, 1)))
+        for start in range(0, batch.num_rows, step):
+            yield from _plain(batch.slice(start, step), decode, done + start)
         done += batch.num_rows
 
 
@@ -93,11 +104,26 @@ def _plain(batch: Any, decode: dict[str, Callable[[Any], Any]], before: int) -> 
     if batch.nbytes > LARGEST:
         for i in range(batch.num_rows):
             insist_size(before + i + 1, batch.slice(i, 1).nbytes)
-    for row in batch.to_pylist():
+    for row in _values(batch):
         try:
             yield row | {name: value(row[name]) for name, value in decode.items()} if decode else row
         except (ValueError, RecursionError) as error:
             yield Odd(f"a text in it is not the JSON that its column promises ({first_line(error)})")
+
+
+def _values(batch: Any) -> Iterator[Row]:
+    """Yield the rows as plain values: all made at once, or fewer where they take more than there is room for."""
+    try:
+        with bounded.room(VALUES):
+            rows = batch.to_pylist()
+    except MemoryError:
+        if batch.num_rows == 1:
+            raise
+        half = batch.num_rows // 2
+        yield from _values(batch.slice(0, half))
+        yield from _values(batch.slice(half))
+    else:
+        yield from rows
 
 
 def _decoders(schema: Any) -> dict[str, Callable[[Any], Any]]:

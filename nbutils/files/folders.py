@@ -6,21 +6,24 @@ the Hub's own cache, where a snapshot's files are links to the `blobs` beside it
 
 import logging
 import re
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
+from fnmatch import fnmatch
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from fsspec.utils import glob_translate  # type: ignore[import-untyped]
 
 from nbutils.core.errors import InputError, shown
-from nbutils.files import disk, documents, owned
+from nbutils.files import disk, documents, identity, owned, tables, unpacked
 
 log = logging.getLogger(__name__)
 
-TYPES = (".parquet", ".jsonl", ".csv", ".json")  # of several kinds in a folder without a card the first is taken
+# of several kinds in a folder without a card the first is taken
+TYPES = (".parquet", ".jsonl", ".csv", ".json", *(f".{t}{e}" for t in tables.TEXTS for e in unpacked.ENDINGS))
 ANY = "*"  # the split of a dataset that has none
 # JSON that describes a folder and is no data
 _ABOUT = {"dataset_info.json", "dataset_infos.json", "params.json", "metrics.json", "run.json", owned.NAME}
+_MEASURED = ("metrics.json", "figures/*")  # in the folder of a stage
 _SHARD = re.compile(r"(?:^|.*/)([\w.]+)-\d{5}-of-\d{5}[^/]*")
 _WORDS = re.compile(
     r"(?:^|[^a-z])(?:(train(?:ing)?)|(valid(?:ation)?|val|dev)|(test(?:ing)?|eval(?:uation)?))(?=[^a-z]|$)",
@@ -48,18 +51,29 @@ def splits(folder: Path, config: str) -> dict[str, list[Path]]:
         for split, pattern in configs[_chosen(folder, configs, config)]:
             found.setdefault(split, []).extend(inside(folder, n) for n in _matching(folder, config, listing, pattern))
         return found
-    names = _by_name(folder, config)
-    if not names:
-        raise InputError(f"{folder} is no stage folder with a dataset {config!r} (it has: none); run that stage first")
-    return {split: [inside(folder, name) for name in part] for split, part in names.items()}
+    listing = _visible(folder)
+    if names := _by_name(folder, config, listing):
+        return {split: [inside(folder, name) for name in part] for split, part in names.items()}
+    if listing and not config:
+        raise InputError(
+            f"{folder} holds no data that can be read: it has {owned.some(listing)}; expected files that end in "
+            f"{', '.join(TYPES[: len(tables.TEXTS) + 1])}, the last three also packed ({', '.join(unpacked.ENDINGS)})"
+        )
+    raise InputError(f"{folder} is no stage folder with a dataset {config!r} (it has: none); run that stage first")
 
 
 def inside(folder: Path, name: str) -> Path:
     """Return the path of a file that lies in a folder itself, or is its content in the Hub's cache.
 
     Raises:
-        InputError: if it lies elsewhere, is behind a link, is not there or no regular file.
+        InputError: if it lies elsewhere, is behind a link, is not there, no regular file or one that fingerprints pass
+            over.
     """
+    if _is_aside(folder, name):
+        raise InputError(
+            f"{folder}: {shown(name)} is no place for data: a change of it would not be seen; move the file, and name "
+            "its new place"
+        )
     path, root = folder / name, folder.resolve()
     try:
         real = path.resolve()
@@ -78,6 +92,13 @@ def inside(folder: Path, name: str) -> Path:
         )
     disk.opened(real, where=str(path), follow=False).close()
     return path
+
+
+def _is_aside(folder: Path, name: str) -> bool:
+    """Tell whether a fingerprint of the folder (`sources.fingerprint`) passes over a file: its rows could change."""
+    plain = PurePosixPath(name)
+    aside = identity.ASIDE + (_MEASURED if (folder / "metrics.json").exists() else ())
+    return any(fnmatch(plain.as_posix(), pattern) or fnmatch(plain.name, pattern) for pattern in aside)
 
 
 def _saved(folder: Path) -> dict[str, list[str]]:
@@ -165,17 +186,28 @@ def _matching(folder: Path, config: str, listing: list[str], pattern: str) -> li
         raise InputError(f"{folder}: its card names {shown(pattern)}, a pattern with too many wildcards")
     form = re.compile(glob_translate(pattern))
     if found := [name for name in listing if name.endswith((*TYPES, ".arrow")) and form.match(name)]:
-        return found
+        # as for `datasets`, a star stands for nothing hidden; what is hidden alone is refused by its name
+        return [name for name in found if not (_is_hidden(name) and _is_aside(folder, name))] or found
     raise InputError(
         f"{folder} is no stage folder with a dataset {config!r}: its card names {pattern}, and no file that can be "
         "read is named so; copy the folder again"
     )
 
 
-def _by_name(folder: Path, config: str) -> dict[str, list[str]]:
+def _is_hidden(name: str) -> bool:
+    return any(part.startswith((".", "__")) for part in name.split("/"))
+
+
+def _visible(folder: Path) -> list[str]:
+    """Return the names in a folder that may be those of data: neither hidden nor about the folder."""
+    names = [name for name in disk.entries(folder) if not _is_hidden(name) and not _is_aside(folder, name)]
+    plain = [name for name in names if name.rpartition("/")[2] not in _ABOUT]
+    return [name for name in plain if not re.match(r"(?i)(readme|licen[cs]e)(\.|$)", name.rpartition("/")[2])]
+
+
+def _by_name(folder: Path, config: str, listing: Sequence[str]) -> dict[str, list[str]]:
     """Return split -> files of a folder without a card, by the names that people give them."""
-    listing = [n for n in disk.entries(folder) if not any(p.startswith((".", "__")) for p in n.split("/"))]
-    listing = [n for n in listing if n.endswith(TYPES) and n.rpartition("/")[2] not in _ABOUT]
+    listing = [n for n in listing if n.endswith(TYPES)]
     kind = next((t for t in TYPES if any(n.endswith(t) for n in listing)), "")
     named = [n for n in listing if n.endswith(kind)]
     if config and any(n.startswith(f"{config}/") for n in named):

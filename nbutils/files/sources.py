@@ -24,11 +24,12 @@ from huggingface_hub import get_token
 
 from nbutils.core.errors import InputError, shown
 from nbutils.core.records import PAIRS, Row, check, complete, dataset
-from nbutils.files import documents, folders, hub, identity, mounts, tables
+from nbutils.files import documents, folders, hub, identity, mounts, tables, unpacked
 
 log = logging.getLogger(__name__)
 
 FILE_TYPES = (".jsonl", ".json", ".csv", ".parquet")
+PACKED = tuple(f".{text}{ending}" for text in tables.TEXTS for ending in unpacked.ENDINGS)
 # the folder that holds notebooks/ and params/ when the package is used from a checkout
 CHECKOUT = Path(__file__).resolve().parents[2]
 
@@ -109,7 +110,8 @@ def label(name: str) -> str:
     ('held-out-v2', 'prompts-3-1-it-train-300')
     """
     last = name.rstrip("/").rpartition("/")[2]
-    stem = last.removesuffix(Path(last).suffix) if Path(last).suffix in FILE_TYPES else last
+    ending = next((kind for kind in (*FILE_TYPES, *PACKED) if last.endswith(kind)), "")
+    stem = last.removesuffix(ending)
     short = re.sub(r"[^A-Za-z0-9_]+", "-", stem).strip("-")[:80]
     return short or f"set-{hashlib.sha256(stem.encode('utf-8', 'replace')).hexdigest()[:8]}"
 
@@ -132,11 +134,14 @@ def read(
         found: Iterable[Row] = _from_hub(name, split)
     elif path.is_dir():
         found = _from_folder(path, config, split)
+    elif path.name.endswith(PACKED):
+        found = tables.rows(path)
     elif (kind := next((p.suffix for p in (Path(name), path) if p.suffix in FILE_TYPES), "")) or not path.is_file():
         found = tables.rows(path, kind[1:])  # a name in the Hub's cache is a link to a file without ending
     else:
         raise InputError(
-            f"{name}: cannot read {Path(name).suffix or 'a file without ending'}, expected {', '.join(FILE_TYPES)}"
+            f"{name}: cannot read {Path(name).suffix or 'a file without ending'}, expected {', '.join(FILE_TYPES)}; "
+            "the first three may be packed"
         )
     rows = list(itertools.islice(found, limit or None))
     if not rows:
@@ -232,7 +237,11 @@ def _from_folder(path: Path, config: str, split: str) -> Iterable[Row]:
 def _from_hub(name: str, split: str) -> Dataset:
     repository, revision, config, own_split = identity.hub_name(name)
     split = own_split or split
-    if repository.count("/") > 1 or repository.startswith((".", "/", "~")) or repository.endswith(FILE_TYPES):
+    if (
+        repository.count("/") > 1
+        or repository.startswith((".", "/", "~"))
+        or repository.endswith((*FILE_TYPES, *PACKED))
+    ):
         raise InputError(f"there is no file or folder {name}; check the path (relative to {Path.cwd()})")
     if "/" not in repository:
         elsewhere = mounts.untaken(name) if mounts.STAGE.fullmatch(name) else ""

@@ -1,5 +1,7 @@
 """Rows of one file (.jsonl, .json, .csv, .parquet, .arrow), one after another: no more is read than is wanted.
 
+The kinds that are text may be packed (.jsonl.gz, .csv.xz).
+
 Used by `sources`. What a file holds decides, not its name and time: nothing is cached. A row is a plain dict. One that
 is none, a torn line say, is left out and counted, as long as most are rows.
 """
@@ -9,6 +11,7 @@ import io
 import itertools
 import json
 import logging
+import os
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,13 +21,14 @@ import pyarrow as pa
 
 from nbutils.core.errors import InputError, first_line
 from nbutils.core.records import Row, encodable
-from nbutils.files import disk
+from nbutils.files import disk, unpacked
 from nbutils.files.columnar import LARGEST, Odd, arrow_rows, insist_columns, insist_size, parquet_rows
 
 log = logging.getLogger(__name__)
 
 ODD = 0.1  # share of rows that are none; above it the file is of another kind than it says
 _OBJECTS = "expected objects, one per row"
+TEXTS = ("jsonl", "csv", "json")  # what may be packed
 _SPACE = re.compile(r"[ \t\r\n]*")
 
 
@@ -39,15 +43,18 @@ def rows(path: Path, kind: str = "") -> Iterator[Row]:
 
     Raises:
         InputError: if it is no regular file, of another kind than its name says, more than a tenth of its rows are
-            none, or one is larger than 16 MiB.
+            none, one is larger than 16 MiB, or all take a hundred times the memory that the file takes on the disk.
     """
-    kind = kind or path.suffix[1:]
+    packed = path.suffix if not kind and path.suffix in unpacked.ENDINGS else ""
+    kind = kind or Path(path.name.removesuffix(packed)).suffix[1:]
     where = f"{disk.plain(path)} cannot be read as {kind}"
-    if kind not in _READERS:
+    if kind not in _READERS or (packed and kind not in TEXTS):
         raise InputError(f"{where}: expected one of {', '.join(_READERS)}; unpack it first")
     try:
-        with disk.opened(path) as stream:
-            yield from _sound(_READERS[kind](stream), disk.plain(path), where)
+        with disk.opened(path) as file:
+            size = os.fstat(file.fileno()).st_size
+            stream = unpacked.unpacked(file, packed, size) if packed else file
+            yield from _sound(_READERS[kind](stream), disk.plain(path), where, unpacked.Account(size))
     except InputError:
         raise
     except UnicodeDecodeError as error:
@@ -58,13 +65,14 @@ def rows(path: Path, kind: str = "") -> Iterator[Row]:
         raise InputError(f"{where}: {first_line(error)}") from None
 
 
-def _sound(read: Iterator[Row | Odd], path: str, where: str) -> Iterator[Row]:
-    """Yield the rows and leave out what is none, until that is too much."""
+def _sound(read: Iterator[Row | Odd], path: str, where: str, account: unpacked.Account) -> Iterator[Row]:
+    """Yield the rows and leave out what is none, until that is too much, or the rows are."""
     good, odd, first = 0, 0, ""
     try:
         for row in read:
             if not isinstance(row, Odd):
                 good += 1
+                account.add(unpacked.weight(row))
                 yield row
                 continue
             odd, first = odd + 1, first or f"row {good + 1}: {row}"

@@ -3,6 +3,7 @@
 `render` is the one place where messages become token ids, for sampling and for looking at what the trainer sees."""
 
 import functools
+import re
 from typing import Any, cast
 
 import torch
@@ -16,6 +17,14 @@ from nbutils.core.records import Messages
 from nbutils.models.adapters import check_adapter, load_adapter
 from nbutils.models.load import config, from_pretrained, load_model
 from nbutils.models.preflight import Device
+
+# How models spell what frames a turn, a thought, a tool or a place in code; HTML's elements and words are none.
+_FRAME = re.compile(
+    r"<\|[^<>|\n]{1,60}\|?>|<[^<>|\n]{1,60}\|>|\[\|[^\[\]|\n]{1,60}\|\]|\u25c1[^\n]{1,60}\u25b7|<</?[A-Z]{2,20}>>"
+    r"|</?[A-Za-z]+[_:-][\w:-]{1,60}>|<[A-Za-z]{3,30}\d{1,5}>"
+    r"|</?(?i:bos|eos|pad|unk|mask|cls|sep|sop|eop|eod|eot|mid|suf|pre|think|thinking|tools|function|escape|role)>"
+    r"|\[[/@]?[a-z]?[A-Z]{2,}[A-Z_]{0,40}@?\]|\[[A-Za-z]{2,20}_?\d{1,5}\]"
+)
 
 
 def render(tokenizer: PreTrainedTokenizerBase, prompt: Messages, chat_template_kwargs: dict[str, Any]) -> list[int]:
@@ -59,10 +68,15 @@ def greedy(path: str, ids: list[int], *, steps: int, adapter: str = "") -> tuple
 def special_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
     """Return the texts that become control tokens when a message holds them.
 
-    Beside the declared ones the added tokens that occur in the chat template: others are runs of spaces or HTML.
+    Beside the declared ones the added tokens that occur in the chat template or look like what frames a turn: others
+    are words, runs of spaces or HTML.
     """
     added, template = tokenizer.added_tokens_decoder.values(), str(tokenizer.chat_template)
-    return tuple(t.content for t in added if t.special or (t.content.strip() and t.content in template))
+    return tuple(
+        t.content
+        for t in added
+        if t.special or (t.content.strip() and t.content in template) or _FRAME.fullmatch(t.content)
+    )
 
 
 def spelled(tokenizer: PreTrainedTokenizerBase, text: str, *, thoughts: bool = False) -> str:

@@ -262,12 +262,17 @@ def check_template(
                 f"system_prompt: the model's chat template {fault} a system turn; put the text into prompt_suffix, or "
                 "leave system_prompt empty"
             )
-    turns.append({"role": "assistant", "content": "The Po."})
     try:
-        ids = tokenizer.apply_chat_template(turns, return_dict=False, **template)
+        ids, other = (
+            tokenizer.apply_chat_template(turns + _said(answer), return_dict=False, **template)
+            for answer in ("The Po.", "Bread, and then wine!")
+        )
     except Exception:  # each pair's fault then
         return
-    if not chat.stop_ids(path, tokenizer).intersection(ids[-4:]):  # a line's end may follow the token
+    # what two answers have in common at their ends stands behind the answer: a user's turn may end in the token, too
+    alike = [a == b for a, b in zip(reversed(ids), reversed(other), strict=False)]
+    behind = ids[len(ids) - alike.index(False) :] if False in alike else []
+    if not chat.stop_ids(path, tokenizer).intersection(behind):
         end = tokenizer.decode(ids[-8:])
         log.warning("chat template: an answer ends in %r, in no stop token; a policy trained on it may never stop", end)
 

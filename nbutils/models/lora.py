@@ -1,7 +1,7 @@
 """A stranger's adapter_config.json: every value of it checked before a library reads it."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +11,14 @@ from nbutils.files import documents
 from nbutils.models.weights import LORA
 
 NAMES = 2000  # modules that a list may name
-PATTERNS = 512  # modules with a rank of their own
+PATTERNS = 512  # modules with a rank of their own; of more expressions than that Python forgets the first again
+LAYERS = 16  # names that the lists of a model's layers may have
 RANK = 8192
+_EMBEDDINGS = ("embed_tokens", "lm_head")  # tried alone, too
+# what peft looks for in the modules of a mixture of experts, by its present and its earlier names
+_EXPERTS = ("gate", "gate_proj", "up_proj", "down_proj", "gate_up_proj", "w1", "w2", "w3")
 _WORD = re.compile(r"[\w.\-]{1,300}", re.ASCII)
+_Match = Callable[[str, str], re.Match[str] | None]
 _FLAGS = ("inference_mode", "fan_in_fan_out", "use_rslora", "use_dora", "lora_bias", "ensure_weight_tying")
 _TOLD = ("peft_version", "base_model_name_or_path", "revision", "task_type", "auto_mapping", "megatron_core",
          "qalora_group_size", "runtime_config")  # of no weight here: set anew, or without use  # fmt: skip
@@ -45,7 +50,9 @@ def lora_settings(path: Path, modules: Sequence[str]) -> dict[str, Any]:
         "exclude_modules": lambda value: isinstance(value, str) or _names(value),
         "target_parameters": _names,
         "modules_to_save": lambda value: _names(value) and len(value) <= 16,
-        "layers_pattern": lambda value: _names([value] if isinstance(value, str) else value),
+        "layers_pattern": lambda value: (
+            _names([value] if isinstance(value, str) else value) and (isinstance(value, str) or len(value) <= LAYERS)
+        ),
         "layers_to_transform": lambda value: _whole(value, 0, 2048) or _listed(value, lambda v: _whole(v, 0, 2048)),
         "trainable_token_indices": _tokens,
         "rank_pattern": lambda value: _pattern(value, lambda v: _whole(v, 1, RANK)),
@@ -60,25 +67,48 @@ def lora_settings(path: Path, modules: Sequence[str]) -> dict[str, Any]:
             raise InputError(f"it sets {shown(name)}, which this kit does not load; expected a plain LoRA adapter")
         if not checks[name](value):
             raise InputError(f"its {name} is {shown(value)}, which no adapter needs")
-    patterns = [value for name in ("target_modules", "exclude_modules") if isinstance(value := content.get(name), str)]
-    patterns += [*(content.get("rank_pattern") or {}), *(content.get("alpha_pattern") or {})]
-    check_patterns(patterns, modules)
+    whole = [value for name in ("target_modules", "exclude_modules") if isinstance(value := content.get(name), str)]
+    ends = {*(content.get("rank_pattern") or {}), *(content.get("alpha_pattern") or {})}
+    if len(ends) > PATTERNS:
+        raise InputError(f"its rank_pattern and alpha_pattern name {len(ends)} modules, which no adapter needs")
+    check_patterns(whole, sorted(ends), modules)
     return content
 
 
-def check_patterns(patterns: Sequence[str], modules: Sequence[str]) -> None:
-    """Try regular expressions on the names of a model's modules, for two seconds at most.
+def check_patterns(whole: Sequence[str], ends: Sequence[str], modules: Sequence[str]) -> None:
+    """Try regular expressions on the names of a model's modules as peft does, for two seconds at most.
+
+    Args:
+        whole: expressions for whole names.
+        ends: expressions for the ends of names.
 
     Raises:
         InputError: if one is none, or they take longer.
     """
-    risky = [p for p in patterns if not _WORD.fullmatch(p)]
+    risky = [*_risky(whole, re.fullmatch), *_risky(ends, lambda p, name: re.match(rf"(.*\.)?({p})$", name))]
     if risky:
+        names = list(_tried(modules))
         within(
-            lambda: sum(re.match(rf"(.*\.)?({p})$", name) is not None for p in risky for name in modules),
-            f"the regular expression {shown(max(risky, key=len))}",
+            lambda: sum(match(pattern, name) is not None for pattern, match in risky for name in names),
+            f"the regular expression {shown(max((pattern for pattern, _ in risky), key=len))}",
             seconds=2,
         )
+
+
+def _risky(patterns: Sequence[str], match: _Match) -> list[tuple[str, _Match]]:
+    """Return the patterns that are no plain names, with the call that peft makes for each: another may end sooner."""
+    return [(pattern, match) for pattern in patterns if not _WORD.fullmatch(pattern)]
+
+
+def _tried(modules: Sequence[str]) -> Iterator[str]:
+    """Yield the names that peft matches: of modules, of embeddings alone, and of the parameters of experts."""
+    yield from modules
+    yield from _EMBEDDINGS
+    experts = [name for name in modules if name.endswith("experts")]
+    for name in modules if experts else ():
+        yield from (f"{name}.weight", f"{name}.bias")
+    for name in experts:
+        yield from (f"{name}.{part}" for part in _EXPERTS)
 
 
 def _whole(value: Any, least: int, most: int) -> bool:

@@ -82,8 +82,8 @@ def _sizes(frame: Any) -> dict[str, int]:
 def headline(summary: Mapping[str, Any]) -> tuple[str, dict[str, float] | None]:
     """Return the change that the verdict goes by, with its name: the share that passed all checks, or the mean score.
 
-    That is the share of right answers where the judge goes by a key. Only where prompts carry checks has the highest score a meaning of its own; a reward model never gives it. None
-    where nothing was measured.
+    That is the share of right answers where the judge goes by a key. Only where prompts carry checks has the highest
+    score a meaning of its own; a reward model never gives it. None where nothing was measured.
     """
     return (PASSED, summary["passed_all"]) if summary["checks"] else (summary.get("scored", SCORE), summary["score"])
 

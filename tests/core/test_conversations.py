@@ -3,6 +3,7 @@ import csv
 import io
 import json
 import logging
+import re
 
 import numpy as np
 import pytest
@@ -351,6 +352,8 @@ def test_a_list_that_became_text_is_read_back(printer, caplog):
         "[" * 3 + "{'role': 'user', 'content': " + "[" * 100_000,
         '[{"role": "user", "content": ' + "[" * 100_000,
         "[{'from': 'human', 'value': datetime.now()}]",
+        "[{'role': 'user', 'content': 'Ciao'}] ...",
+        "{'role': 'user', 'content': 'Ciao'}\n{'role': 'assistant', 'content': 'Sal",
     ],
 )
 def test_a_list_that_was_cut_off_is_never_taken_for_text(text):
@@ -395,6 +398,227 @@ def test_an_ordinary_text_is_a_text_whatever_it_begins_with(text, caplog):
     assert messages(text) == [{"role": "user", "content": text}]
     assert read_pair(prompt="Ciao?", chosen=text, rejected="B")[1:] == ([text, "B"], "")
     assert not caplog.text
+
+
+# ---- what is printed in other ways, or wrapped: as its list is read, or refused
+
+HH = "\n\nHuman: Chi sei?\n\nAssistant: Un fiume.\n\nHuman: Quale?\n\nAssistant:"
+GOLD = talk("u:Chi sei?", "a:Oro.")
+
+
+@pytest.mark.parametrize(
+    ("text", "prompt", "note"),
+    [
+        ("\n".join(map(json.dumps, GOLD)), ["u:Chi sei?"], "had become text"),
+        ("\n\n".join(map(json.dumps, [*TWO, *talk("a:Oro.")])) + "\n", short(TWO), "had become text"),
+        (", ".join(map(json.dumps, GOLD)), ["u:Chi sei?"], "had become text"),
+        ("\n".join(map(repr, GOLD)), ["u:Chi sei?"], "had become text"),
+        ("\ufeff" + json.dumps(GOLD), ["u:Chi sei?"], "had become text"),
+        (f"{HH} Il Po.", short(TWO), "a transcript"),
+        (f"{HH} Il Po.\n\nE il Tevere.", short(TWO), "a transcript"),
+        (HH, short(TWO), "a transcript"),
+        (HH.removesuffix("\n\nAssistant:"), short(TWO), "a transcript"),
+        (f"{HH.strip()} Il Po.", short(TWO), "a transcript"),
+        (HH.strip(), short(TWO), "a transcript"),
+        (HH.replace("\n", "\r\n") + " Il Po.", short(TWO), "a transcript"),
+        ("\n\nHuman: Hi\n\nAssistant:", ["u:Hi"], "a transcript"),
+        ("### Human: Chi sei?\n### Assistant: Oro.", ["u:Chi sei?"], "a transcript"),
+        (
+            "### Human: Chi sei?### Assistant: Un fiume.### Human: Quale?### Assistant: Il Po.",
+            short(TWO),
+            "a transcript",
+        ),
+    ],
+)
+def test_a_prompt_that_was_printed_in_another_way_is_read_without_its_answer(text, prompt, note, caplog):
+    assert prompts_of(text) == prompt
+    assert re.search(f"1 of 1 rows: .*{note}", caplog.text)
+    assert read_pair(prompt=text, chosen="A", rejected="B") == (prompt, ["A", "B"], "")
+
+
+WRAPPED = [
+    json.dumps([{"from": "human", "value": "Che tempo fa?"}, {"from": "function_call", "value": "{}"},
+                {"from": "observation", "value": "7"}, {"from": "gpt", "value": "GOLD"}]),
+    json.dumps([*talk("u:Q"), {"role": "moderator", "content": "x"}, *talk("u:Q2")]),
+    repr([*talk("u:Q"), {"role": "narratore", "content": "x"}, *talk("a:GOLD")]),
+    json.dumps({"messages": GOLD}),
+    json.dumps({"id": 3, "conversations": [{"from": "human", "value": "Q"}, {"from": "gpt", "value": "GOLD"}]}),
+    repr({"conversation": GOLD, "lang": "it"}),
+    json.dumps([{"messages": GOLD}]),
+    json.dumps({"chat": {"turns": GOLD}}),
+    str({"role": ["user", "assistant"], "content": ["Q", "GOLD"]}),
+    json.dumps({"from": ["human", "gpt"], "value": ["Q", "GOLD"]}),
+    str({"role": np.array(["user", "assistant"], dtype=object), "content": np.array(["Q", "GOLD"], dtype=object)}),
+    json.dumps([{"Role": "user", "Content": "Q"}, {"Role": "assistant", "Content": "GOLD"}]),
+    json.dumps(talk("u:Q")[0]) + "\n" + json.dumps({"role": "judge", "content": "x"}),
+    json.dumps(talk("u:Q")) + "\n" + json.dumps(talk("a:GOLD")),
+    "[('user', 'Q'), ('assistant', 'GOLD')]",
+    '[["user", "Q"], ["assistant", "GOLD"]]',
+    "[Message(role='user', content='Q'), Message(role='assistant', content='GOLD')]",
+    "[HumanMessage(content='Q'), AIMessage(content='GOLD')]",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", WRAPPED)
+def test_turns_that_are_wrapped_or_of_an_unknown_role_are_refused_as_their_list_is(text):
+    with pytest.raises(InputError, match="row 0, column 'prompt': ") as caught:
+        prompts_of(text)
+    assert "\n" not in str(caught.value)
+    assert verdict_of(prompt=text, chosen="A", rejected="B") == "filtered:shape"
+    assert verdict_of(prompt="Ciao?", chosen=text, rejected="B") == "filtered:shape"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(f"{text}\nChe cosa vuol dire?" for text in WRAPPED),
+        *(f"What does this mean?\n{text}" for text in WRAPPED),
+        "[{'role': 'user', 'content': 'Hi'}] is Python. What's that?",
+        "\n".join(map(json.dumps, GOLD)) + "\nWhat is wrong with these lines?",
+        f"Riassumi:{HH} Il Po.",
+        "Write a dialogue.\n\nHuman: ...\n\nAssistant: ...",
+        "Human: is this a transcript?",
+        "\n\nHuman: what is a river?",
+        "Human rights. Assistant: a job?",
+        "### Human\nWhat is this?",
+        '{"model": "m", "messages": [{"role": "user", "content": "Hi"}], "temperature": 0}',
+        '{"events": [{"from": "system", "value": "5"}]}',
+        '{"cast": [{"role": "king", "text": "Ahoy"}, {"role": "user", "text": "Hi"}]}',
+        '[{"role": "system", "text": "CPU"}, {"role": "rack", "text": "2"}]',
+        '{"a": 1}\n{"b": 2}',
+        '{"role": "user", "content": "x"} 5',
+        "[('a', 'b'), ('c', 'd')]",
+        "[('user', 3)]",
+        "[('user', 'x') is a tuple",
+        "[Message] is what I read on the screen",
+        '{"role": "editor", "content": ["a", "b"]}',
+        '{"a": 1}\n' * 50_000,
+        "[('user'," * 50_000,
+        "{'role': 'user', 'content': 'x'}" + "{}" * 100_000 + " Ciao",
+        "###" * 100_000 + "### Human:",
+        "\n" * 300_000 + "x",
+    ],
+)
+def test_a_text_that_holds_such_things_among_others_is_a_text(text, caplog):
+    assert messages(text) == [{"role": "user", "content": text}]
+    assert read_pair(prompt="Ciao?", chosen=text, rejected="B")[1:] == ([text, "B"], "")
+    assert not caplog.text
+
+
+def test_a_dialogue_of_which_nobody_can_tell_whether_it_ends_in_a_question_is_refused():
+    for text in ("Human: hi\n\nAssistant: hello\n\nTranslate this into Italian.", f"{HH.strip()} Il Po.\n\nTraduci."):
+        with pytest.raises(InputError, match=r"column 'prompt': a transcript .* cannot be told"):
+            prompts_of(text)
+
+
+def test_what_a_turn_itself_says_is_left_as_it_is():
+    for text in (json.dumps({"messages": GOLD}), f"{HH} Il Po.", WRAPPED[0], WRAPPED[8], WRAPPED[14]):
+        assert short(messages([{"role": "user", "content": text}])) == [f"u:{text}"]
+
+
+# ---- transcripts as answers
+
+LAST = "\n\nHuman: Chi sei?\n\nAssistant: "
+
+
+@pytest.mark.parametrize(
+    ("row", "prompt", "answers"),
+    [
+        # the first question, all of it, the last one, and as a transcript itself
+        ({"prompt": "Chi sei?", "chosen": f"{HH} A", "rejected": f"{HH} B"}, short(TWO), ["A", "B"]),
+        ({"prompt": TWO, "chosen": f"{HH} A", "rejected": f"{HH} B"}, short(TWO), ["A", "B"]),
+        ({"prompt": "Quale?", "chosen": f"{HH} A", "rejected": f"{HH} B"}, short(TWO), ["A", "B"]),
+        ({"prompt": HH, "chosen": f"{HH} A", "rejected": f"{HH} B"}, short(TWO), ["A", "B"]),
+        ({"prompt": "\n\nHuman: Chi sei?\n\nAssistant:", "chosen": f"{LAST}A", "rejected": f"{LAST}B"}, ["u:Chi sei?"], ["A", "B"]),
+        ({"prompt": HH, "chosen": "A", "rejected": " B"}, short(TWO), ["A", " B"]),
+        ({"prompt": HH, "chosen": talk("a:A"), "rejected": "B"}, short(TWO), ["A", "B"]),
+        # one side alone, or a list beside it
+        ({"prompt": "Chi sei?", "chosen": f"{LAST}A", "rejected": "B"}, ["u:Chi sei?"], ["A", "B"]),
+        ({"prompt": "Chi sei?", "chosen": f"{HH} A", "rejected": [*TWO, *talk("a:B")]}, short(TWO), ["A", "B"]),
+        # the user has the last word; white space; other frames
+        ({"prompt": "Chi sei?", "chosen": f"{LAST}A\n\nHuman: Grazie", "rejected": f"{LAST}B\n\nHuman: No"}, ["u:Chi sei?"], ["A", "B"]),
+        ({"prompt": " Chi sei?\n", "chosen": f"{HH.strip()} A", "rejected": f"{HH} B\n"}, short(TWO), ["A", "B"]),
+        ({"prompt": "Who?", "chosen": "### Human: Who?### Assistant: A", "rejected": "### Human: Who?### Assistant: B"},
+         ["u:Who?"], ["A", "B"]),
+        # they go on where the prompt ends
+        ({"prompt": "Chi sei?", "chosen": "\n\nAssistant: Un fiume.\n\nHuman: Quale?\n\nAssistant: A",
+          "rejected": "\n\nAssistant: Un fiume.\n\nHuman: Quale?\n\nAssistant: B"}, short(TWO), ["A", "B"]),
+        ({"prompt": "Quale?", "history": [["Chi sei?", "Un fiume."]], "chosen": f"{HH} A", "rejected": f"{HH} B"},
+         short(TWO), ["A", "B"]),
+    ],
+)  # fmt: skip
+def test_a_transcript_as_an_answer_is_read_as_its_list_is_and_that_is_said(row, prompt, answers, caplog):
+    assert read_pair(**row) == (prompt, answers, "")
+    assert "1 of 1 rows: a transcript " in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("prompt", "chosen", "rejected"),
+    [
+        # dialogues that were asked for, and a model that goes on alone
+        ("Scrivi un dialogo.", "Human: Ciao\n\nAssistant: Salve.", "Human: Ciao\n\nAssistant: Dimmi."),
+        ("Write a dialogue that begins with 'Hi'.", f"{LAST}A", f"{LAST}B"),
+        ("Chi sei?", "Assistant: Un fiume.\n\nHuman: Quale?\n\nAssistant: Il Po.", "Un lago."),
+        ("Chi sei?", "Assistant: Io.\n\nHuman: E poi?\n\nAssistant: A", "Assistant: Tu.\n\nHuman: E?\n\nAssistant: B"),
+        ("Chi sei?", "Un fiume.\n\nHuman: Chi sei?\n\nAssistant: Io.", "B"),
+        ("Chi sei?", "Human: Chi sei?", "B"),
+    ],
+)
+def test_an_answer_that_only_looks_like_a_transcript_is_text(prompt, chosen, rejected, caplog):
+    assert read_pair(prompt=prompt, chosen=chosen, rejected=rejected) == ([f"u:{prompt}"], [chosen, rejected], "")
+    assert not caplog.text
+
+
+def test_transcripts_that_go_apart_after_the_question_are_counted_as_such():
+    sides = {side: f"{LAST}{side}.\n\nHuman: E?\n\nAssistant: A" for side in ("chosen", "rejected")}
+    assert verdict_of(prompt="Chi sei?", **sides) == "filtered:diverging"
+
+
+# ---- columns beside the prompt that became text
+
+
+@pytest.mark.parametrize(
+    "history",
+    ['[["Chi sei?", "Un fiume."]]', "[['Chi sei?', 'Un fiume.']]", "[('Chi sei?', 'Un fiume.')]",
+     json.dumps(json.dumps([["Chi sei?", "Un fiume."]])), np.array([["Chi sei?", "Un fiume."]], dtype=object),
+     "\n\nHuman: Chi sei?\n\nAssistant: Un fiume."],
+)  # fmt: skip
+def test_a_history_that_became_text_is_read_as_its_list_is(history, caplog):
+    assert prompts_of("Quale?", history=history) == short(TWO)
+    assert "1 of 1 rows: the turns of the column 'history' are put before the prompt" in caplog.text
+    assert read_pair(prompt="Quale?", history=history, chosen="A", rejected="B") == (short(TWO), ["A", "B"], "")
+
+
+@pytest.mark.parametrize(
+    "history",
+    ['[["Chi sei?", "Un fium', '["Chi sei?"]', "[['Chi sei?', None]]", json.dumps(GOLD), {"Chi sei?": "Un fiume."},
+     '{"Chi sei?": "Un fiume."}', "[['Chi sei?', 'Un fiume.'] ...]", np.array(["a"]),
+     str(np.array([["Chi sei?", "Un fiume."]], dtype=object)), "[['a' 'b']\n ['c' 'd']]",
+     "\n\nHuman: Chi sei?\n\nAssistant: Un fiume.\n\nHuman: E?"],
+)  # fmt: skip
+def test_a_history_that_cannot_be_read_is_refused(history):
+    with pytest.raises(InputError, match="row 0, column 'prompt': the column 'history' should hold pairs"):
+        prompts_of("Quale?", history=history)
+
+
+@pytest.mark.parametrize("history", ["", "[]", " [] ", None, float("nan"), (), "null", "None"])
+def test_an_empty_history_is_none(history, caplog):
+    assert prompts_of("Quale?", history=history) == ["u:Quale?"]
+    assert not caplog.text
+
+
+@pytest.mark.parametrize("history", ["Storia antica", "Roman history", "User: Hi Bot: Yes?"])
+def test_a_history_in_words_is_left_out_and_that_is_said(history, caplog):
+    assert prompts_of("Quale?", history=history) == ["u:Quale?"]
+    assert "1 of 1 rows: the text of the column 'history' is no list of turns and is left out" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "system", [json.dumps(talk("s:Sii breve.")), repr(talk("s:Be brief.")), json.dumps({"messages": GOLD})]
+)
+def test_a_system_column_that_holds_printed_messages_is_refused_as_their_list_is(system):
+    with pytest.raises(InputError, match="the column 'system' should be text, got"):
+        prompts_of("Ciao?", system=system)
 
 
 # ---- every shape

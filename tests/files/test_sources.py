@@ -9,6 +9,7 @@ from contextlib import contextmanager
 
 import pandas as pd
 import pyarrow
+import pyarrow as pa
 import pytest
 from builders import DATA, prompt_row, real
 from datasets import DatasetDict
@@ -618,3 +619,20 @@ def test_the_hubs_own_cache_is_read_and_a_link_to_elsewhere_in_it_is_not(tmp_pat
     path.symlink_to(f"{up}blobs/evil")
     with pytest.raises(InputError, match="leads out of itself: "):
         read(str(root / "snapshots/commit"))
+
+
+@pytest.mark.parametrize("ending", [".jsonl.gz", ".json.bz2", ".csv.xz", ".jsonl.zst"])
+def test_a_packed_file_is_read_by_its_name(tmp_path, ending):
+    frame = pd.DataFrame({"prompt": ["Che ore sono?", "Perché?"]})
+    path = tmp_path / f"domande{ending}"
+    if ".csv" in ending:
+        frame.to_csv(path, index=False)
+    elif ".zst" in ending:
+        with pa.OSFile(str(path), "wb") as file, pa.CompressedOutputStream(file, "zstd") as stream:
+            stream.write(frame.to_json(orient="records", lines=True).encode())
+    else:
+        frame.to_json(path, orient="records", lines=".jsonl" in ending)
+    assert [row["prompt"] for row in read(str(path))] == ["Che ore sono?", "Perché?"]
+    assert label(str(path)) == "domande"
+    with pytest.raises(InputError, match=r"there is no file or folder gone\.jsonl\.gz"):
+        read("gone.jsonl.gz")

@@ -6,6 +6,7 @@ import pytest
 import tiny
 from builders import response
 from dpo import pair, small_trainer, some_pairs
+from tokenizers import AddedToken
 
 from nbutils import models
 from nbutils.core.errors import InputError
@@ -20,6 +21,8 @@ PLAIN = (
     "{% for m in messages %}{{ m.role + ': ' + m.content }}{% endfor %}"
     "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
 )
+USER_ENDS = "{% for m in messages %}{% if m.role == 'user' %}{{ '<|im_start|>' + m.content + '<|im_end|>' }}"
+USER_ENDS += "{% else %}{{ m.content }}{% endif %}{% endfor %}"
 TURNS = {"user": "Name a river.", "system": "Be brief.", "assistant": "The Po.", "tool": "It rains."}
 SPACE, JOIN = "the answer begins with white space", "tokens join where the answer begins"
 TEMPLATE = "the template ends a prompt alone in another way"
@@ -269,6 +272,46 @@ def test_what_only_looks_like_one_is_text(text):
     assert reason([{"role": "user", "content": text}], tokenizer) == ""
 
 
+def with_tokens(*texts):
+    """A tokenizer to which these were added as people add words: not declared as special, and in no template."""
+    tokenizer = made()
+    tokenizer.add_tokens([AddedToken(text, special=False, normalized=False) for text in texts])
+    return tokenizer
+
+
+FRAMES = (
+    "<|fim_prefix|>", "<|repo_name|>", "<|file_sep|>", "<|vision_start|>", "<|im user|>", "<|turn>", "<channel|>",
+    "[|endofturn|]", "<tool_call>", "</tool_response>", "<fim_suffix>", "<start_of_turn>", "<longcat:think>", "<eos>",
+    "<PAD>", "<unused7>", "<extra_id_0>", "<think>", "</think>", "<tools>", "[INST]", "[/INST]", "[gMASK]", "[@BOS@]",
+    "[TOOL_CALLS]", "[control_9]", "[unused1]", "<<SYS>>", "\u25c1think\u25b7",
+)  # fmt: skip
+WORDS = (
+    "perché", "città", "    ", "\n\n\n", "<table>", "</td>", "<h1>", "<s>", "<strong>", "<new>", "<answer>", "[1]",
+    "[...]", "[toxicity=0]", "[nota]", "|||EMAIL_ADDRESS|||", "->", "<=", "</", "\\begin", "<br/>", "<a href", "[A]",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("token", FRAMES)
+def test_an_added_token_of_the_shape_of_a_frame_is_control_though_nobody_says_so(token):
+    tokenizer = with_tokens(token, *WORDS)
+    for text in (token, f"Che cosa vuol dire{token}?", f"What is {token} for?"):
+        assert models.spelled(tokenizer, text) == token
+        assert reason([{"role": "user", "content": text}], tokenizer) == "control"
+    assert token in models.special_tokens(tokenizer)
+    rows = [*some_pairs(6), pair(f"Say {token}.", "The river runs.", "Bread."), pair("Say it.", "The river.", token)]
+    lost = 1 if "think" in token else 2  # an answer may hold a thought
+    assert fit(rows, tokenizer, {}, 1000)[1] == {"too_long": 0, "filtered:control": lost}
+
+
+@pytest.mark.parametrize("token", WORDS)
+def test_an_added_word_is_text(token):
+    tokenizer = with_tokens(token)
+    assert len(tokenizer(f"x{token}y", add_special_tokens=False).input_ids) == 3
+    assert models.spelled(tokenizer, f"x{token}y") == ""
+    assert reason([{"role": "user", "content": f"Ciao {token} Po?"}], tokenizer) == ""
+    assert set(models.special_tokens(tokenizer)) == set(tiny.CHATML)
+
+
 def test_a_prompt_that_the_template_refuses_or_that_is_too_long_is_told_apart():
     system = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Name a river."}]
     assert reason(system, made("gemma2")) == "refused by the chat template"
@@ -305,9 +348,18 @@ def test_a_template_without_a_system_turn_is_told_of_before_anything_is_sampled(
         (PLAIN, "no stop token"),
         (PLAIN.replace("m.content", "m.content + '\n'"), "no stop token"),
         (PLAIN.replace("m.content", "m.content + '<|im_end|>\n'"), ""),
+        # the user's turn ends in the token, the answer in none
+        (USER_ENDS, "no stop token"),
+        (USER_ENDS.replace("m.content }}", "'\n' + m.content + '\n' }}"), "no stop token"),
+        (USER_ENDS.replace("m.content }}", "m.content | trim | upper }}"), "no stop token"),
+        ("{% for m in messages %}{{ '<|im_end|>' + m.content }}{% endfor %}", "no stop token"),
+        ("{% for m in messages %}{{ m.content + '<|im_end|>' if m.role == 'user' }}{% endfor %}", "no stop token"),
+        (USER_ENDS.replace("m.content }}", "m.content | trim | upper + '\n<|im_end|>\n\n' }}"), ""),
+        (tiny.QWEN3_TEMPLATE, ""),
     ],
 )
 def test_a_template_whose_answers_end_in_no_stop_token_is_warned_of(tiny_llama, template, said, caplog):
     tokenizer = made(template=template)
+    tokenizer.add_tokens(["The Po."])  # as short as with a large vocabulary, or shorter
     check_template(str(tiny_llama), tokenizer, {})
     assert (said in caplog.text) if said else not caplog.text

@@ -19,6 +19,7 @@ from nbutils import models
 from nbutils.core.errors import InputError
 from nbutils.models import load as loading
 from nbutils.models import weights
+from nbutils.models.lora import check_patterns
 from nbutils.training.memory import CARDS, plan
 from nbutils.training.settings import read_options
 
@@ -344,6 +345,8 @@ def test_a_memory_plan_reads_a_config_within_the_same_bounds(model):
 
 SLOW = "(.*.*)*(a+)+$|((x|q_proj|.)*)*z"
 EVIL = "((((.*)*)*)*)*[^a-z_.0-9]"
+# what matches a part of every name at once, or every name but one, and never comes to an end on the whole of it
+PARTLY = r"[a-z0-9_]+|([\w.]+)+!"
 
 
 @pytest.mark.parametrize(
@@ -379,8 +382,17 @@ EVIL = "((((.*)*)*)*)*[^a-z_.0-9]"
         ("target_modules", 7),
         ("exclude_modules", EVIL),
         ("exclude_modules", [EVIL]),
+        ("exclude_modules", PARTLY),
+        ("exclude_modules", r"\w*(?<!m)|model\.(?!layers)[\w.]*|((\w|\.)+)+\d!"),
+        ("target_modules", PARTLY),
+        ("target_modules", r"(?!q_proj)\w+|(\w+\.?)+proj!"),
+        ("target_modules", r"(model(\.[\w.]+)?|lm_head)?|(\w+)+!|(?=embed_tokens)((\w|_)+)+!"),
+        ("target_modules", "q_proj)|(v_proj"),
+        ("rank_pattern", {PARTLY.replace("!", r"\d!"): 4, "(x+x+)+y|(([a-z_.]|\\d)+)+!": 4}),
+        ("rank_pattern", {f"layer{i}": 4 for i in range(512)} | {"one_more": 4}),
         ("layers_pattern", EVIL),
         ("layers_pattern", [EVIL]),
+        ("layers_pattern", [f"layers{i}" for i in range(100)]),
         ("layers_to_transform", list(range(5000))),
         ("layers_to_transform", "all"),
         ("modules_to_save", ["model"]),
@@ -439,6 +451,8 @@ def test_an_adapters_files_are_looked_at_before_a_library_reads_them(change, ada
         ("megatron_core", "os"),
         ("revision", "../x"),
         ("exclude_modules", ["lm_head"]),
+        ("exclude_modules", r".*lm_head|.*\.mlp\..*"),
+        ("target_modules", r"^(?!.*lm_head).*(?:q|v)_proj$"),
         ("layers_to_transform", [0, 1]),
     ],
 )
@@ -448,6 +462,26 @@ def test_an_adapter_as_people_save_it_is_taken(name, value, adapter, tiny_llama)
     tuned = models.load_adapter(models.load_model(str(tiny_llama), CPU), str(adapter))
     assert sum("lora_A" in name for name, _ in tuned.named_parameters()) == 4
     assert tuned.peft_config["default"].base_model_name_or_path == str(tiny_llama)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "modules"),
+    [
+        (r"(?!.*weight)[\w.]*|([\w.]+)+!", ["", "model.layers.0.mlp", "model.layers.0.mlp.experts"]),
+        (r"(?!.*gate_proj)[\w.]*|([\w.]+)+!", ["", "model.layers.0.mlp.experts"]),
+        (r"(?!.*w1)[\w.]*|([\w.]+)+!", ["model.layers.0.block_sparse_moe.experts"]),
+    ],
+)
+def test_a_pattern_is_tried_on_names_that_peft_makes_for_a_mixture_of_experts(pattern, modules):
+    with pytest.raises(InputError, match="takes longer than 2 seconds"):
+        check_patterns([pattern], [], modules)
+    check_patterns([pattern], [], ["", "model.layers.0.mlp"])
+
+
+def test_a_pattern_that_is_slow_nowhere_is_taken_for_a_large_model_and_as_many_ranks():
+    modules = [f"model.layers.{i}.{part}" for i in range(126) for part in ("mlp.up_proj", "self_attn.q_proj")]
+    ranks = [rf"^model\.layers\.{i}\.self_attn\.q_proj" for i in range(126)]
+    check_patterns([r"(?:.*?layers.*?self_attn.*?(?:q_proj|v_proj).*?)"], ranks, modules)
 
 
 def test_what_an_adapter_says_of_its_base_is_of_use_to_others(tiny_llama):

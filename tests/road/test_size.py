@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from builders import ScriptedEngine, prompt_row
+from builders import ScriptedEngine, children, prompt_row
 
 from nbutils.core import pairs, records, screen, stats, texts
 from nbutils.core.sampling import Sample
@@ -122,7 +122,11 @@ def test_25000_prompts_pass_through_sampling_and_judging_in_two_gib():
             ("03_judge", {"judged": 25_000, "characters": 125_000_000}),
         ):
             script = subprocess.run(
-                [sys.executable, __file__, stem, folder], capture_output=True, text=True, check=False
+                [sys.executable, __file__, stem, folder],
+                env=children(__file__),
+                capture_output=True,
+                text=True,
+                check=False,
             )
             assert script.returncode == 0, script.stderr[-2000:]
             seen = json.loads(script.stdout.splitlines()[-1])

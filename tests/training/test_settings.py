@@ -233,7 +233,9 @@ def test_what_a_cpu_cannot_do_is_told_before_weights_are_loaded(tiny_llama, tmp_
             tmp_path,
             some_pairs(10),
             [],
-            options=checked({"activation_offloading": True, "per_device_train_batch_size": 2}),
+            options=checked(
+                {"activation_offloading": True, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 1}
+            ),
         )
 
 
