@@ -21,7 +21,7 @@ for name in ("HF_TOKEN", "KAGGLE_KERNEL_RUN_TYPE"):
     os.environ.pop(name, None)
 
 # collecting it would put its folder on sys.path, and a stand-in for vLLM is no vLLM
-collect_ignore = ["fake_vllm"]
+collect_ignore = ["helpers"]
 
 import pytest  # noqa: E402
 from hypothesis import settings  # noqa: E402

@@ -353,7 +353,7 @@ print(len([read_template(f.template) for f in files if f.kind == "llm"]), source
     where = os.environ | {"PYTHONPATH": str(mounted)}
     where_and_how = {"env": where, "cwd": tmp_path, "capture_output": True, "text": True}
     done = subprocess.run([sys.executable, "-c", code], **where_and_how, check=True)
-    assert done.stdout == f"4 {mounted}\n"
+    assert done.stdout == f"6 {mounted}\n"
 
 
 def test_files_that_parameters_name_travel_and_are_found_there(tmp_path, monkeypatch):
