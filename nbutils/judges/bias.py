@@ -92,7 +92,8 @@ def trial_of(
     Args:
         rows: as `gate` returned them for the other judge; where they carry people's labels, those are the truth.
     """
-    chosen = {id(row): found["verdict"] for row in rows if (found := _comparison(row))}
+    two = [row for row in rows if len(row["responses"]) == 2]  # of several each judge may part two others
+    chosen = {id(row): found["verdict"] for row in two if (found := _comparison(row))}
     open_rows = [
         {name: value for name, value in row.items() if name != "repeat"}
         | {"scores": [], "replies": [], "feedback": [], "label": row.get("label") or chosen.get(id(row), "")}

@@ -32,8 +32,8 @@ def knows_by_reference(asked, rng):
     """Prefer what agrees with a reference; without one whatever stands first."""
     prompt = asked.messages[0]["content"]
     shown = MATERIAL.findall(prompt)
-    if len(shown) < 4:
-        return grades(5, 1)
+    if "The reference" not in prompt:
+        return grades(5, *[1] * (len(shown) - 2))
     return grades(*(5 if "Rome" in text else 1 for text in shown[2:]))
 
 
@@ -59,6 +59,17 @@ def test_a_judge_that_is_right_by_the_reference_alone_passes_the_gate_with_it_an
     assert "flips 100.0% of 12 rows" in bias.refusal(without)
     decided = [rerank(judged) for judged in run(judge, rows, store)]
     assert [r["verdict"] for r in decided] == ["kept" if i % 3 else "swapped" for i in range(12)]
+
+
+def test_among_several_samples_what_the_reference_buys_is_flips_and_ties_and_no_agreement(store):
+    answers = ("Rome is it.", "Milan is it.", "Turin is it.", "Naples is it.")
+    rows = [row(i, answers=answers) | {"verdict": ""} for i in range(10)]
+    judge = judge_of()
+    trial = bias.gate(judge, rows, store)
+    (bare,) = judges.beside(judge, cache=None)
+    without = bias.figures(bias.trial_of(bare, trial, store))
+    assert "agreement" not in without.index, "each judge may part two other answers"
+    assert {"flips", "ties", "first place gains"} <= set(without.index)
 
 
 @pytest.mark.parametrize("name", ["reference_en", "reference_it"])
