@@ -66,7 +66,7 @@ def answer(
     replies = [known[key] for key in order]
     if (unanswered := replies.count(None)) and time.monotonic() > deadline:
         raise out_of_time(f"with {unanswered} of {len(requests)} requests to go ({title})")
-    _warn(replies, unanswered)
+    _warn(replies, unanswered if engine.answers else 0)
     return replies
 
 

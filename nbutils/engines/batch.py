@@ -1,9 +1,9 @@
 """Asking by batch files: requests are written for others to answer, at half the price or where there is no network.
 
 A run whose judge says `batch: true` goes as far as its stored replies reach. What is still unasked then stands in
-`batches/<judge>/` beside the store, in the form that OpenAI's batches and `vllm run-batch` read, with the store's key
-as `custom_id`, and the run stops. `take` puts the results into the store, and the same command goes on. Keys are those
-of the server itself, so whoever answered, a run is the same to the last byte.
+`batches/<judge>-<hash>/` beside the store, in the form that OpenAI's batches and `vllm run-batch` read, with the
+store's key as `custom_id`, and the run stops. `take` puts the results into the store, and the same command goes on.
+Keys are those of the server itself, so whoever answered, the replies are the same to the last byte.
 """
 
 import json
@@ -12,13 +12,14 @@ import re
 import sqlite3
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import IO, Any, cast
 
-from nbutils.core.errors import InputError, Interrupted, writing
+from nbutils.core.errors import InputError, Interrupted, first_line, writing
+from nbutils.core.records import digest
 from nbutils.core.sampling import Sampling
 from nbutils.engines import completions, dialect
 from nbutils.engines.asking import key_of, masked_reply
@@ -32,8 +33,11 @@ log = logging.getLogger(__name__)
 MOST_REQUESTS, MOST_BYTES = 50_000, 190_000_000  # of a file: OpenAI takes 50,000 and 200 MB
 LONGEST = 2**25  # characters of a result
 AT_ONCE = 500  # replies stored together
+SAID = 3  # reasons of failed lines that are shown
+TEMPORARY = (401, 402, 403, 407, 408, 409, 425, 429)  # of the account, the place or the moment, not of the request
 ASKED = "asked.sqlite"  # the requests behind the keys, for those who bring results
 _KEY = re.compile(r"[0-9a-f]{32}")
+_FIND = "SELECT model, request FROM asked WHERE key = ?"
 
 
 class BatchEngine(Engine):
@@ -41,6 +45,7 @@ class BatchEngine(Engine):
 
     chunk_size = 0
     special_tokens: tuple[str, ...] = ()
+    answers = False
 
     def __init__(
         self,
@@ -55,7 +60,7 @@ class BatchEngine(Engine):
 
         Args:
             server, model, chat_template_kwargs: as `api.ApiEngine` has them; the replies count as that engine's.
-            folder: for the files; its parent keeps what was asked.
+            folder: for the files, to whose name that of their content is added; its parent keeps what was asked.
             price: US dollars per million tokens in and out, as asked one by one.
         """
         self._model, self._folder, self._price = model, folder, price
@@ -65,21 +70,27 @@ class BatchEngine(Engine):
         self._made: Path | None = None
         self._file: IO[str] | None = None
         self._counts: Counter[str] = Counter()
+        self._keys: set[str] = set()  # in these files; a batch takes no key twice
 
     def generate(
         self, requests: Sequence[Request], *, seed: int, deadline: float = float("inf")
     ) -> Iterator[tuple[int, Reply]]:
         """Write the requests down, and yield nothing."""
-        with writing(self._folder):
-            self._folder.parent.mkdir(parents=True, exist_ok=True)
-            self._made = self._made or owned.draft(self._folder, self._folder.parent)
-            with closing(_asked(self._folder.parent)) as asked, asked:
-                for request in requests:
-                    key = key_of(self, request, seed)
-                    known = asked.execute("SELECT count(*) FROM asked WHERE key = ?", (key,)).fetchone()[0]
-                    if not known:
-                        asked.execute("INSERT INTO asked VALUES (?, ?, ?)", (key, self._model, _written(request)))
-                    self._write(key, request, seed)
+        place = self._folder.parent
+        with writing(self._folder), _database(place):
+            place.mkdir(parents=True, exist_ok=True)
+            self._made = self._made or owned.draft(self._folder, place)
+            try:
+                with closing(_asked(place)) as asked, asked:
+                    for request in requests:
+                        if (key := key_of(self, request, seed)) not in self._keys:
+                            self._keys.add(key)
+                            row = (key, self._model, _written(request))
+                            asked.execute("INSERT OR IGNORE INTO asked VALUES (?, ?, ?)", row)
+                            self._write(key, request, seed)
+            except BaseException:
+                self._drop()
+                raise
         yield from ()
 
     def _write(self, key: str, request: Request, seed: int) -> None:
@@ -107,21 +118,30 @@ class BatchEngine(Engine):
         Raises:
             Interrupted: if anything was written.
         """
-        if self._made is None:
-            return
+        if self._made is None or not self._keys:
+            return self._drop()
+        made, counts = self._made, self._counts
         if self._file:
             self._file.close()
-        made, counts = self._made, self._counts
-        self._made, self._file, self._counts = None, None, Counter()
-        if not counts["requests"]:
-            return owned.abandon(made)
-        with writing(self._folder):
-            owned.finish(made, self._folder)
+        # the same requests in the same place, others beside them: somebody may be at work on those
+        folder = self._folder.with_name(f"{self._folder.name}-{digest(sorted(self._keys), 8)}")
+        if folder.is_symlink() or folder.parent.is_symlink():
+            raise InputError(f"{folder} is a link or behind one, and is not followed; move it away")
+        with writing(folder):
+            owned.finish(made, folder)
+        self._made, self._file, self._counts, self._keys = None, None, Counter(), set()
         raise Interrupted(
-            f"{counts['requests']:,} requests stand in {self._folder} ({self._size(counts)}); have them answered, "
-            f"bring the results with `python -m nbutils.batch {self._folder.parent.parent} RESULTS...`, and run the "
-            "same command or cell again"
+            f"requests are written and not sent: {counts['requests']:,} stand in {folder} ({self._size(counts)}); "
+            f"have them answered, bring the results with `python -m nbutils.batch {folder.parent.parent} RESULTS...`, "
+            "and run the same command or cell again"
         )
+
+    def _drop(self) -> None:
+        if self._file:
+            self._file.close()
+        if self._made:
+            owned.abandon(self._made)
+        self._made, self._file, self._counts, self._keys = None, None, Counter(), set()
 
     def _size(self, counts: Counter[str]) -> str:
         # some three characters a token; what is written is known only afterwards
@@ -137,8 +157,9 @@ class BatchEngine(Engine):
 def take(store: Store, results: Path) -> Counter[str]:
     """Put the replies of a result file into the store; return how many lines came to what.
 
-    `stored` are new, `known` were there; the others stay unasked: `failed` (the provider says so), `garbled`, of an
-    `unknown` request, by `another model`.
+    `stored` are new, `known` were there. What the provider refuses of a request (a status from 400 to 499) is a reply
+    that says so, `refused`, as long as it answered more than it refused; else the batch is at fault, and like all
+    others these lines stay unasked: `failed`, `garbled`, of an `unknown` request, `by another model`.
 
     Args:
         results: JSON lines as OpenAI's batches and `vllm run-batch` write them, in any order, whole or in part.
@@ -147,47 +168,73 @@ def take(store: Store, results: Path) -> Counter[str]:
         InputError: if the file cannot be read, or holds requests and no results.
     """
     counts: Counter[str] = Counter()
-    waiting: list[tuple[str, Any, Request, Reply]] = []
-    with closing(_asked(store.path.parent / "batches")) as asked, disk.opened(results) as stream:
+    reasons: Counter[str] = Counter()
+    waiting: dict[str, tuple[str, Any, Request, Reply]] = {}
+    refused: dict[str, tuple[str, Any, Request, Reply]] = {}
+    place = store.path.parent / "batches"
+    with _database(place), closing(_asked(place)) as asked, disk.opened(results) as stream:
         for number, raw in enumerate(iter(lambda: stream.readline(LONGEST), b""), 1):
             if not raw.strip():
                 continue
-            outcome, found = _reply(raw, asked)
-            if outcome == "request":
+            outcome, found, reason = _reply(raw, asked)
+            if outcome == "request" and number == 1:
                 raise InputError(f"{results}: line {number} is a request; expected the file with the results")
-            if found and store.get(found[0]) is None:
-                waiting.append(found)
-            elif found:
+            if found and (found[0] in waiting or found[0] in refused or store.get(found[0]) is not None):
                 outcome = "known"
+            elif found:
+                (refused if outcome == "refused" else waiting)[found[0]] = found
             counts[outcome] += 1
+            reasons[reason] += bool(reason)
             if len(waiting) == AT_ONCE:
-                store.put(waiting)
-                waiting = []
-        store.put(waiting)
+                store.put(list(waiting.values()))
+                waiting.clear()
+    store.put(list(waiting.values()))
+    if counts["refused"] < counts["stored"] + counts["known"]:
+        store.put(list(refused.values()))
+    elif counts["refused"]:
+        counts["failed"] += counts.pop("refused")
+    for reason, n in reasons.most_common(SAID):
+        log.warning("%s: %d lines: %s", results, n, reason)
     return counts
 
 
-def _reply(raw: bytes, asked: sqlite3.Connection) -> tuple[str, tuple[str, Any, Request, Reply] | None]:
-    """Return what a line of results comes to, and what to store of it."""
+def _reply(raw: bytes, asked: sqlite3.Connection) -> tuple[str, tuple[str, Any, Request, Reply] | None, str]:
+    """Return what a line of results comes to, what to store of it, and what the provider said where it failed."""
+    outcome, reason, reply = "stored", "", Reply(())
     try:
         line = json.loads(raw)
         key, response, wrong = str(line["custom_id"]), line.get("response"), line.get("error")
         if "response" not in line and "messages" in line.get("body", {}):
-            return "request", None
-        known = (
-            _KEY.fullmatch(key) and asked.execute("SELECT model, request FROM asked WHERE key = ?", (key,)).fetchone()
-        )
+            return "request", None, ""
+        known = _KEY.fullmatch(key) and asked.execute(_FIND, (key,)).fetchone()
         if not known:
-            return "unknown", None
-        if wrong or not isinstance(response, dict) or response.get("status_code", 200) != 200:
-            return "failed", None
+            return "unknown", None, ""
         model, request = known[0], _read(known[1])
-        reply = completions.read(json.dumps(response.get("body")), model, request.sampling.max_tokens)
+        status = response.get("status_code", 200) if isinstance(response, dict) else None
+        if wrong or status != 200:
+            reason = first_line(json.dumps(wrong or (response or {}).get("body")))
+            its_own = type(status) is int and 400 <= status < 500 and status not in TEMPORARY
+            outcome, reply = "refused" if its_own else "failed", Reply((), refused=f"{status}: {reason}")
+        else:
+            reply = completions.read(json.dumps(response.get("body")), model, request.sampling.max_tokens)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, GarbledReplyError):
-        return "garbled", None
-    if any(completions.OTHER in note for note in reply.notes):
-        return "by another model", None
-    return "stored", (key, SimpleNamespace(identity={"model": model}), request, masked_reply(reply))
+        return "garbled", None, ""
+    if other := [note for note in reply.notes if completions.OTHER in note]:
+        outcome, reason = "by another model", f"{other[0]}, and {model} was asked"
+    found = (key, SimpleNamespace(identity={"model": model}), request, masked_reply(reply))
+    return outcome, found if outcome in ("stored", "refused") else None, reason
+
+
+@contextmanager
+def _database(place: Path) -> Iterator[None]:
+    """Say in one sentence that what was asked cannot be read or written."""
+    try:
+        yield
+    except sqlite3.DatabaseError as error:
+        raise InputError(
+            f"cannot use {place / ASKED}: {error}; wait for another process, or move it away and write the batch files "
+            "again"
+        ) from None
 
 
 def _asked(folder: Path) -> sqlite3.Connection:

@@ -93,6 +93,8 @@ class Engine(Protocol):
     tally: Tally
     # what frames a turn for this engine's tokenizer, where it is known
     special_tokens: tuple[str, ...]
+    # whether it answers at all, or only writes down what is asked
+    answers: bool = True
 
     @abstractmethod
     def generate(self, requests: Sequence[Request], *, seed: int, deadline: float) -> Iterator[tuple[int, Reply]]:

@@ -7,6 +7,7 @@ there.
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -59,6 +60,7 @@ def replace(path: Path) -> None:
     if json.dumps(notebook) != before:
         draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         draft.write_text(json.dumps(notebook, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        shutil.copymode(path, draft)
         os.replace(draft, path)
 
 

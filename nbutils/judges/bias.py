@@ -38,7 +38,7 @@ from nbutils.core.stats import Interval, kappa, wilson
 from nbutils.core.verdicts import EPS, decide, mean_scores
 from nbutils.engines import doubts
 from nbutils.engines.store import Store
-from nbutils.judges.family import families
+from nbutils.judges.family import kinship, own_answers
 from nbutils.judges.judge import Judge, run, screen
 
 # The run stops above these shares, and where the judge agrees with people no more than a coin would.
@@ -62,12 +62,21 @@ MEANING = {
 
 
 def gate(
-    judge: Judge, rows: Sequence[Row], store: Store, *, seed: int = 0, deadline: float = float("inf")
+    judge: Judge,
+    rows: Sequence[Row],
+    store: Store,
+    *,
+    seed: int = 0,
+    deadline: float = float("inf"),
+    more: bool = False,
 ) -> list[Row]:
     """Judge a few rows as a trial, the first order of each twice; `figures` and `insist` say what follows.
 
     The rows with the smallest hashes are taken, so that more rows in the source change little, and what is asked here
     is in the store for the run itself.
+
+    Args:
+        more: as in `judges.run`.
 
     Returns:
         The judged rows, each with `repeat`: the scores of the repeated first order, empty if there are none.
@@ -76,8 +85,8 @@ def gate(
         digest([seed, row["prompt"], [r["text"] for r in row["responses"]]]): row for row in rows if not row["verdict"]
     }
     trial = [open_rows[key] for key in sorted(open_rows)[: judge.file.gate_rows]]
-    judged = run(judge, trial, store, deadline=deadline)
-    again = run(judge, trial, store, deadline=deadline, repeat=True)
+    judged = run(judge, trial, store, deadline=deadline, more=True)
+    again = run(judge, trial, store, deadline=deadline, repeat=True, more=more)
     return [
         row | {"repeat": other["scores"][0] if other["scores"] else []}
         for row, other in zip(judged, again, strict=True)
@@ -85,7 +94,13 @@ def gate(
 
 
 def trial_of(
-    judge: Judge, rows: Sequence[Row], store: Store, *, seed: int = 0, deadline: float = float("inf")
+    judge: Judge,
+    rows: Sequence[Row],
+    store: Store,
+    *,
+    seed: int = 0,
+    deadline: float = float("inf"),
+    more: bool = False,
 ) -> list[Row]:
     """Let a second judge do the trial that another one did, and hold it against what that one or people chose.
 
@@ -99,7 +114,7 @@ def trial_of(
         | {"scores": [], "replies": [], "feedback": [], "label": row.get("label") or chosen.get(id(row), "")}
         for row in rows
     ]
-    return gate(judge, screen(judge, open_rows), store, seed=seed, deadline=deadline)
+    return gate(judge, screen(judge, open_rows), store, seed=seed, deadline=deadline, more=more)
 
 
 def figures(rows: Sequence[Row], *, source_order: bool = False) -> pd.DataFrame:
@@ -216,28 +231,12 @@ def in_words(report: dict[str, Any]) -> str:
     )
 
 
-def own_answers(judge: Judge, rows: Sequence[Row]) -> int:
-    """Count the responses that the judge's model wrote itself, by name; judges prefer their own (Panickssery 2024)."""
-    name = _short(judge.model)
-    return sum(_short(r.get("model", "")) == name for row in rows for r in row["responses"]) if name else 0
-
-
-def akin(judge: Judge, model: str) -> frozenset[str]:
-    """Return the families that a judge's model shares with another."""
-    return families(judge.model) & families(model)
-
-
 def warnings(judge: Judge, rows: Sequence[Row], table: pd.DataFrame) -> list[str]:
     """Return what a user should know before trusting the verdicts, one sentence each."""
-    found = []
-    if own := own_answers(judge, rows):
-        found.append(f"the judge {judge.model} wrote {own} of the responses itself, and judges prefer their own")
-    elif related := Counter(name for row in rows for r in row["responses"] for name in akin(judge, r.get("model", ""))):
-        [(family, count)] = related.most_common(1)
-        found.append(
-            f"the judge {judge.model} is of the family {family}, like the model of {count} of the responses, and "
-            "judges favour relatives; one of another family would say more"
-        )
+    found = kinship(judge, rows)
+    lacks = getattr(judge, "lacks_reference", lambda row: False)
+    if lost := sum(lacks(row) for row in rows if row["replies"]):
+        found.append(f"{lost} of {len(rows)} rows have no reference and are judged without one")
     found += doubts.noted(judge.notes(), sum(len(row["replies"]) for row in rows))
     found += doubts.cut_prompts(max((reply["prompt_tokens"] for reply in row["replies"]), default=0) for row in rows)
     for name, row in table[table.opinion == "look closer"].iterrows():
@@ -292,9 +291,3 @@ def _opinion(name: str, line: Interval, rows: int) -> str:
     if name in TASTES:  # within chance: few rows cannot tell a taste
         return "not shown"
     return "fine" if name in MOST.keys() | LEAST.keys() else ""
-
-
-def _short(model: str) -> str:
-    """Return a model's bare name: without organisation, adapter (`with ...`) and the router's `:provider`."""
-    _, organised, name = model.partition(" with ")[0].rstrip("/").rpartition("/")
-    return (name.partition(":")[0] if organised else name).lower()

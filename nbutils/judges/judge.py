@@ -84,18 +84,35 @@ def screen(judge: Judge, rows: Sequence[Row]) -> list[Row]:
     return [row | {"verdict": f"filtered:{why}"} if why else row for row, why in zip(rows, faults, strict=True)]
 
 
+def finish(*judges: Judge) -> None:
+    """Let judges that only write their requests down put them in place and stop the run, if they have written any."""
+    for judge in judges:
+        getattr(judge, "finish", lambda: None)()
+
+
 def run(
-    judge: Judge, rows: Sequence[Row], store: Store, *, deadline: float = float("inf"), repeat: bool = False
+    judge: Judge,
+    rows: Sequence[Row],
+    store: Store,
+    *,
+    deadline: float = float("inf"),
+    repeat: bool = False,
+    more: bool = False,
 ) -> list[Row]:
     """Judge all rows that have no verdict yet; return every row with `scores`, `feedback`, `replies` and `judge`.
 
     Only usable responses are shown to the judge. One that repeats another shares its score; the scores of the others
     are NaN. A row the judge never answered in a readable way has no scores and will be counted as unparsed; one that
     the judge's server refused is `filtered:refused`, one that it has no way to judge is `filtered:<why>`.
+
+    Args:
+        more: whether more will be asked before `finish`; a judge that only writes its requests down goes on till then.
     """
     shown = {i: usable(row["responses"]) for i, row in enumerate(rows) if not row["verdict"]}
     asked = [rows[i] | {"responses": [rows[i]["responses"][k] for k in kept]} for i, kept in shown.items()]
     judgements = dict(zip(shown, judge.score(asked, store, deadline=deadline, repeat=repeat), strict=True))
+    if not more:
+        finish(judge)
     result = []
     for i, row in enumerate(rows):
         said = judgements.get(i, Judgement())

@@ -6,7 +6,7 @@ does not clearly hold a score for every response (`judges.replies`) is asked aga
 A template may show the row's `reference`, a good answer by somebody else.
 """
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -23,6 +23,7 @@ from nbutils.engines.store import Store
 from nbutils.judges import fence
 from nbutils.judges.files import LlmFile
 from nbutils.judges.judge import Judgement
+from nbutils.judges.references import insist_on_references, reference_of
 from nbutils.judges.replies import Reading, quotes, read
 from nbutils.judges.template import Template, read_both
 
@@ -31,8 +32,6 @@ ATTEMPTS = 3
 RETRY_TEMPERATURE = 0.5
 # Rows asked of a server at a time: the requests of all, each with the whole template, would fill the memory.
 PORTION = 5_000
-# A short right answer may be a response's own words; that of nearly all rows, always in one place, is its column.
-OWN, LEAST_OWN = 0.9, 8
 
 
 class LlmJudge:
@@ -99,14 +98,13 @@ class LlmJudge:
 
         Raises:
             InputError: if a verdict is asked about more than two responses; before anything is asked.
-            Interrupted: where the judge only writes its requests down, after it has written them.
         """
         faults = [self.fault(row) for row in rows]
         fit = [row for row, fault in zip(rows, faults, strict=True) if not fault]
+        if self.template.shows_reference:
+            insist_on_references(self.name, rows, required=self._without is None)
         self._check(rows)
         said = iter(self._scored(fit, store, deadline, repeat=repeat))
-        if len(rows) > 1:  # the example that a notebook shows first goes along with the others
-            self.engine.finish()
         return [Judgement(unfit=fault) if fault else next(said) for fault in faults]
 
     def _scored(self, rows: Sequence[Row], store: Store, deadline: float, *, repeat: bool) -> list[Judgement]:
@@ -143,17 +141,23 @@ class LlmJudge:
                     readings[job] = reading
                 elif reply is not None and not reply.refused:  # what got no answer at all is for the next run
                     again.append(job)
-                notes = reply.notes if reply else ()
-                if self._without and self._template_of(rows[job[0]]) is self._without:
-                    notes = (*notes, "asked for without a reference")
-                for note in notes:
+                for note in reply.notes if reply else ():
                     self._notes[note].add((rows[job[0]]["prompt_id"], job[1], attempt, repeat))
             todo = again
         return [self._judgement(i, row, orders, said, readings) for i, row in enumerate(rows)]
 
     def notes(self) -> dict[str, int]:
-        """Return what is odd about replies, and about how many; replies that rest on no reference are counted."""
+        """Return what is odd about replies, and about how many."""
         return {note: len(replies) for note, replies in self._notes.items()}
+
+    def finish(self) -> None:
+        """Stop the run, where requests were only written down.
+
+        Raises:
+            Interrupted: if there are any.
+        """
+        if "engine" in vars(self):
+            self.engine.finish()
 
     def explain(self, row: Row) -> str:
         """Return the very prompt the judge is given for this row, in the order given."""
@@ -167,7 +171,7 @@ class LlmJudge:
         turns = [turn["content"] for turn in row["prompt"]]
         if len(turns) > 1:
             turns = [f"{turn['role']}: {turn['content']}" for turn in row["prompt"]]
-        good = [text for text in (_reference(row),) if text and self.template.shows_reference]
+        good = [text for text in (reference_of(row),) if text and self.template.shows_reference]
         material = [
             fence.neutral(fence.shorten(text, limit), special)
             for text in (*good, "\n\n".join(turns), *_different(row)[:: -1 if order else 1])
@@ -196,7 +200,7 @@ class LlmJudge:
     def fault(self, row: Row) -> str:
         """Return why a row cannot be judged, or nothing: it has no reference where one is required."""
         required = self.template.shows_reference and not self._without
-        return "no_reference" if required and not _reference(row) else ""
+        return "no_reference" if required and not reference_of(row) else ""
 
     def without_reference(self) -> "LlmJudge | None":
         """Return this judge as it is without the reference, to see what that buys; None where it is shown none."""
@@ -205,20 +209,14 @@ class LlmJudge:
         file = self.file.model_copy(update={"template": self.template.without, "reference": None})
         return LlmJudge(f"{self.name} without", file, cache=self._cache, seed=self._seed, engine=self.engine)
 
+    def lacks_reference(self, row: Row) -> bool:
+        """Return whether a row is judged without the reference that others are judged with."""
+        return self._without is not None and not reference_of(row)
+
     def _template_of(self, row: Row) -> Template:
-        return self._without if self._without and not _reference(row) else self.template
+        return self._without if self._without and not reference_of(row) else self.template
 
     def _check(self, rows: Sequence[Row]) -> None:
-        if rows and all(self.fault(row) for row in rows):
-            raise InputError(
-                f"judge {self.name} goes by a reference and none of {len(rows)} rows has one; name a column with good "
-                "answers in reference_column, or another judge"
-            )
-        if self.template.shows_reference and (own := _own_references(rows)):
-            raise InputError(
-                f"judge {self.name}: the reference is response {own} itself in nearly all of {len(rows)} rows, so it "
-                "would be compared with itself; name in reference_column answers by somebody else, or another judge"
-            )
         most = max((len(_different(row)) for row in rows), default=0)
         if self.template.reply == "verdict" and most > 2:
             raise InputError(
@@ -234,7 +232,7 @@ class LlmJudge:
         """Read a reply; one whose verdict stands in what it was shown may be a quotation, and is not understood."""
         texts = _different(row)
         reading = read(sample, len(texts), self.template)
-        shown = [turn["content"] for turn in row["prompt"]] + [_reference(row)] * self.template.shows_reference
+        shown = [turn["content"] for turn in row["prompt"]] + [reference_of(row)] * self.template.shows_reference
         return None if reading is not None and quotes(sample.text, (*shown, *texts), self.template) else reading
 
     def _record(self, row: Row, order: int, attempt: int, reply: Reply | None, reading: Reading | None) -> Row:
@@ -272,21 +270,6 @@ class LlmJudge:
             else:  # half a judgement would bring back the position bias that two orders are there to cancel
                 return Judgement(replies=replies)
         return Judgement(scores, feedback, replies)
-
-
-def _reference(row: Row) -> str:
-    return (row.get("reference") or "").strip()
-
-
-def _own_references(rows: Sequence[Row]) -> int:
-    """Return which response (1, 2, ...) alone is the reference itself in nearly all rows that have one; 0 for none."""
-    held = [row for row in rows if _reference(row)]
-    same = (
-        [k for k, response in enumerate(row["responses"], 1) if response["text"].strip() == _reference(row)]
-        for row in held
-    )
-    [(place, count)] = Counter(one[0] for one in same if len(one) == 1).most_common(1) or [(0, 0)]
-    return place if len(held) >= LEAST_OWN and count > OWN * len(held) else 0
 
 
 def _different(row: Row) -> list[str]:

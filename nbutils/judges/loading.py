@@ -49,4 +49,7 @@ def beside(judge: Judge, second: str = "", *, cache: Path, seed: int = 0) -> lis
     """
     others = [load(second, cache=cache, seed=seed)] if second else []
     bare = getattr(judge, "without_reference", lambda: None)()
+    for other in others:
+        if other.name == judge.name:  # of another folder; or the very same, which may be tried once more
+            other.name = f"{other.name} 2"
     return others + ([bare] if bare else [])

@@ -1,9 +1,8 @@
 """Base and tuned model answer the same held-out prompts, and the same judge compares them."""
 
-import itertools
 import logging
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -93,7 +92,7 @@ def shown_to(judges_of: Mapping[str, Judge], held_out: Mapping[str, Sequence[Row
         judge, known = judges_of[name], sum(bool(row["reference"]) for row in rows)
         seen = "sees no reference"
         if judges.sees_reference(judge):
-            seen = f"sees the reference of {known} of {len(rows)} prompts, which neither model may have written"
+            seen = f"sees the reference of {known} of {len(rows)} prompts, which must be by neither model"
         sentences.append(f"{name}: judge {judge.name} {seen}")
     return sentences
 
@@ -147,8 +146,7 @@ def compare(
         both, and `verdict` as seen from the tuned model: win, tie, loss, flip, unparsed, or unanswered.
 
     Raises:
-        InputError: if more of the trial stays unanswered or unreadable than the gate of 01 and 03 allows, before
-            the rest is paid for; or if more of all stays unanswered. What was answered is stored.
+        InputError: if more of the trial, or of all, stays unanswered or unreadable than the gate of 01 and 03 allows.
     """
     asked = {
         name: [
@@ -169,8 +167,11 @@ def compare(
             key=lambda part: digest([part[0]["prompt"], part[1][0].text]),
         )
         if trial := every[: getattr(judge.file, "gate_rows", 0)]:
-            _insist(judge, _compare(judge, trial, store, deadline), "unanswered", "refused", "unparsed")
+            tried = _compare(judge, trial, store, deadline)
+            judges.finish(judge)
+            _insist(judge, tried, "unanswered", "refused", "unparsed")
     compared = {name: _compare(judges_of[name], parts, store, deadline) for name, parts in asked.items()}
+    judges.finish(*(judges_of[name] for name in asked))
     for name, rows in held_out.items():
         compared[name] += _unanswered(judges_of[name], zip(rows, before[name], after[name], strict=True))
     for names in sets.values():
@@ -180,12 +181,14 @@ def compare(
 
 def _unanswered(judge: Judge, drawn: Iterable[tuple[Row, Sequence[Sample], Sequence[Sample]]]) -> list[Row]:
     """Return what is known of prompts to which a side has no answer."""
-    result = []
-    for row, *sides in drawn:
-        if not all(sides):
-            couples = itertools.zip_longest(*sides, fillvalue=NONE) if any(sides) else [(NONE, NONE)]
-            result += [_record(row, judge, couple, Judgement(), "unanswered") for couple in couples]
-    return result
+    parts = list(drawn)
+    n = max((len(side) for _, *sides in parts for side in sides), default=0)  # as many as of the other prompts
+    lost = [(row, couple) for row, *sides in parts if not all(sides) for couple in _padded(sides, n)]
+    return [_record(row, judge, couple, Judgement(), "unanswered") for row, couple in lost]
+
+
+def _padded(sides: Sequence[Sequence[Sample]], n: int) -> Iterator[tuple[Sample, ...]]:
+    return zip(*([*side, *[NONE] * (n - len(side))] for side in sides), strict=True)
 
 
 def _insist(judge: Judge, compared: Sequence[Row], *limits: str) -> None:

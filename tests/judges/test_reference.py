@@ -97,13 +97,14 @@ def test_rows_without_a_reference_are_counted_where_it_is_required(store):
 def test_rows_without_a_reference_are_judged_by_the_other_template_where_it_is_used_and_counted(store):
     rows = [row(0), row(1, ""), row(2, "")]
     judge = judge_of(reference="used")
-    run(judge, screen(judge, rows), store)
+    judged = run(judge, screen(judge, rows), store)
     bare = [p for p in prompts(judge) if len(MATERIAL.findall(p)) == 3]
     assert len(bare) == 4
     assert all("The reference" not in p for p in bare)
     plain = judge_of(template="rating_en")
     assert judge.request(rows[1], 0) == plain.request(rows[1], 0), "the very request of the other template"
-    assert judge.notes() == {"asked for without a reference": 4}
+    said = bias.warnings(judge, judged, bias.figures(judged))
+    assert "2 of 3 rows have no reference and are judged without one" in said
 
 
 def test_where_no_row_has_a_reference_the_judge_says_so(store):
