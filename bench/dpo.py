@@ -38,7 +38,7 @@ from nbutils.training import loop, settings
 from nbutils.training.simulate import Tracker
 from nbutils.training.trainer import arguments, build_trainer, precision
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests/helpers"))
 from builders import scored
 
 ROOT = Path(__file__).resolve().parents[1]

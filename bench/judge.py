@@ -32,7 +32,7 @@ from nbutils.engines.asking import answer
 from nbutils.engines.protocol import Reply, Request
 from nbutils.engines.store import Store
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests/helpers"))
 from servers import quick, serving, slow
 
 REQUESTS, IN_FLIGHT, DELAY, ROUNDS = 600, 32, 0.2, 3

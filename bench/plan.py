@@ -30,7 +30,7 @@ from nbutils.core.errors import InputError
 from nbutils.models.preflight import Device
 from nbutils.training import loop, memory, settings, simulate
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests/helpers"))
 from dpo import CPU, dpo_params, some_pairs
 
 LENGTH, EFFECTIVE = 1024, 16

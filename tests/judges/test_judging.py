@@ -64,6 +64,7 @@ class Log:
         return len(self.asked)
 
 
+@pytest.mark.nightly
 def test_after_ten_kills_every_row_is_judged_and_no_more_is_asked_twice_than_was_in_flight(tmp_path):
     rows, rng = [pair(i) for i in range(1000)], random.Random(4)
     path, log = tmp_path / "store.sqlite", Log(tmp_path / "calls.jsonl")

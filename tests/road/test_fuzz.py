@@ -271,6 +271,7 @@ responses = st.fixed_dictionaries(
 )
 
 
+@pytest.mark.nightly
 @fuzz("on_policy")
 @given(
     st.data(), texts.filter(str.strip), st.lists(st.lists(responses, min_size=1, max_size=5), min_size=1, max_size=3)

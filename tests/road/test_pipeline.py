@@ -147,6 +147,7 @@ def test_notebook_runs_alone_with_papermill_from_any_folder(stem, italian, model
         assert (tmp_path / "run" / stem / "metrics.json").is_file()
 
 
+@pytest.mark.nightly
 def test_a_judge_that_fails_in_the_proof_costs_neither_adapter_nor_samples(italian, model, tmp_path):
     run_dir, _, _ = italian
     held = write_jsonl(tmp_path / "held.jsonl", [{"prompt": q} for q in QUESTIONS[:4]])
@@ -214,6 +215,7 @@ def kill_midway(profile, run_dir, ready):
     process.wait()
 
 
+@pytest.mark.nightly
 def test_judging_killed_in_the_middle_asks_only_what_is_missing(tmp_path):
     log = tmp_path / "calls.jsonl"
     rows = [
@@ -385,6 +387,7 @@ def test_misspelt_parameter_given_to_papermill_stops_the_notebook(tmp_path):
     assert "min_margn is unknown" in done.stderr
 
 
+@pytest.mark.nightly
 def test_training_without_a_pair_points_at_the_drop_report(tmp_path, model):
     prompts = read_jsonl(CHECKOUT / "params/english/prompts.jsonl")[:4]
     done = run_profile(
