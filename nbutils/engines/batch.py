@@ -184,7 +184,7 @@ def take(store: Store, results: Path) -> Counter[str]:
             elif found:
                 (refused if outcome == "refused" else waiting)[found[0]] = found
             counts[outcome] += 1
-            reasons[reason] += bool(reason)
+            reasons.update([reason] if reason else [])
             if len(waiting) == AT_ONCE:
                 store.put(list(waiting.values()))
                 waiting.clear()

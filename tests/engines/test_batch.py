@@ -288,13 +288,14 @@ def test_what_was_asked_is_named_where_it_cannot_be_used(store, tmp_path):
     assert not list((tmp_path / "batches").glob("*.draft-*"))
 
 
-def test_results_come_twice_in_parts_and_in_any_order(store, tmp_path):
+def test_results_come_twice_in_parts_and_in_any_order(store, tmp_path, caplog):
     lines = export(store, tmp_path, 40)
     results = [result(line, f"said {line['body']['messages'][0]['content']}") for line in lines]
     random.Random(1).shuffle(results)
     first = save(tmp_path / "a.jsonl", results[:25])
     second = save(tmp_path / "b.jsonl", [*results[15:], "\n", json.dumps(results[0])[:50]])
     assert batch.take(store, first) == {"stored": 25}
+    assert "lines: " not in caplog.text
     assert batch.take(store, second) == {"stored": 15, "known": 10, "garbled": 1}
     assert batch.take(store, second) == {"known": 25, "garbled": 1}
     assert [reply.samples[0].text for reply in answer(store, engine(tmp_path), asked(40))] == [
