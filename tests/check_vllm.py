@@ -187,8 +187,9 @@ def test_run_batch_answers_what_a_judge_wrote_and_the_judge_goes_on(smollm2, tmp
     )  # fmt: skip
     judge = LlmJudge("small", file, cache=tmp_path / "models")
     rows = [scored([f"It is {i}.", f"It may be {i + 1}."], text=f"What is {i} plus 0?") for i in range(20)]
+    judge.score(rows, store)
     with pytest.raises(Interrupted, match="20 stand in"):
-        judge.score(rows, store)
+        judge.finish()
     requests, results = next((tmp_path / "batches").rglob("requests-001.jsonl")), tmp_path / "results.jsonl"
     command = ["-m", "vllm.entrypoints.openai.run_batch", "-i", requests, "-o", results, "--model", smollm2]
     environment = os.environ | {"VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1"}
