@@ -59,9 +59,11 @@ def _read(text: str, notes: set[str]) -> Any:
         history = listed(text)
     except Unusable:  # it was cut off
         return [text]
-    if history is None:
+    if isinstance(history, list | tuple) and any(isinstance(h, list | tuple | Mapping) for h in history):
+        return history
+    if history != []:  # words, or a history of something else: of an illness, of a browser
         notes.add("story")
-    return history
+    return None
 
 
 def with_input(row: Mapping[str, Any], column: str, turns: Messages, notes: set[str]) -> Messages:

@@ -169,7 +169,7 @@ def _parts(secret: str) -> Iterator[str]:
     opaque = re.sub(r"^(?:[A-Za-z]{2,8}[_-])+", "", secret)  # what all tokens of its maker begin with
     raw = opaque.encode()
     forms = [opaque, quote(opaque, safe=""), raw.hex()]
-    forms += ["".join(map(form.format, raw)) for form in ("00{:02x}", "25{:02x}", "{:d}", "{:o}")]
+    forms += ["".join(map(form.format, raw)) for form in ("00{:02x}", "25{:02x}", "{:d}", "{:o}", "{:03o}")]
     forms += [again for code in _base64(raw) for again in (code, *_base64(code.encode()))]
     for shift in range(5):
         code = base64.b32encode(b"\0" * shift + raw).decode().rstrip("=")

@@ -12,7 +12,7 @@ from nbutils.core.records import Messages, encodable
 LONGEST, MOST_TURNS = 1_000_000, 1_000
 # as Anthropic's sets have them, and Guanaco's
 _TRANSCRIPTS = (re.compile(r"(?:\A\s*|(?:\r?\n){2})(Human|Assistant):"), re.compile(r"###[ \t]*(Human|Assistant):"))
-_FRAMED = re.compile(r"(?:\r?\n){2}|\s*###")
+_FRAMED = re.compile(r"(?:\r?\n){2}Human:")
 
 
 def messages(value: Any, notes: set[str] | None = None) -> Messages:
@@ -66,17 +66,11 @@ def transcript(text: str) -> Messages | None:
 def _told(text: str) -> Messages | None:
     """Return the turns of a transcript in the place of a prompt, without the mark that an answer is to follow.
 
-    Raises:
-        Unusable: if its last part may be an answer, or a question about what stands before.
+    Only one that is framed as those sets have it, with an empty line before its first turn or a mark for the answer at
+    its end: a person may quote a dialogue and ask about it.
     """
-    turns = transcript(text)
-    if turns is None or turns[-1]["role"] != "assistant":
-        return turns
-    if not turns[-1]["content"]:
-        return turns[:-1]
-    if "\n\n" in turns[-1]["content"] and not _FRAMED.match(text):
-        raise Unusable("a transcript of which it cannot be told whether it ends in an answer or in a question about it")
-    return turns
+    turns = transcript(text) if _FRAMED.match(text) or text.rstrip().endswith("\n\nAssistant:") else None
+    return turns[:-1] if turns and turns[-1] == {"role": "assistant", "content": ""} else turns
 
 
 def _turn(turn: Mapping[str, Any], notes: set[str]) -> dict[str, str]:

@@ -166,7 +166,7 @@ def files_of(folder: Path, *, aside: tuple[str, ...] = ()) -> Iterator[tuple[str
     """Yield name and path of the files of a folder, sorted.
 
     Raises:
-        InputError: for a link to a folder: a library would read what it leads to.
+        InputError: for a link to a folder inside a model: a library would read what it leads to.
     """
     found = []
     for place, folders, names in os.walk(folder):
@@ -176,6 +176,8 @@ def files_of(folder: Path, *, aside: tuple[str, ...] = ()) -> Iterator[tuple[str
             if any(fnmatch(name, pattern) or fnmatch(path.name, pattern) for pattern in (*ASIDE, *aside)):
                 continue
             if path.is_dir():
+                if not (folder / "config.json").exists():  # beside data nothing reads it
+                    continue
                 raise InputError(f"{path} is a link to a folder, which is not followed; copy what it leads to")
             found.append((name, path))
     yield from sorted(found)

@@ -70,14 +70,20 @@ def abandon(made: Path) -> None:
         shutil.rmtree(made.parent, ignore_errors=True)
 
 
-def clear(folder: Path, place: Path) -> None:
-    """Remove the drafts of processes that were killed; what is not ours in them goes to the folder."""
+def clear(folder: Path, place: Path, *, unfinished: bool = True) -> None:
+    """Remove the drafts of processes that were killed; what is not ours in them goes to the folder.
+
+    Args:
+        unfinished: whether no other process can be at work on a draft that is not finished.
+    """
     for holder in place.glob(f"{glob.escape(folder.name)}.draft-*"):
         made = holder / folder.name
         if holder.is_symlink() or made.is_symlink():
             pass
         elif (holder / UNFINISHED).is_file():
-            shutil.rmtree(holder)
+            if unfinished:
+                shutil.rmtree(holder)
+            continue
         elif listed(made) is not None:  # whole: killed between two renamings, or before all was carried over
             if os.path.lexists(folder):
                 carry(made, folder)
@@ -142,11 +148,12 @@ def carry(old: Path, new: Path) -> None:
     A file of ours that was changed since, and one whose name is taken in the new folder, go to `kept-1` there, or the
     next free number.
     """
-    known, moved, stuck = listed(old) or {}, 0, list[str]()
+    ours = listed(old)
+    known, moved, stuck = ours or {}, 0, list[str]()
     kept = new / _free(old, new)
     for name in disk.entries(old):
         path = old / name
-        if name == NAME:
+        if name == NAME and ours is not None:
             continue
         if unchanged(path, known.get(name)):
             path.unlink()
@@ -160,7 +167,8 @@ def carry(old: Path, new: Path) -> None:
     if stuck:
         log.warning("%s could not be moved to %s; what the kit did not write there: %s", old, new, some(stuck))
         return
-    (old / NAME).unlink(missing_ok=True)
+    if ours is not None:
+        (old / NAME).unlink(missing_ok=True)
     for place, _, _ in os.walk(old, topdown=False):
         with suppress(OSError):  # somebody puts a file there at this moment
             Path(place).rmdir()
@@ -169,6 +177,8 @@ def carry(old: Path, new: Path) -> None:
 def place(draft: Path, folder: Path, name: str) -> None:
     """Put one more whole file into a folder of ours, in one step; one of this name that is not ours is kept."""
     known = listed(folder) or {}
+    if os.path.lexists(folder / NAME) and listed(folder) is None:
+        _moved(folder / NAME, folder / _free(folder) / NAME)
     if os.path.lexists(folder / name) and not unchanged(folder / name, known.get(name)):
         aside = folder / _free(folder) / name
         _moved(folder / name, aside)

@@ -138,12 +138,11 @@ def compare(
 ) -> dict[str, list[Row]]:
     """Judge the i-th answer before against the i-th after, for every prompt of every held-out set, by the set's judge.
 
-    As many rows as a judge's `gate_rows` are judged first, as a trial, of all its sets together. A prompt to which a
-    side has no answer is not judged, but stays: whoever cannot answer has not done well.
+    As many rows as a judge's `gate_rows` are judged first, as a trial, of all its sets together.
 
     Returns:
         For each set one row per pair of answers with text, score (0..1, NaN if unparsed), tokens and finish reason of
-        both, and `verdict` as seen from the tuned model: win, tie, loss, flip, unparsed, or unanswered.
+        both, and `verdict` as seen from the tuned model: win, tie, loss, flip, unparsed or unanswered.
 
     Raises:
         InputError: if more of the trial, or of all, stays unanswered or unreadable than the gate of 01 and 03 allows.
@@ -174,6 +173,7 @@ def compare(
     judges.finish(*(judges_of[name] for name in asked))
     for name, rows in held_out.items():
         compared[name] += _unanswered(judges_of[name], zip(rows, before[name], after[name], strict=True))
+    compared = {name: _in_order(compared[name], rows) for name, rows in held_out.items()}
     for names in sets.values():
         _insist(judges_of[names[0]], [row for name in names for row in compared[name]], "unanswered")
     return compared
@@ -185,6 +185,12 @@ def _unanswered(judge: Judge, drawn: Iterable[tuple[Row, Sequence[Sample], Seque
     n = max((len(side) for _, *sides in parts for side in sides), default=0)  # as many as of the other prompts
     lost = [(row, couple) for row, *sides in parts if not all(sides) for couple in _padded(sides, n)]
     return [_record(row, judge, couple, Judgement(), "unanswered") for row, couple in lost]
+
+
+def _in_order(compared: list[Row], rows: Sequence[Row]) -> list[Row]:
+    """Return compared rows in the order of their prompts."""
+    place = {row["prompt_id"]: i for i, row in enumerate(rows)}
+    return sorted(compared, key=lambda row: place[row["prompt_id"]])
 
 
 def _padded(sides: Sequence[Sequence[Sample]], n: int) -> Iterator[tuple[Sample, ...]]:

@@ -418,16 +418,9 @@ GOLD = talk("u:Chi sei?", "a:Oro.")
         (f"{HH} Il Po.\n\nE il Tevere.", short(TWO), "a transcript"),
         (HH, short(TWO), "a transcript"),
         (HH.removesuffix("\n\nAssistant:"), short(TWO), "a transcript"),
-        (f"{HH.strip()} Il Po.", short(TWO), "a transcript"),
         (HH.strip(), short(TWO), "a transcript"),
         (HH.replace("\n", "\r\n") + " Il Po.", short(TWO), "a transcript"),
         ("\n\nHuman: Hi\n\nAssistant:", ["u:Hi"], "a transcript"),
-        ("### Human: Chi sei?\n### Assistant: Oro.", ["u:Chi sei?"], "a transcript"),
-        (
-            "### Human: Chi sei?### Assistant: Un fiume.### Human: Quale?### Assistant: Il Po.",
-            short(TWO),
-            "a transcript",
-        ),
     ],
 )
 def test_a_prompt_that_was_printed_in_another_way_is_read_without_its_answer(text, prompt, note, caplog):
@@ -505,10 +498,19 @@ def test_a_text_that_holds_such_things_among_others_is_a_text(text, caplog):
     assert not caplog.text
 
 
-def test_a_dialogue_of_which_nobody_can_tell_whether_it_ends_in_a_question_is_refused():
-    for text in ("Human: hi\n\nAssistant: hello\n\nTranslate this into Italian.", f"{HH.strip()} Il Po.\n\nTraduci."):
-        with pytest.raises(InputError, match=r"column 'prompt': a transcript .* cannot be told"):
-            prompts_of(text)
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Human: hi\n\nAssistant: hello\n\nTranslate this into Italian.",
+        "Human: Vorrei un rimborso.\n\nAssistant: No.\nL'assistente è stato cortese?",
+        "### Human: Hi\n### Assistant: Hello\n\nRate the answer above 1 to 5.",
+        "Human: Chi sei?\n\nAssistant: Un fiume.\n\nHuman: Quale?\n\nAssistant: Il Po.",
+        "### Human: Chi sei?### Assistant: Un fiume.### Human: Quale?### Assistant: Il Po.",
+    ],
+)
+def test_a_dialogue_that_a_person_quotes_stays_whole(text, caplog):
+    assert prompts_of(text) == [f"u:{text}"]
+    assert not caplog.text
 
 
 def test_what_a_turn_itself_says_is_left_as_it_is():
@@ -591,14 +593,19 @@ def test_a_history_that_became_text_is_read_as_its_list_is(history, caplog):
 
 @pytest.mark.parametrize(
     "history",
-    ['[["Chi sei?", "Un fium', '["Chi sei?"]', "[['Chi sei?', None]]", json.dumps(GOLD), {"Chi sei?": "Un fiume."},
-     '{"Chi sei?": "Un fiume."}', "[['Chi sei?', 'Un fiume.'] ...]", np.array(["a"]),
+    ['[["Chi sei?", "Un fium', "[['Chi sei?', None]]", json.dumps(GOLD), {"Chi sei?": "Un fiume."}, "[['Chi sei?', 'Un fiume.'] ...]", np.array(["a"]),
      str(np.array([["Chi sei?", "Un fiume."]], dtype=object)), "[['a' 'b']\n ['c' 'd']]",
      "\n\nHuman: Chi sei?\n\nAssistant: Un fiume.\n\nHuman: E?"],
 )  # fmt: skip
 def test_a_history_that_cannot_be_read_is_refused(history):
     with pytest.raises(InputError, match="row 0, column 'prompt': the column 'history' should hold pairs"):
         prompts_of("Quale?", history=history)
+
+
+@pytest.mark.parametrize("history", ['["diabete", "asma"]', "[1, 2]", '{"age": 3}', '["Chi sei?"]'])
+def test_a_history_of_something_else_is_left_out_and_counted(history, caplog):
+    assert prompts_of("Quale?", history=history) == ["u:Quale?"]
+    assert "1 of 1 rows: the text of the column 'history' is no list of turns and is left out" in caplog.text
 
 
 @pytest.mark.parametrize("history", ["", "[]", " [] ", None, float("nan"), (), "null", "None"])

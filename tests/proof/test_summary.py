@@ -191,9 +191,9 @@ def test_a_held_out_prompt_without_an_answer_is_not_judged_and_counts_as_not_mea
         compared = compare({"held": judge}, rows, *sides, store=store)["held"]
         verdict = "win"
         assert [(row["prompt"][0]["content"], row["verdict"]) for row in compared] == (
-            [(str(i), verdict) for i in range(lost, of)] + [(str(i), "unanswered") for i in range(lost)]
+            [(str(i), "unanswered") for i in range(lost)] + [(str(i), verdict) for i in range(lost, of)]
         )
-        assert {(row[f"{empty}_text"], row[f"{empty}_finish_reason"]) for row in compared[of - lost :]} == {
+        assert {(row[f"{empty}_text"], row[f"{empty}_finish_reason"]) for row in compared[:lost]} == {
             ("", "unanswered")
         }
         dataset(compared, EVALUATION)

@@ -223,6 +223,7 @@ FORMS = {
     "hexadecimal entities": "".join(f"&#x{ord(c):x};" for c in LONG),
     "hexadecimal numbers": ", ".join(f"0x{byte:02x}" for byte in LONG.encode()),
     "code points": " ".join(f"U+{ord(c):04X}" for c in LONG), "long escapes": "".join(f"\\U{ord(c):08x}" for c in LONG),
+    "octal with zeros": "".join(f"\\{byte:03o}" for byte in AWS.encode()),
     "octal": "".join(f"\\{byte:o}" for byte in AWS.encode()),
     "percent codes of percent codes": "".join(f"%25{byte:02x}" for byte in AWS.encode()),
     "base64 twice": base64.b64encode(base64.b64encode(LONG.encode())).decode(),
@@ -241,7 +242,7 @@ def remains(text):
     wanted = [re.sub("[^a-z0-9]", "", form.lower()) for token in (LONG, AWS) for form in
               (token, token.encode().hex(), "".join(map(str, token.encode())),
               "".join(f"{b:o}" for b in token.encode()),
-              "".join(f"25{byte:02x}" for byte in token.encode()),
+              "".join(f"25{byte:02x}" for byte in token.encode()), "".join(f"{b:03o}" for b in token.encode()),
               *(base64.b32encode(b" " * k + token.encode()).decode()[8:-8] for k in range(5)),
               *(base64.b64encode(b" " * k + base64.b64encode(b" " * j + token.encode())).decode()[8:-8]
                 for k in range(3) for j in range(3)),
