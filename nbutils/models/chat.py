@@ -20,7 +20,7 @@ from nbutils.models.preflight import Device
 
 # How models spell what frames a turn, a thought, a tool or a place in code; HTML's elements and words are none.
 _FRAME = re.compile(
-    r"<\|[^<>|\n]{1,60}\|?>|<[^<>|\n]{1,60}\|>|\[\|[^\[\]|\n]{1,60}\|\]|\u25c1[^\n]{1,60}\u25b7|<</?[A-Z]{2,20}>>"
+    r"<[|\uff5c][^<>|\uff5c\n]{1,60}[|\uff5c]?>|<[^<>|\uff5c\n]{1,60}[|\uff5c]>|\[\|[^\[\]|\n]{1,60}\|\]|\u25c1[^\n]{1,60}\u25b7|<</?[A-Z]{2,20}>>"
     r"|</?[A-Za-z]+[_:-][\w:-]{1,60}>|<[A-Za-z]{3,30}\d{1,5}>"
     r"|</?(?i:bos|eos|pad|unk|mask|cls|sep|sop|eop|eod|eot|mid|suf|pre|think|thinking|tools|function|escape|role)>"
     r"|\[[/@]?[a-z]?[A-Z]{2,}[A-Z_]{0,40}@?\]|\[[A-Za-z]{2,20}_?\d{1,5}\]"

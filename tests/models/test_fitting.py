@@ -283,7 +283,8 @@ FRAMES = (
     "<|fim_prefix|>", "<|repo_name|>", "<|file_sep|>", "<|vision_start|>", "<|im user|>", "<|turn>", "<channel|>",
     "[|endofturn|]", "<tool_call>", "</tool_response>", "<fim_suffix>", "<start_of_turn>", "<longcat:think>", "<eos>",
     "<PAD>", "<unused7>", "<extra_id_0>", "<think>", "</think>", "<tools>", "[INST]", "[/INST]", "[gMASK]", "[@BOS@]",
-    "[TOOL_CALLS]", "[control_9]", "[unused1]", "<<SYS>>", "\u25c1think\u25b7",
+    "[TOOL_CALLS]", "[control_9]", "[unused1]", "<<SYS>>", "\u25c1think\u25b7", "<\uff5cUser\uff5c>",
+    "<\uff5cfim\u2581hole\uff5c>",
 )  # fmt: skip
 WORDS = (
     "perché", "città", "    ", "\n\n\n", "<table>", "</td>", "<h1>", "<s>", "<strong>", "<new>", "<answer>", "[1]",
