@@ -136,9 +136,7 @@ class ApiEngine(Engine):
                 number = min(self._concurrency, len(asked.requests))
                 workers = [group.create_task(self._work(asked, ask)) for _ in range(number)]
                 group.create_task(self._wind_up(workers, asked))
-            if asked.answered and not asked.fatal:
-                asked.release()
-            elif not asked.stop.is_set():
+            if not asked.stop.is_set():  # the last ones, too: credit may have run out
                 await self._look(asked, ask)
         if asked.fatal:
             raise asked.fatal[0]

@@ -538,6 +538,22 @@ WRONG = [
 ]
 
 
+@pytest.mark.parametrize(("status", "said"), [(403, "insufficient quota"), (404, "model judge was unloaded")])
+@pytest.mark.parametrize("last", [1, 3, 4])
+def test_what_a_server_refuses_at_the_end_of_a_run_is_no_rows_fault_where_it_refuses_all(store, status, said, last):
+    def script(body):
+        return Answer(echo(body), status=status if len(server.calls) > 12 else 200, error=said)
+
+    texts = [str(i) for i in range(12 + last)]
+    with ChatServer(script) as server:
+        with pytest.raises(InputError, match=str(status)):
+            answer(store, engine(server, concurrency=1), ask(*texts))
+        assert len(store) == 12
+    with ChatServer() as server:
+        replies = answer(store, engine(server, concurrency=1), ask(*texts))
+    assert [bool(reply.refused) for reply in replies] == [False] * len(texts)
+
+
 @pytest.mark.parametrize("place", ["first", "middle", "last"])
 @pytest.mark.parametrize(("status", "error"), WRONG)
 def test_a_row_that_is_always_refused_is_that_rows_outcome_and_not_asked_again(store, caplog, status, error, place):
