@@ -125,11 +125,13 @@ class BatchEngine(Engine):
             self._file.close()
         # the same requests in the same place, others beside them: somebody may be at work on those
         folder = self._folder.with_name(f"{self._folder.name}-{digest(sorted(self._keys), 8)}")
-        if folder.is_symlink() or folder.parent.is_symlink():
-            raise InputError(f"{folder} is a link or behind one, and is not followed; move it away")
-        with writing(folder):
-            owned.finish(made, folder)
-        self._made, self._file, self._counts, self._keys = None, None, Counter(), set()
+        try:
+            if folder.is_symlink() or folder.parent.is_symlink():
+                raise InputError(f"{folder} is a link or behind one, and is not followed; move it away")
+            with writing(folder):
+                owned.finish(made, folder)
+        finally:
+            self._drop()
         raise Interrupted(
             f"requests are written and not sent: {counts['requests']:,} stand in {folder} ({self._size(counts)}); "
             f"have them answered, bring the results with `python -m nbutils.batch {folder.parent.parent} RESULTS...`, "
