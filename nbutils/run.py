@@ -12,6 +12,7 @@ import os
 import re
 import shlex
 import sys
+import tempfile
 import time
 import warnings
 from collections.abc import Iterator, Sequence
@@ -26,6 +27,7 @@ from nbutils.core.markup import say
 from nbutils.files import documents, hub, owned, reach, rundir, seals, sources
 
 NOTEBOOKS = sources.CHECKOUT / "notebooks"
+LAST_WORDS = 300  # bytes shown of what a process printed that died
 PAPERMILL = {"injected-parameters", "papermill-error-cell-tag"}  # on the cells that it puts between ours
 
 
@@ -99,34 +101,14 @@ def execute(stem: str, values: dict[str, Any]) -> None:
     Raises:
         InputError: with the failing cell's error.
     """
-    import papermill
-    from papermill.exceptions import PapermillExecutionError
-
-    logging.getLogger("papermill").setLevel(logging.WARNING)
     run_dir = Path(values["run_dir"])
     with writing(run_dir):
         run_dir.mkdir(parents=True, exist_ok=True)
         _keep(run_dir / f"{stem}.ipynb", stem)
     inputs = fingerprint(stem, values)
     with writing(run_dir), warnings.catch_warnings(), _scrubbed(run_dir / f"{stem}.ipynb"):
-        try:
-            # papermill's own deprecations; the notebook's warnings stay in the notebook
-            warnings.simplefilter("ignore")
-            executed = papermill.execute_notebook(
-                re.sub(r"[{}]", r"\g<0>\g<0>", str(notebook(stem))),
-                # papermill fills in what stands in braces
-                re.sub(r"[{}]", r"\g<0>\g<0>", str(run_dir / f"{stem}.ipynb")),
-                values,
-                kernel_name="python3",
-                progress_bar=False,
-                extra_arguments=["--IPKernelApp.log_level=CRITICAL"],  # not its messages between our lines
-                cwd=str(Path.cwd()),
-            )
-        except PapermillExecutionError as error:
-            raise InputError(
-                f"{stem} stopped in cell {error.exec_count}: {error.ename}: {error.evalue} "
-                f"(the whole notebook: {run_dir / f'{stem}.ipynb'})"
-            ) from None
+        warnings.simplefilter("ignore")  # papermill's own deprecations; the notebook's warnings stay in the notebook
+        executed = _papermill(stem, values)
     for output in (output for cell in executed.cells for output in cell.get("outputs", ())):
         if said := output.get("metadata", {}).get(STOPPED):  # on Kaggle a stop on purpose is no failure of the cell
             raise InputError(f"{stem} stopped: {said} (the whole notebook: {run_dir / f'{stem}.ipynb'})")
@@ -135,6 +117,49 @@ def execute(stem: str, values: dict[str, Any]) -> None:
         draft.write_text(json.dumps(inputs))
         owned.place(draft, run_dir / stem, hub.MARK)
     seals.seal(run_dir / stem)
+
+
+def _papermill(stem: str, values: dict[str, Any]) -> Any:
+    """Return a notebook as papermill executed it.
+
+    What the kernel's process prints past its messages goes to a file: at its end these are errors that are nobody's.
+    """
+    import papermill
+    from jupyter_client.manager import AsyncKernelManager
+    from papermill.exceptions import PapermillExecutionError
+
+    logging.getLogger("papermill").setLevel(logging.WARNING)
+    path = Path(values["run_dir"]) / f"{stem}.ipynb"
+    with tempfile.TemporaryFile() as printed:
+
+        class Kernel(AsyncKernelManager):
+            async def start_kernel(self, **options: Any) -> None:
+                await super().start_kernel(**options, stderr=printed)
+
+        try:
+            return papermill.execute_notebook(
+                re.sub(r"[{}]", r"\g<0>\g<0>", str(notebook(stem))),  # papermill fills in what stands in braces
+                re.sub(r"[{}]", r"\g<0>\g<0>", str(path)),
+                values,
+                kernel_name="python3",
+                progress_bar=False,
+                extra_arguments=["--IPKernelApp.log_level=CRITICAL"],  # not its messages between our lines
+                kernel_manager_class=Kernel,
+                cwd=str(Path.cwd()),
+            )
+        except PapermillExecutionError as error:
+            raise InputError(
+                f"{stem} stopped in cell {error.exec_count}: {error.ename}: {error.evalue} (the whole notebook: {path})"
+            ) from None
+        except RuntimeError as error:
+            if "died" not in str(error):  # "Kernel died", with a type of its own where it had begun to run cells
+                raise
+            printed.seek(max(0, printed.seek(0, os.SEEK_END) - LAST_WORDS))
+            words = printed.read().decode(errors="replace").strip() or str(error)
+            raise InputError(
+                f"{stem} stopped, since the process that ran it died, most often because the machine's memory ran out; "
+                f"its last words: {words!r} (the whole notebook: {path})"
+            ) from None
 
 
 def _keep(path: Path, stem: str) -> None:

@@ -8,6 +8,7 @@ import subprocess
 from pathlib import Path
 
 import papermill
+import nbformat
 import pytest
 from builders import prompt_row
 from huggingface_hub.constants import HF_HUB_CACHE
@@ -136,6 +137,36 @@ def test_the_command_to_go_on_can_be_typed_as_it_is(monkeypatch, capsys, tmp_pat
     assert run.main([profile, run_dir]) == 1
     command = capsys.readouterr().err.partition("to go on: ")[2]
     assert shlex.split(command) == ["python", "-m", "nbutils.run", profile, run_dir]
+
+
+def notebook_of(folder, *cells):
+    """Write a first notebook of these cells; return the run's values for it."""
+    made = nbformat.read(run.notebook("01_rerank"), as_version=4)
+    made.cells = [made.cells[n] for n, cell in enumerate(made.cells) if "parameters" in cell.metadata.get("tags", ())]
+    made.cells += map(nbformat.v4.new_code_cell, cells)
+    nbformat.write(made, folder / "01_rerank.ipynb")
+    return {"run_dir": str(folder / "run")}
+
+
+DIES = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
+ENDS_NOISILY = "import sys, atexit; atexit.register(lambda: sys.__stderr__.write('Traceback of nobody\\n'))"
+
+
+@pytest.mark.parametrize("cells", [["1 + 1", DIES, "2"], [f"{ENDS_NOISILY}\n1 / 0"]])
+def test_a_kernel_that_dies_or_is_noisy_at_its_end_is_told_in_one_sentence(cells, tmp_path, monkeypatch, capfd):
+    values = notebook_of(tmp_path, *cells)
+    monkeypatch.setattr(run, "NOTEBOOKS", tmp_path)
+    monkeypatch.setattr(run, "fingerprint", lambda *_: MARK)
+    with pytest.raises(InputError) as stopped:
+        run.execute("01_rerank", values)
+    said = (
+        "the process that ran it died, most often because the machine's memory ran out; its last words: 'Kernel died'"
+    )
+    assert (said if DIES in cells else "01_rerank stopped in cell 3: ZeroDivisionError: division by zero") in str(
+        stopped.value
+    )
+    assert str(tmp_path / "run/01_rerank.ipynb") in str(stopped.value)
+    assert capfd.readouterr() == ("", "")
 
 
 MARK = {"params": {"seed": 0}, "inputs": [["judge", "1"]], "code": "a"}
