@@ -133,7 +133,7 @@ def _papermill(stem: str, values: dict[str, Any]) -> Any:
     with tempfile.TemporaryFile() as printed:
 
         class Kernel(AsyncKernelManager):
-            async def start_kernel(self, **options: Any) -> None:
+            async def start_kernel(self, **options: Any) -> None:  # type: ignore[override]  # awaited
                 await super().start_kernel(**options, stderr=printed)
 
         try:
