@@ -25,6 +25,7 @@ from nbutils.engines.store import Store
 from nbutils.files import hub, leftovers, mounts, rundir, seals
 from nbutils.files.sources import CHECKOUT
 from nbutils.files.stage import Stage
+from nbutils.judges import people
 
 log = logging.getLogger(__name__)
 
@@ -80,6 +81,7 @@ def open_stage(stem: str) -> Session:
         _session.pop().stage.close()
     stage = Stage(stem, run_folder(checked.run_dir))
     try:
+        people.bring(stem, stage.run_dir)
         store = _open_store(stage.store_path)
     except BaseException:
         stage.close()  # or the cell, run again, would find the stage locked

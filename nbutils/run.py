@@ -21,10 +21,11 @@ from pathlib import Path
 from typing import Any
 
 from nbutils import __version__, judges, params
-from nbutils.core import command, literals, secrets
+from nbutils.core import command, literals, records, secrets
 from nbutils.core.errors import STOPPED, InputError, writing
 from nbutils.core.markup import say
 from nbutils.files import documents, hub, owned, reach, rundir, seals, sources
+from nbutils.judges import people
 
 NOTEBOOKS = sources.CHECKOUT / "notebooks"
 LAST_WORDS = 300  # bytes shown of what a process printed that died
@@ -231,15 +232,14 @@ def fingerprint(stem: str, values: dict[str, Any]) -> dict[str, Any]:
     """Return everything that decides a stage's result: its parameters, the content of its inputs, and the code."""
     complete = defaults(stem) | values
     run_dir = Path(values["run_dir"])
-    return {
-        "params": complete,
-        "inputs": [
-            [name, sources.fingerprint(thing, kind, run_dir=run_dir)]
-            for name, part in params.inputs(stem, complete)
-            for kind, thing in _read(name, part)
-        ],
-        "code": _code(stem),
-    }
+    inputs = [
+        [name, sources.fingerprint(thing, kind, run_dir=run_dir)]
+        for name, part in params.inputs(stem, complete)
+        for kind, thing in _read(name, part)
+    ]
+    if choices := people.chosen(people.path_of(stem, run_dir)):
+        inputs.append(["labels", records.digest(choices)])
+    return {"params": complete, "inputs": inputs, "code": _code(stem)}
 
 
 def _read(name: str, part: str) -> list[tuple[str, str]]:

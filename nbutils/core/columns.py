@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 # how a person's choice may be written -> the response meant, in the source's order
 LABELS = {"1": "first", "chosen": "first", "2": "second", "rejected": "second", "0": "tie", "tie": "tie"}
-LABELS |= {"first": "first", "second": "second", "": "", "none": "", "nan": "", "<na>": ""}
+LABELS |= {"first": "first", "second": "second", "": "", "none": "", "nan": "", "<na>": "", "skip": ""}
 
 
 def candidates(

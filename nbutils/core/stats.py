@@ -90,6 +90,50 @@ def crossed_mean(
     return Interval(mean, float(low), float(high))
 
 
+class Corrected(NamedTuple):
+    """A mean over all rows, of what a judge says of them and people say of a few."""
+
+    interval: Interval
+    weight: float  # of the judge's opinion, 0 to 1
+    shared: float  # squared standard error that more labels would not take away
+    own: float  # that of the labels
+
+
+def prediction_powered(judged: Sequence[float], labels: Sequence[float], clusters: Sequence[Hashable]) -> Corrected:
+    """Return what people would say in the mean, who labelled a random part of what a judge has judged.
+
+    The judge's mean over all rows, corrected by how much people differ from it where they spoke. The judge counts with
+    the weight that makes the variance smallest (0 if it says nothing about them), so the interval is never much wider
+    than that of the labels alone. Method: Angelopoulos, Duchi, Zrnic 2023, PPI++, whose estimate this is with the
+    labelled rows and the others as its two sets; the error is summed over whole clusters, as in `bootstrap_mean`, and
+    the interval is Student's.
+
+    Args:
+        judged: a number for each row.
+        labels: a person's number on the same scale, NaN where nobody spoke; two at least.
+        clusters: the topic of each row.
+    """
+    f, y = np.asarray(judged, dtype=float), np.asarray(labels, dtype=float)
+    spoken = np.isfinite(y)
+    if spoken.sum() < 2:
+        raise ValueError(f"expected two labels or more, got {spoken.sum()}")
+    spread = float(np.var(f, ddof=1))
+    weight = float(np.clip(np.cov(f[spoken], y[spoken], bias=True)[0, 1] / spread, 0, 1)) if spread else 0.0
+    rest = np.where(spoken, y - weight * f, 0.0)
+    value = weight * f.mean() + rest.sum() / spoken.sum()
+    names = {name: i for i, name in enumerate(dict.fromkeys(clusters))}
+    index = np.array([names[c] for c in clusters])
+    mine = np.bincount(index, np.where(spoken, rest - rest.sum() / spoken.sum(), 0.0)) / spoken.sum()
+    all_ = np.bincount(index, weight * (f - f.mean())) / len(f)
+    count = len(set(index[spoken]))
+    if count < 2:
+        return Corrected(Interval(float(value), float("-inf"), float("inf")), weight, 0.0, float("inf"))
+    own = float((mine**2).sum()) * count / (count - 1)
+    error = float(((mine + all_) ** 2).sum()) * count / (count - 1)
+    half = float(scipy_stats.t.ppf(0.975, count - 1)) * error**0.5
+    return Corrected(Interval(float(value), float(value - half), float(value + half)), weight, error - own, own)
+
+
 def kappa(first: Sequence[str], second: Sequence[str], *, seed: int = 0, resamples: int = 2_000) -> Interval:
     """Return Cohen's kappa of two raters, with a percentile bootstrap interval over the items (Cohen 1960).
 

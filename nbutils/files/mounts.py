@@ -29,7 +29,7 @@ MOST = 100_000  # files and folders of one input that are looked at
 SHOWN = 6  # names in a sentence
 STAGE = re.compile(r"0[1-9]_[a-z]+")  # a stage's name
 # what else a session can go on from, by the last two parts of its path
-OURS = re.compile(r"[^/]*/(params\.yaml|store\.sqlite|checkpoint-\d+)|reference/[^/]+\.json")
+OURS = re.compile(r"[^/]*/(params\.yaml|store\.sqlite|checkpoint-\d+)|reference/[^/]+\.json|labels/0[1-9]_[a-z]+\.csv")
 
 
 def taken(pattern: str) -> list[Path]:

@@ -199,7 +199,7 @@ def _padded(sides: Sequence[Sequence[Sample]], n: int) -> Iterator[tuple[Sample,
 
 def _insist(judge: Judge, compared: Sequence[Row], *limits: str) -> None:
     try:
-        table = bias.figures(_judged(compared))
+        table = bias.figures(as_judged(compared))
         bias.insist(table[table.index.isin(limits)])
     except InputError as error:
         raise InputError(
@@ -232,7 +232,8 @@ def _record(row: Row, judge: Judge, couple: Sequence[Sample], said: Judgement, v
     return record | {"scores": orders, "replies": said.replies, "verdict": verdict, "judge": judge.name}
 
 
-def _judged(compared: Sequence[Row]) -> list[Row]:
+def as_judged(compared: Sequence[Row]) -> list[Row]:
+    """Return compared rows as judges see them: the answer before is the first response, the one after the second."""
     return [row | {"responses": [{"text": row[f"{side}_text"]} for side in ("before", "after")]} for row in compared]
 
 
@@ -240,7 +241,7 @@ def judge_report(judges_of: Mapping[str, Judge], compared: Mapping[str, Sequence
     """Return `judges.bias.report` on each held-out set; the answer before is the first response."""
     return {
         name: bias.report(judges_of[name], judged, bias.figures(judged))
-        for name, judged in ((name, _judged(rows)) for name, rows in compared.items())
+        for name, judged in ((name, as_judged(rows)) for name, rows in compared.items())
     }
 
 

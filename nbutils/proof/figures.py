@@ -79,3 +79,16 @@ def plot_before_after(summary: Mapping[str, Any]) -> Axes:
     text = "Change by the training in percentage points, first overall, then by kind; one across zero shows nothing."
     set_caption(ax, text)
     return ax
+
+
+def plot_people(people: Mapping[str, Any]) -> Axes:
+    """Draw the win rate by the judge and as people's labels correct it, from `people.corrected`."""
+    rates = {"by the judge": people["judge"], f"corrected by {people['labels']} labels": people["corrected"]}
+    ax = make_axes("How often is the tuned model's answer better?", "win rate (%), a tie as half, 95% interval", "")
+    known = {name: rate for name, rate in rates.items() if rate}
+    draw_forest(ax, [*known], [[rate[key] for key in ("value", "low", "high")] for rate in known.values()])
+    ax.axvline(50, color="black", linewidth=0.8)
+    set_caption(
+        ax, "Win rate of the tuned model in percent, by the judge alone and corrected by people; 50% is no gain."
+    )
+    return ax

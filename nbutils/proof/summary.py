@@ -16,6 +16,7 @@ from nbutils.core.records import Row
 from nbutils.core.stats import bootstrap_mean, distinct
 from nbutils.core.texts import language as language_of
 from nbutils.judges.verifier import check, faults_of, parse_checks
+from nbutils.proof import people
 from nbutils.proof.doubts import unmeasured
 from nbutils.proof.winrates import win_rate
 
@@ -132,6 +133,8 @@ def findings(proof: Mapping[str, dict[str, Any]]) -> list[str]:
     for name, summary in proof.items():
         worse = got_worse(summary)
         lines.append(f"{name}: {in_words(summary)}{'; got worse: ' if worse else ''}{', '.join(worse)}")
+        if (asked := summary.get("people")) and asked["labels"]:
+            lines.append(f"{name}, people: {people.in_words(asked)}")
     return lines
 
 
