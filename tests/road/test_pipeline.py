@@ -5,11 +5,13 @@ import os
 import random
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
 import time
 
+import pandas as pd
 import pytest
 import servers
 import tiny
@@ -35,6 +37,7 @@ from nbutils import params, run
 from nbutils.core import records
 from nbutils.files import sources
 from nbutils.files.sources import CHECKOUT
+from nbutils.judges import people
 
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="the folder with third-party data is not beside the checkout")
 
@@ -119,6 +122,29 @@ def test_training_leaves_an_adapter_a_log_and_a_proof(italian):
     assert proof["prompts"] == len(QUESTIONS)
     assert sum(proof["verdicts"].values()) == proof["answers"] == 3 * len(QUESTIONS)
     assert {p.name for p in (folder / "figures").iterdir()} == {"training.png", "before_after.png"}
+
+
+def test_what_people_chose_is_taken_up_by_the_same_command_which_asks_and_trains_nothing(italian, tmp_path):
+    run_dir = shutil.copytree(italian[0].parent, tmp_path / "runs") / italian[0].name
+    trained = (run_dir / "04_dpo/adapter/adapter_model.safetensors").read_bytes()
+    for stem in ("03_judge", "04_dpo"):
+        path = people.path_of(stem, run_dir)
+        sheet = pd.read_csv(path, dtype=str, keep_default_na=False)
+        assert len(sheet) > 5
+        sheet.assign(label="1").to_csv(path, index=False)
+    done = run_profile(
+        italian[0].parents[1] / "profile", run_dir, HF_TOKEN=HUB, JUDGE_API_KEY=KEY
+    )  # its server is gone
+    assert done.returncode == 0, done.stderr
+    assert re.findall(r"^(\w+)  \d+ s, since inputs changed$", done.stdout, re.MULTILINE) == ["03_judge", "04_dpo"]
+    judged = metrics(run_dir, "03_judge")["people"]
+    assert set(judged) >= {"agreement", "decided agreement", "kappa"}
+    assert judged["agreement"]["rows"] > 5
+    proof = metrics(run_dir, "04_dpo")["proof"]["held"]["people"]
+    assert proof["labels"] > 5
+    assert proof["corrected"] is None
+    assert "fewer than 30 are too few to correct it" in (run_dir / "04_dpo/README.md").read_text()
+    assert (run_dir / "04_dpo/adapter/adapter_model.safetensors").read_bytes() == trained
 
 
 @pytest.mark.parametrize("stem", params.STEMS)
