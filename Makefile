@@ -27,9 +27,9 @@ italian: $(STAMP)
 walkthrough: demo
 	$(BIN)/python -m tools.walkthrough runs/demo docs
 
-# the pages in a real browser, where chromium is installed
+# the pages, and the form that people choose in, in a real browser, where chromium is installed
 check-pages: walkthrough
-	$(BIN)/python -m pytest tests/check_pages.py
+	$(BIN)/python -m pytest tests/check_pages.py tests/check_form.py
 
 # two at a time, a file's tests in one process; a thread each, or they would wait for one another
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile

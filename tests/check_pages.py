@@ -4,23 +4,19 @@ Also pages of a run whose outputs are attacks (attacks.py), with a listener wher
 NBUTILS_PAGES names another folder than docs; NBUTILS_SHOTS a folder to keep screenshots in.
 """
 
-import base64
 import itertools
 import json
 import os
 import re
-import shutil
-import subprocess
 import threading
 import time
-import urllib.request
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import nbformat
 import pytest
-import websocket
 from attacks import ALL, HTML, MARKDOWN, TEXT, aimed
+from browser import CHROMIUM, Browser
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_output
 from pages import executed, stream
 
@@ -30,7 +26,6 @@ from tools import inert, walkthrough
 
 PAGES = Path(os.environ.get("NBUTILS_PAGES", CHECKOUT / "docs")).resolve()
 SHOTS = os.environ.get("NBUTILS_SHOTS")
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 VIEWS = list(itertools.product(("index", *STEMS), (1280, 390), ("light", "dark")))
 
 # what is seen: the ratio of luminances of every text and the first opaque background behind it (WCAG: 4.5, large 3)
@@ -62,50 +57,6 @@ LOOK = """(() => {
 })()"""
 
 
-class Browser:
-    """Chromium without a window, spoken to over its own protocol."""
-
-    def __init__(self, profile):
-        command = [CHROMIUM, "--headless=new", "--no-sandbox", "--remote-debugging-port=0", "--remote-allow-origins=*"]
-        self.process = subprocess.Popen(
-            [*command, f"--user-data-dir={profile}", "about:blank"], stderr=subprocess.PIPE, text=True
-        )
-        port = next(m[1] for line in self.process.stderr if (m := re.search(r"ws://127.0.0.1:(\d+)/", line)))
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/json/list") as answer:
-            (tab,) = [t for t in json.load(answer) if t["type"] == "page"]
-        self.socket = websocket.create_connection(tab["webSocketDebuggerUrl"], timeout=30)
-        self.events, self.sent = [], 0
-        for domain in ("Page", "Network", "Runtime", "Log"):
-            self.call(f"{domain}.enable")
-
-    def call(self, method, **params):
-        self.sent += 1
-        self.socket.send(json.dumps({"id": self.sent, "method": method, "params": params}))
-        while (message := json.loads(self.socket.recv())).get("id") != self.sent:
-            self.events.append(message)
-        assert "error" not in message, message
-        return message["result"]
-
-    def open(self, path, width, scheme):
-        self.call(
-            "Emulation.setDeviceMetricsOverride", width=width, height=844, deviceScaleFactor=1, mobile=width < 500
-        )
-        self.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
-        self.events.clear()
-        self.call("Page.navigate", url=path.as_uri())
-        while not any(event["method"] == "Page.loadEventFired" for event in self.events):
-            self.events.append(json.loads(self.socket.recv()))
-
-    def shoot(self, path):
-        shot = self.call("Page.captureScreenshot", captureBeyondViewport=True)
-        path.write_bytes(base64.b64decode(shot["data"]))
-
-    def close(self):
-        self.socket.close()
-        self.process.kill()
-        self.process.wait()
-
-
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory):
     if not CHROMIUM:
@@ -118,7 +69,7 @@ def browser(tmp_path_factory):
 
 @pytest.mark.parametrize(("name", "width", "scheme"), VIEWS)
 def test_a_page_fits_its_screen_can_be_read_and_asks_for_nothing(browser, name, width, scheme):
-    browser.open(PAGES / f"{name}.html", width, scheme)
+    browser.open((PAGES / f"{name}.html").as_uri(), width, scheme)
     seen = browser.call("Runtime.evaluate", expression=LOOK, returnByValue=True)["result"]["value"]
     if SHOTS:
         Path(SHOTS).mkdir(parents=True, exist_ok=True)
@@ -162,7 +113,7 @@ def listener():
 
 def provoked(browser, path):
     """Open a page, move, scroll and tab on it, and return what else than files and figures it asked for or ran."""
-    browser.open(path, 800, "light")
+    browser.open(path.as_uri(), 800, "light")
     for x, y in ((50, 50), (300, 400), (500, 800)):
         browser.call("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
     for _ in range(5):
