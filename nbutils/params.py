@@ -195,6 +195,7 @@ class Dpo(Common):
     prompt_column: Name
     reference_column: Line
     sampling: SamplingText
+    eval_samples: Annotated[int, Field(ge=1, le=100)]
     chat_template_kwargs: TemplateText
     judge: Annotated[Name, "input"]
     eval_judge: Input

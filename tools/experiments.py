@@ -2,7 +2,7 @@
 whether a further round does (`rounds`).
 
     python -m tools.experiments repeat params/demo runs/demo --trainings 5
-    python -m tools.experiments ablation params/demo runs/demo --seeds 3
+    python -m tools.experiments ablation params/italian runs/italian --seeds 3 --pairs 240 --answers 1
     python -m tools.experiments rounds params/demo runs/demo --rounds 2
 
 All start from the profile's own run and skip what is done. The runs they need stand beside it
@@ -48,6 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("run_dir", type=Path, help="folder of the profile's own run, e.g. runs/demo")
     parser.add_argument("--trainings", type=int, default=5, help="on the same pairs, 2 or more")
     parser.add_argument("--seeds", type=int, default=3, help="of the ablation: trainings of each arm, 2 or more")
+    parser.add_argument("--pairs", type=int, default=0, help="of each arm at most, 0 for as many as all can have")
+    parser.add_argument("--answers", type=int, default=0, help="to each held-out prompt, 0 for the profile's number")
     parser.add_argument("--rounds", type=int, default=2, help="of sampling, judging and training, 2 or more")
     given = parser.parse_args(arguments)
     datasets.disable_progress_bars()
@@ -55,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if given.experiment == "repeat":
         repeat(*where, count=given.trainings)
     elif given.experiment == "ablation":
-        ablation(*where, seeds=given.seeds)
+        ablation(*where, seeds=given.seeds, most=given.pairs, answers=given.answers)
     else:
         rounds(*where, count=given.rounds)
 
@@ -95,11 +97,17 @@ def repeat(profile: Path, run_dir: Path, *, count: int = 5) -> pd.DataFrame:
     return frame
 
 
-def ablation(profile: Path, run_dir: Path, *, seeds: int = 3) -> pd.DataFrame:
+def ablation(profile: Path, run_dir: Path, *, seeds: int = 3, most: int = 0, answers: int = 0) -> pd.DataFrame:
     """Train on each of four kinds of pairs, with equal pairs and steps, and compare each with the base model.
 
     A seed decides which pairs are drawn, their order, the training and the samples of the proof, which is on the
     profile's first held-out set.
+
+    Args:
+        seeds: trainings of each arm.
+        most: pairs of an arm, 0 for as many as all can have.
+        answers: to each held-out prompt, 0 for the profile's number. Families and trainings are what intervals are
+            made of; more answers to the same prompts narrow them little.
 
     Returns:
         One row per arm and seed with the columns of `outcomes.measured`.
@@ -120,7 +128,7 @@ def ablation(profile: Path, run_dir: Path, *, seeds: int = 3) -> pd.DataFrame:
         )
     options = settings.read_options(dpo.training)
     off, own = candidates(dpo, options, run_dir)
-    n = equal_size(off, own, options, most=dpo.max_pairs)
+    n = equal_size(off, own, options, most=min(filter(None, (most, dpo.max_pairs)), default=0))
     folder = run_dir.with_name(f"{run_dir.name}-ablation")
     steps = math.ceil(dpo.epochs * updates(trained_of(n), options))
     about = f"{n} pairs per arm, {trained_of(n)} of them to train on, {steps} steps in {dpo.epochs:g} passes."
@@ -129,7 +137,8 @@ def ablation(profile: Path, run_dir: Path, *, seeds: int = 3) -> pd.DataFrame:
     tried: dict[str, list[pd.DataFrame]] = {arm: [] for arm in ARMS}
     for seed in range(dpo.seed, dpo.seed + seeds):
         for arm, sides in draw(off, own, n=n, seed=seed).items():
-            values = plan["04_dpo"] | arm_of(dpo, folder, f"{sources.label(arm)}-seed{seed}", sides) | {"seed": seed}
+            values = plan["04_dpo"] | arm_of(dpo, folder, f"{sources.label(arm)}-seed{seed}", sides)
+            values |= {"seed": seed, "eval_samples": answers or dpo.eval_samples}
             finish("04_dpo", values)
             (row,) = outcomes.measured(Path(values["run_dir"]))
             rows.append({"arm": arm, "seed": seed} | row)
