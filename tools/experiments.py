@@ -104,10 +104,8 @@ def ablation(profile: Path, run_dir: Path, *, seeds: int = 3, most: int = 0, ans
     profile's first held-out set.
 
     Args:
-        seeds: trainings of each arm.
         most: pairs of an arm, 0 for as many as all can have.
-        answers: to each held-out prompt, 0 for the profile's number. Families and trainings are what intervals are
-            made of; more answers to the same prompts narrow them little.
+        answers: to each held-out prompt, 0 for the profile's number.
 
     Returns:
         One row per arm and seed with the columns of `outcomes.measured`.

@@ -182,8 +182,7 @@ def save(stem: Path, text: str, frame: pd.DataFrame, axes: Axes) -> None:
             )
             frame.to_csv(draft.with_suffix(".csv"), index=False)
             figure.savefig(draft.with_suffix(".png"), dpi=110, bbox_inches="tight")
-            for path in sorted(Path(folder).iterdir()):
-                owned.place(path, stem.parent, path.name)
+            owned.place_all({path.name: path for path in sorted(Path(folder).iterdir())}, stem.parent)
     say(f"\n{text}\n\ndone: {stem.with_suffix('.md')}")
 
 

@@ -12,6 +12,7 @@ nothing can be made of raises `Unusable`; the caller counts it and goes on.
 """
 
 import logging
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -21,10 +22,16 @@ from nbutils.core import beside
 from nbutils.core.errors import InputError, shown
 from nbutils.core.printed import Unusable, is_part, printed
 from nbutils.core.records import Messages, encodable, row_name
-from nbutils.core.turns import LONGEST, is_absent, messages, refuse_long, transcript
+from nbutils.core.turns import LONGEST, is_absent, is_framed, messages, refuse_long, transcript
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
+# what a prompt speaks of that asks for a dialogue, or for messages in some notation
+_ASKS = re.compile(
+    r"json|python|codice|\bcode\b|dialog|conversa|\bchat|messag|\brole|\bruol|\bturns?\b|\bturni\b|transcri|trascri",
+    re.IGNORECASE,
+)
+_SIGNS = re.compile(r"\\u[0-9a-f]{4}|\\.|[^A-Za-z0-9]", re.DOTALL)
 
 NOTES = {
     "nothing": "turns without anything in them are left out",
@@ -126,13 +133,14 @@ def pair_of(
 
 
 def _transcripts(row: Mapping[str, Any], prompt: str, columns: tuple[str, str]) -> dict[str, Messages]:
-    """Return the turns of answers that are transcripts: where a prompt is told, of those that hold it.
+    """Return the turns of answers that are transcripts: where a prompt is told, of those that hold it or both go on.
 
-    A dialogue that was asked for, and a model that goes on alone, look like one, too.
+    A dialogue that was asked for, and a model that goes on alone, look like one, too. Of what was asked for in the form
+    of messages there are none: it is text.
     """
     texts = {column: text for column in columns if isinstance(text := row.get(column), str) and len(text) <= LONGEST}
     found = {column: turns for column, text in texts.items() if (turns := transcript(text))}
-    if is_absent(row.get(prompt)) or not found:
+    if is_absent(row.get(prompt)) or not texts:
         return found
     try:
         given = _given(row, prompt, set())
@@ -141,22 +149,36 @@ def _transcripts(row: Mapping[str, Any], prompt: str, columns: tuple[str, str]) 
     behind = {column: turns[: _last_answer(turns)] for column, turns in found.items()}
     asked = [turn for turn in given if turn["role"] != "system"]
     both = list(behind.values())
-    alike = len(both) == 2 and _same(*both) and any(turn["role"] == "assistant" for turn in both[0][:1])  # both go on
-    return {column: found[column] for column, turns in behind.items() if alike or _overlap(asked, turns)}
+    go_on = len(both) == 2 and _same(*both) and all(map(is_framed, texts.values()))
+    go_on = go_on and any(turn["role"] == "assistant" for turn in both[0][:1])
+    told = {column: found[column] for column, turns in behind.items() if go_on or _overlap(asked, turns)}
+    return told | {column: [] for column, text in texts.items() if column not in found and _is_asked(asked, text)}
+
+
+def _is_asked(asked: Messages, text: str) -> bool:
+    """Tell whether a text in the form of messages is what was asked for: it shows a person, and not who asked."""
+    last = asked[-1]["content"] if asked else ""
+    if not _ASKS.search(last) or _SIGNS.sub("", last) in _SIGNS.sub("", text):
+        return False
+    try:
+        turns = messages(text)
+    except Unusable:  # it was cut off, or is code
+        return True
+    return any(turn["role"] == "user" for turn in turns)
 
 
 def _answer(row: Mapping[str, Any], column: str, notes: set[str], told: Messages | None = None) -> tuple[Messages, str]:
     """Return the turns before the answer in this column, and the answer.
 
     Args:
-        told: the column's turns, where it is a transcript.
+        told: the column's turns, where it is a transcript; none where it is a text whatever it looks like.
     """
     value = _column(row, column)
     value = value.tolist() if hasattr(value, "tolist") else value
     with _naming(column):
         if isinstance(value, str):
             refuse_long(value)
-            if told is None and printed(value) is None:
+            if told == [] or (told is None and printed(value) is None):
                 return [], str(encodable(value))
             turns = messages(value, notes) if told is None else told
             if told is not None:

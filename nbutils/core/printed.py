@@ -33,7 +33,15 @@ _SAYS = re.compile(rf"""["'](?:{"|".join(TEXT_KEYS)})\\*["']+\s*:""", re.IGNOREC
 _PART = re.compile(rf"""["']type\\*["']+\s*:\s*\\*["']+(?:\w*text|{"|".join(NO_TEXT)})""")
 # turns as pairs of a role and a text, and as Python shows objects: no list of either is read
 _PAIRS = re.compile(rf"""[\s\ufeff]*+\[\s*[\[(]\s*["'](?:{"|".join(ROLE_OF)})["']\s*,""", re.IGNORECASE)
-_OBJECTS = re.compile(r"[\s\ufeff]*+\[\s*\w*(?:Message|Turn)\(")
+_OBJECTS = re.compile(r"[\s\ufeff]*+(?:\w++[=(])*+\[\s*+[A-Z]\w*+\(")
+_OBJECT_SPEAKS = re.compile(
+    rf"""(?:\b(?:{"|".join(ROLE_KEYS)})=(?:<[\w.]+:\s)?|(?:Message|Turn)\()["'](?:{"|".join(ROLE_OF)})["']"""
+    r"|\b(?:Human|User|AI|Assistant)Message\(",
+    re.IGNORECASE,
+)
+_OBJECT_SAYS = re.compile(rf"""\b(?:{"|".join(TEXT_KEYS)})=|["'],\s*["']""")
+# a vocabulary has words beside the names of roles, and no sentence
+_TERM = re.compile(r"[^\W\d_]+(?: [^\W\d_]+){0,3}")
 _BETWEEN = re.compile(r"[\s,]*")
 # columns under which a row holds its turns; beside the name of a model they are a request to a server
 _HOLDERS = {"messages", "conversations", "conversation", "chat", "dialog", "dialogue", "turns", "messaggi",
@@ -113,38 +121,41 @@ def _is_other(turn: Any) -> bool:
     return str(first(turn, ROLE_KEYS)).strip().lower() not in ROLE_OF and any(v is not None for v in turn.values())
 
 
-def _speaks(value: Any, depth: int = 4) -> bool:
-    """Tell whether a person or an assistant says something in a value: a turn, turns, or what they stand under."""
+def _speaks(value: Any, depth: int = 6, *, held_here: bool = True) -> bool:
+    """Tell whether a person or an assistant says something in a value: a turn, turns, or what they stand under.
+
+    Args:
+        held_here: whether turns may stand here: those under a name that no set gives its turns are somebody's data.
+    """
     if isinstance(value, list | tuple):
-        return depth > 0 and any(_speaks(part, depth - 1) for part in value)
+        return depth > 0 and any(_speaks(part, depth - 1, held_here=held_here) for part in value)
     if not isinstance(value, Mapping):
         return False
     held = {str(name).lower(): part for name, part in value.items()}
     role = first(held, ROLE_KEYS)
     roles = role if isinstance(role, list | tuple) else [role]
     who = [ROLE_OF.get(name.strip().lower()) if isinstance(name, str) else None for name in roles]
-    if any(key in held for key in TEXT_KEYS) and all(who) and {"user", "assistant"} & set(who):
+    if held_here and any(key in held for key in TEXT_KEYS) and all(who) and {"user", "assistant"} & set(who):
         return True
-    return depth > 0 and "model" not in held and any(_speaks(held[n], depth - 1) for n in held.keys() & _HOLDERS)
+    parts = held.items() if depth > 0 and "model" not in held else ()
+    return any(_speaks(part, depth - 1, held_here=name in _HOLDERS) for name, part in parts)
 
 
 def _is_other_list(text: str) -> bool:
     """Tell whether a text is a list of pairs of a role and a text, or of objects, and nothing else."""
     if _OBJECTS.match(text):
-        return text.rstrip().endswith(")]")
+        whole = text.rstrip().endswith((")]", ")])"))
+        return whole and bool(_OBJECT_SPEAKS.search(text) and _OBJECT_SAYS.search(text))
     if not _PAIRS.match(text):
         return False
     try:
-        value = _parsed(text)
+        value = _parsed(text) or ()
     except Unusable:
         return False
-    return isinstance(value, list) and all(
-        isinstance(pair, list | tuple)
-        and len(pair) == 2
-        and str(pair[0]).lower() in ROLE_OF
-        and isinstance(pair[1], str)
-        for pair in value
-    )
+    pairs = [pair for pair in value if isinstance(pair, list | tuple) and len(pair) == 2 and isinstance(pair[1], str)]
+    if not pairs or len(pairs) < len(value) or any(str(pair[0]).lower() not in ROLE_OF for pair in pairs):
+        return False
+    return not all(_TERM.fullmatch(word) and (word.islower() or word.lower() in ROLE_OF) for _, word in pairs)
 
 
 def _parsed(text: str) -> Any:

@@ -18,20 +18,18 @@ from datasets import Dataset, Features, Json, List, Value, concatenate_datasets
 from nbutils.core.errors import InputError, shown
 
 Row = dict[str, Any]
-# How servers say why an answer ended; the first that fits holds. Said by OpenAI, Azure, Anthropic, Bedrock, Gemini and
-# Vertex, Cohere, Mistral, Zhipu, xAI, watsonx, TGI, vLLM, llama.cpp and Ollama, and what others would say.
-_ENDINGS = {
-    "filter": re.compile(
-        r"filter|safe(?!_?point)|block|prohibit|recitation|spii|refus|polic|language|sensitiv|guardrail|moderat|flagged"
-        r"|toxic|censor|violat|harm|model_?armor|inspection|\Aother\Z"
-    ),
-    "length": re.compile(
-        r"length|max|limit|incomplete|truncat|insufficient|error|abort|cancel|time_?out|interrupt|context|overflow|exceed"
-        r"|window|budget|exhaust|out_of|too_(?:many|long)|\bcut|invalid|abandon|not_finish|unfinish|partial|pause|suspend"
-        r"|compaction|repetit|malformed|unexpected|missing|fail|evict|preempt|disconnect|overload"
-    ),
-    "stop": re.compile(r"stop|eos|eot|end|complete|finish|done|normal|natural|success"),
-}
+# Servers say in many words why an answer ended. It is whole if each word is one of these (end_turn, <|im_end|>, eos);
+# it is cut off where one speaks of a limit; and whatever else ended it, a filter, an error or a user, it is not whole.
+_WHOLE = re.compile(
+    r"[\W\d_]*+(?:(?:stop(?:ped)?|eo[stmg]|end(?:ed)?|complet(?:ed?|ion)|finish(?:ed)?|done|normal|natural|success|of|id"
+    r"|im|str(?:ing)?|words?|text|turn|token|sequence|message|response|found|reached)[\W\d_]*+)+"
+)
+_LIMIT = re.compile(
+    r"length|max|limit|context|window|budget|exhaust|out_of_tokens|too_(?:many|long)|exceed|overflow|truncat"
+)
+_REASON = re.compile(
+    r"(?!(?:null|none|unknown)\Z|.*unspecified)(?=.*[^\W\d_]{2})[\w\s.:'|<>/-]{2,80}"
+)  # and no printed list
 _PREFIX = re.compile(r"\A(?:finish|stop)_?reason[._:]|\Areason_")  # FINISH_REASON_OTHER, FinishReason.STOP, REASON_STOP
 Messages = list[dict[str, str]]
 
@@ -205,13 +203,17 @@ def complete(row: Row, features: Features) -> Row:
 
 
 def finish_reason(said: object) -> str:
-    """Return why an answer ended, in whatever words of which server: stop, length, filter, or unknown.
+    """Return why an answer ended, in whatever words of which server: stop, length, other, or unknown if none is given.
 
-    >>> finish_reason("MAX_TOKENS"), finish_reason("content_filter"), finish_reason(None)
-    ('length', 'filter', 'unknown')
+    >>> finish_reason("MAX_TOKENS"), finish_reason("content_filter"), finish_reason(None), finish_reason("end_turn")
+    ('length', 'other', 'unknown', 'stop')
     """
     text = _PREFIX.sub("", said.strip().lower()) if isinstance(said, str) else ""
-    return next((reason for reason, words in _ENDINGS.items() if words.search(text)), "unknown")
+    if not _REASON.fullmatch(text):
+        return "unknown"
+    if _WHOLE.fullmatch(text):
+        return "stop"
+    return "length" if _LIMIT.search(text) else "other"
 
 
 def check(row: Row, features: Features) -> None:

@@ -44,7 +44,7 @@ def marked(responses: Iterable[Row], *, language: str = "", looping: bool = True
             mark = "control"
         elif looping and loops(text):
             mark = "looping"
-        elif finish_reason(response["finish_reason"]) in ("length", "filter"):
+        elif finish_reason(response["finish_reason"]) not in ("stop", "unknown"):
             mark = "truncated"
         elif language and language_of(text) not in ("", language):
             mark = "language"

@@ -10,9 +10,36 @@ from nbutils.core.records import Messages, encodable
 
 # A model's context is some hundred thousand characters; a row beyond these is no prompt but a mistake.
 LONGEST, MOST_TURNS = 1_000_000, 1_000
-# as Anthropic's sets have them, and Guanaco's
-_TRANSCRIPTS = (re.compile(r"(?:\A\s*|(?:\r?\n){2})(Human|Assistant):"), re.compile(r"###[ \t]*(Human|Assistant):"))
-_FRAMED = re.compile(r"(?:\r?\n){2}Human:")
+_NAMES = "user|human|utente|umano|assistant|assistente|ai|bot|chatbot|chatgpt|gpt|system|sistema"
+_TASK = "instruction|istruzione|response|risposta"
+_WHO = ROLE_OF | dict(zip(_TASK.split("|"), ("user", "user", "assistant", "assistant"), strict=True))
+_WHO |= {"inst": "user", "/inst": "assistant", "sys": "system", "/sys": "user"}
+_EVERY, _INLINE = "|".join(ROLE_OF), "|".join(f"{name.capitalize()}|{name.upper()}" for name in _NAMES.split("|"))
+# What opens a turn, by family of sets and templates, the first that fits being taken. The marks of a template are code,
+# and nobody's words; the others a person writes, too, who quotes a dialogue.
+_CODE = (
+    re.compile(
+        rf"<(?=[^<>\s]{{0,30}}(?:[|\uff5c]|turn|start))[^<>\s]{{1,30}}>\s?({_EVERY})\b"
+        r"(?:<\|channel\|>\w+<\|message\|>|<[^<>\s]{1,30}>)?"
+        rf"|<[|\uff5c]({_EVERY})[|\uff5c]>|\[\|({_EVERY})\|\]",
+        re.IGNORECASE,
+    ),
+    re.compile(r"\[INST\]\s*<<(SYS)>>|<<(/SYS)>>|\[(/?INST)\]"),
+)
+_WORDS = (
+    re.compile(r"(?:\A|(?:\r?\n){2})(Human|Assistant):"),
+    re.compile(rf"#{{2,4}}[ \t]*({_NAMES}|{_TASK})[ \t]*(?::|(?=\r?\n))", re.IGNORECASE),
+    re.compile(rf"^[ \t]*\**({_NAMES})[ \t]*\**:\**", re.IGNORECASE | re.MULTILINE),
+    re.compile(rf"(?:\A|(?<=\s)|</s>)({_INLINE}):"),
+)
+_STARTS = re.compile(
+    r"\s*+(?:<s>|<bos>|<\|begin_?of_?text\|>)?\s*+"
+    r"(Below is an instruction[^#]*+|A chat between a curious[^:]*?\s(?=(?:###\s?)?(?:user|human):))?",
+    re.IGNORECASE,
+)
+_ENDS = re.compile(r"(?:</?s>|<eos>|<end_of_turn>|<[|\uff5c][^<>\s]{1,40}[|\uff5c]>|\[\|\w{1,40}\|\])")
+_FRAMED = re.compile(r"(?:\r?\n){2}\w")  # as Anthropic's sets have them
+_OWN_LINE = re.compile(r"[ \t]*\r?\n")
 
 
 def messages(value: Any, notes: set[str] | None = None) -> Messages:
@@ -54,23 +81,58 @@ def messages(value: Any, notes: set[str] | None = None) -> Messages:
 
 
 def transcript(text: str) -> Messages | None:
-    r"""Return the turns of a text like "\n\nHuman: ...\n\nAssistant: ...", as old preference sets have them."""
-    for form in _TRANSCRIPTS:
-        parts = form.split(text)
-        if not parts[0].strip() and len(parts) >= 5:
-            pairs = zip(parts[1::2], parts[2::2], strict=True)
-            return [{"role": ROLE_OF[who.lower()], "content": str(encodable(said.strip()))} for who, said in pairs]
+    r"""Return the turns of a text like "\n\nHuman: ...\n\nAssistant: ...", where a person and an assistant speak."""
+    found = _spoken(text)
+    return found[0] if found else None
+
+
+def is_framed(text: str) -> bool:
+    """Tell whether empty lines stand before a text, as old preference sets write each of their turns."""
+    return bool(_FRAMED.match(text))
+
+
+def _spoken(text: str) -> tuple[Messages, bool] | None:
+    """Return the turns of a text and whether they are marked as a set or a template does it, and no person."""
+    starts = _STARTS.match(text)
+    body = text[starts.end() :] if starts else text
+    for form in (*_CODE, *_WORDS):
+        marks = list(form.finditer(body)) if form.match(body) else []
+        roles = [_WHO[mark[mark.lastindex or 1].lower()] for mark in marks]
+        if not {"user", "assistant"} <= set(roles):
+            continue
+        places = [(mark.end(), end) for mark, end in zip(marks, [*(m.start() for m in marks[1:]), None], strict=True)]
+        said = [_without_ends(body[start:end]) for start, end in places]
+        if form in _CODE and any(map(_ENDS.search, said)):  # somebody goes on behind the end of a turn
+            return None
+        turns = [{"role": role, "content": str(encodable(part))} for role, part in zip(roles, said, strict=True)]
+        sure = form in _CODE or bool(starts and starts[1]) or is_framed(text)
+        return turns, sure or all(_OWN_LINE.match(body, start) for start, _ in places)
     return None
+
+
+def _without_ends(text: str) -> str:
+    text = text.strip()
+    for _ in range(3):
+        *_, last = [None, *_ENDS.finditer(text, max(len(text) - 60, 0))]
+        text = text[: last.start()].rstrip() if last and last.end() == len(text) else text
+    return text
 
 
 def _told(text: str) -> Messages | None:
     """Return the turns of a transcript in the place of a prompt, without the mark that an answer is to follow.
 
-    Only one that is framed as those sets have it, with an empty line before its first turn or a mark for the answer at
-    its end: a person may quote a dialogue and ask about it.
+    Marked in words, and not framed as sets do it, it ends in an answer of one line: a person may quote a dialogue and
+    ask about it.
     """
-    turns = transcript(text) if _FRAMED.match(text) or text.rstrip().endswith("\n\nAssistant:") else None
-    return turns[:-1] if turns and turns[-1] == {"role": "assistant", "content": ""} else turns
+    found = _spoken(text)
+    if not found:
+        return None
+    turns, sure = found
+    *rest, last = turns
+    if last == {"role": "assistant", "content": ""}:
+        goes_on = sure and any(turn["role"] == "assistant" for turn in rest)
+        return rest if goes_on or text.rstrip().endswith("\n\nAssistant:") else None
+    return turns if sure or (last["role"] == "assistant" and "\n" not in last["content"]) else None
 
 
 def _turn(turn: Mapping[str, Any], notes: set[str]) -> dict[str, str]:

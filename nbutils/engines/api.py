@@ -82,9 +82,9 @@ class ApiEngine(Engine):
         self._told: set[str] = set()  # odd things about replies, each said once
         self._in_a_row = 0  # requests given up since the last reply
         self._good: Request | None = None  # the last one that was answered
+        self._greeted = False  # whether it was asked for next to nothing
         self.tally = Tally()
-        self._extra = {"chat_template_kwargs": chat_template_kwargs} if chat_template_kwargs else {}
-        self.identity: dict[str, Any] = {"engine": "api", "server": server, "model": model, **self._extra}
+        self.identity = dialect.identity(server, model, chat_template_kwargs)
 
     def generate(
         self, requests: Sequence[Request], *, seed: int, deadline: float = float("inf")
@@ -93,7 +93,7 @@ class ApiEngine(Engine):
 
         A request that the server refuses has a reply that says so. Where REFUSED different ones are refused in a row,
         or GIVEN_UP given up, the words of one that was answered are asked again, or harmless ones: if that fails, too,
-        the run ends.
+        the run ends. Where nothing was answered yet, the first refusal is enough to ask.
 
         n samples are n calls with n seeds: many servers ignore `n`. Whatever ends the run, requests in flight are
         waited for, since they are paid for; only a caller who stops listening (Ctrl-C) loses them.
@@ -130,8 +130,8 @@ class ApiEngine(Engine):
             thread.join()
 
     async def _ask_all(self, asked: Round) -> None:
-        async with self._client(asked.requests) as client:
-            ask = partial(self._ask, client, asked=asked, turn=asyncio.Lock())
+        async with wire.client(self._server, self._key, self._timeout, asked.requests) as client:
+            ask = partial(self._ask, client, asked=asked)
             async with asyncio.TaskGroup() as group:
                 number = min(self._concurrency, len(asked.requests))
                 workers = [group.create_task(self._work(asked, ask)) for _ in range(number)]
@@ -178,6 +178,15 @@ class ApiEngine(Engine):
             if answers is False and asked.held:  # another request may have been answered in the meantime
                 asked.fatal.append(hopeless(asked.held[-1][1], len(asked.held), self._server, self._key_variable))
 
+    async def _greet(self, asked: Round, ask: Ask, request: Request, refusal: RefusedError) -> None:
+        """Before parts are guessed at, find out whether a server that answered nothing yet takes a request at all."""
+        async with asked.looking:
+            if self._good or self._greeted or asked.ending():
+                return
+            self._greeted = True
+            if await self._answers(asked, ask, request, TRIES, whole=dialect.PLAIN) is False:
+                asked.fatal.append(hopeless(refusal, 1, self._server, self._key_variable))
+
     async def _reach(self, asked: Round, ask: Ask, request: Request, said: str) -> None:
         """Where many requests failed in a row, find out whether they are at fault, or the server answers nothing."""
         async with asked.looking:
@@ -190,26 +199,20 @@ class ApiEngine(Engine):
             elif answers is False and self._in_a_row:
                 asked.fatal.append(Interrupted(f"{self._server} does not answer ({said}); try again later"))
 
-    async def _answers(self, asked: Round, ask: Ask, like: Request, tries: int) -> bool | None:
+    async def _answers(
+        self, asked: Round, ask: Ask, like: Request, tries: int, *, whole: set[str] | None = None
+    ) -> bool | None:
         """Tell whether the server answers anything that is asked like this; None where the run is ending."""
         try:
-            await ask(probe(like, self._good), 0, again=True, tries=tries)
+            await ask(probe(like, self._good), 0, again=True, tries=tries, whole=whole)
         except (RefusedError, RetryError):
             return None if asked.ending() else False
         except (InputError, Interrupted) as error:
             asked.fatal.append(error)
             return None
-        asked.release()
+        if not whole:
+            asked.release()
         return True
-
-    def _client(self, requests: Sequence[Request]) -> openai.AsyncOpenAI:
-        http = wire.Client(**keys.alone(self._server, self._key))
-        http.most = max(
-            (wire.allowed(r.sampling.max_tokens, logprobs=r.logprobs) for r in requests), default=wire.LEAST
-        )
-        return openai.AsyncOpenAI(
-            base_url=self._server, api_key=self._key, max_retries=0, timeout=self._timeout, http_client=http
-        )
 
     async def _wind_up(self, workers: list[asyncio.Task], asked: Round) -> None:
         """Let nothing more be sent once the run is ending: a worker may be waiting a minute for its next try."""
@@ -227,9 +230,9 @@ class ApiEngine(Engine):
         seed: int,
         *,
         asked: Round,
-        turn: asyncio.Lock,
         again: bool = False,
         tries: int = TRIES,
+        whole: set[str] | None = None,
     ) -> Reply:
         """Draw one sample; where the server refuses parts of the request, try it without them.
 
@@ -237,7 +240,7 @@ class ApiEngine(Engine):
             RefusedError: if it is refused without them, too.
             InputError: if no other request would fare better.
         """
-        whole = dialect.parts_of(request, neutral=self._neutral)
+        whole = whole or dialect.parts_of(request, neutral=self._neutral)
         trial = self._dialect.begin(whole)
         while True:
             try:
@@ -245,12 +248,15 @@ class ApiEngine(Engine):
                     with attempt:
                         repeated = again or trial.repeated or attempt.retry_state.attempt_number > 1
                         options = dialect.options(request, seed, trial.parts)
-                        reply = await self._call(client, request, options, turn, repeated)
+                        reply = await self._call(client, request, options, asked.turn, repeated)
             except openai.APIStatusError as error:
                 refusal = RefusedError(error.status_code, brief(error).partition(f"{error.status_code} - ")[2])
                 if error.status_code in HOPELESS:
                     raise hopeless(refusal, 1, self._server, self._key_variable) from None
-                if not trial.refused(error.status_code, error.response.text):
+                more = trial.refused(error.status_code, error.response.text)
+                if more and trial.guessed and not again:
+                    await self._greet(asked, partial(self._ask, client, asked=asked), request, refusal)
+                if not more or asked.fatal:
                     raise refusal from None
                 continue
             for learnt in trial.taken():
@@ -280,7 +286,7 @@ class ApiEngine(Engine):
             self.tally.calls += 1
             self.tally.retries += again
         self._in_flight.add(task := asyncio.current_task())
-        body = {"model": self._model, "messages": list(request.messages), **options, **self._extra}
+        body = dialect.body(request, self.identity, options)
         try:
             async with asyncio.timeout(self._timeout):  # the client's own begins anew with every byte
                 # not `chat.completions.create`: it looks through schema and answer, and trusts what it finds

@@ -64,8 +64,7 @@ class BatchEngine(Engine):
             price: US dollars per million tokens in and out, as asked one by one.
         """
         self._model, self._folder, self._price = model, folder, price
-        self._extra = {"chat_template_kwargs": dict(chat_template_kwargs)} if chat_template_kwargs else {}
-        self.identity: dict[str, Any] = {"engine": "api", "server": server, "model": model, **self._extra}
+        self.identity = dialect.identity(server, model, chat_template_kwargs)
         self.tally = Tally()
         self._made: Path | None = None
         self._file: IO[str] | None = None
@@ -79,7 +78,9 @@ class BatchEngine(Engine):
         place = self._folder.parent
         with writing(self._folder), _database(place):
             place.mkdir(parents=True, exist_ok=True)
-            self._made = self._made or owned.draft(self._folder, place)
+            if self._made is None:
+                owned.clear(self._folder, place)
+                self._made = owned.draft(self._folder, place)
             try:
                 with closing(_asked(place)) as asked, asked:
                     for request in requests:
@@ -95,7 +96,7 @@ class BatchEngine(Engine):
 
     def _write(self, key: str, request: Request, seed: int) -> None:
         options = dialect.options(request, seed, dialect.parts_of(request, neutral=False))
-        body = {"model": self._model, "messages": list(request.messages), **options, **self._extra}
+        body = dialect.body(request, self.identity, options)
         whole = {"custom_id": key, "method": "POST", "url": "/v1/chat/completions", "body": body}
         line = json.dumps(whole, ensure_ascii=False) + "\n"
         size = len(line.encode())

@@ -17,12 +17,20 @@ from nbutils.engines.wire import GarbledReplyError
 CHARACTERS = 64  # of a token, at most; what is longer is no answer to the request
 ALTERNATIVES = 20  # of a token whose log-probabilities are kept
 _ABOVE_ONE = 0.01  # servers round: a log-probability may lie this far above 0
-# what a name may end in although the model is the same: a date or version, a number format, a file's ending
-_SUFFIX = re.compile(r"[-_.@](?:latest|(\d{3,}(?:-\d\d)*)|gguf|i?q\d\w*|[mn]?x?fp\d+|bf16|int\d|awq|gptq|nvfp4|mlx)\Z")
-# what a tag may say of the model and not of where it runs: llama3:70b, phi3:mini, llama4:scout
-_SIZE = re.compile(
-    r"(?<![a-z0-9.])(?:[ae]?\d+(?:\.\d+)?(?:x\d+(?:\.\d+)?)?[bmt]|tiny|mini|small|medium|large|scout|maverick)(?![a-z0-9])"
+# what a name may say although the model is the same: how its numbers are packed and its file is called, and its date
+_PACKED = re.compile(
+    r"(?<![a-z0-9])(?:latest|dynamic|static|i1|ud|unsloth|gg(?:uf|ml)|awq|gptq|bnb|mlx|onnx|exl\d|hqq|aqlm|autoround"
+    r"|quant\w*|i?q\d\w*|int\d+|[mn]?[vx]?fp?(?:4|8|16|32)|bf16|nf4|w\d+a\d+|\d+-?bits?|[\d.]+bpw|g(?:32|64|128))"
+    r"(?![a-z0-9])"
 )
+_DATE = re.compile(r"(?<![a-z0-9.])(?:\d\d-){0,2}\d{3,}(?:-\d\d)*(?![a-z0-9])|(?<=-)\d\d-\d\d\Z")
+# what a tag may say of the model and not of where it runs: llama3:70b-text, phi3:mini, llama4:scout
+_TELLS = re.compile(
+    r"(?<![a-z0-9.])(?:[ae]?\d+(?:\.\d+)?(?:x\d+(?:\.\d+)?)?[bmt]|tiny|mini|small|medium|large|scout|maverick|instruct|it"
+    r"|chat|base|text|think\w*|reason\w*|code\w*|math|vision|vl|embed\w*|guard)(?![a-z0-9])"
+)
+_USUAL = {"instruct", "it", "chat"}  # what a tag may leave out
+_WORDS = re.compile(r"\d+|[^\W\d_]+")
 OTHER = "by a model that calls itself"
 THOUGHTS_ONLY = "only thoughts and no answer: raise max_tokens, or switch thinking off (chat_template_kwargs)"
 
@@ -50,11 +58,12 @@ def read(body: str, model: str, max_tokens: int) -> Reply:
         said = f"{body.strip()[:80]!r} ({type(error).__name__})"
         raise GarbledReplyError(f"expected a chat completion, got {said}") from None
     prompt_tokens, tokens = _usage(completion.get("usage"), bool(text) or _thinks(message))
-    finish = finish_reason(choice.get("finish_reason"))
+    finish = finish_reason(said := choice.get("finish_reason"))
     notes = [] if text or not _thinks(message) else [THOUGHTS_ONLY]
     if finish == "unknown":
         finish = "length" if tokens >= max_tokens else "stop"
-        notes += _unknown(choice.get("finish_reason"))
+    elif finish == "other":
+        notes.append(f"not whole (ended by {encodable(said)[:40]!r})")
     numbers: dict[int, dict[str, float]] = {}
     # log-probabilities in another form, the text is good; the values of a hostile server raise whatever they like
     with suppress(Exception):
@@ -67,29 +76,28 @@ def read(body: str, model: str, max_tokens: int) -> Reply:
 def same_model(asked: str, said: str) -> bool:
     """Tell whether a server may mean the model it was asked for.
 
-    Owner, provider and number format do not count, nor does a size in a tag or a date that only one of them names.
+    Owner, provider and packaging do not count, nor does a date that only one of them names or a tag that only one has.
 
     >>> same_model("openai/gpt-oss-120b:cheapest", "f/models/gpt-oss-120b"), same_model("gpt-4o", "gpt-4o-mini")
     (True, False)
-    >>> same_model("llama3:70b", "llama3"), same_model("llama3:70b", "llama3:8b")
+    >>> same_model("llama3:70b", "llama3"), same_model("qwen3:8b-thinking", "qwen3:8b-instruct")
     (True, False)
     """
-    (name, size, dated), (other, other_size, other_dated) = _named(asked), _named(said)
+    (name, tag, dated), (other, other_tag, other_dated) = _named(asked), _named(said)
     if dated and other_dated and dated != other_dated:
         return False
-    if name == other:
-        return not size or not other_size or size == other_size
-    return bool(size) != bool(other_size) and f"{name}-{size}".strip("-") == f"{other}-{other_size}".strip("-")
+    if name != other:
+        return name + tag == other + other_tag
+    tells, other_tells = ([word for word in words if word not in _USUAL] for words in (tag, other_tag))
+    return not tells or not other_tells or tells == other_tells
 
 
-def _named(model: str) -> tuple[str, str, str]:
-    """Return a model's bare name, the size that its tag names, and its date or version without dashes."""
-    name, _, tag = model.rstrip("/").rpartition("/")[2].lower().partition(":")
-    dated = ""
-    while match := _SUFFIX.search(name):
-        name, dated = name[: match.start()], (match[1] or "").replace("-", "") + dated
-    size = _SIZE.search(tag)
-    return name, size[0] if size else "", dated
+def _named(model: str) -> tuple[list[str], list[str], str]:
+    """Return the words and numbers of a model's name, those of its tag that tell of the model, and its date."""
+    name, _, tag = _PACKED.sub("", model.rstrip("/").rpartition("/")[2].lower()).partition(":")
+    dated = "".join(re.findall(r"\d", "".join(date[0] for date in _DATE.finditer(name))))
+    told = " ".join(match[0] for match in _TELLS.finditer(tag))
+    return _WORDS.findall(_DATE.sub("", name)), _WORDS.findall(told), dated
 
 
 def _usage(usage: Any, said: bool) -> tuple[int, int]:
@@ -97,13 +105,6 @@ def _usage(usage: Any, said: bool) -> tuple[int, int]:
     counts = (usage.get(side) if isinstance(usage, Mapping) else -1 for side in ("prompt_tokens", "completion_tokens"))
     prompt, answer = (-1 if said and value == 0 else count(value) for value in counts)
     return prompt, answer
-
-
-def _unknown(said: Any) -> list[str]:
-    """Return a note of how an answer ended in words that are not known; it is taken for whole."""
-    word = " ".join(encodable(said)[:40].split()) if isinstance(said, str) else ""
-    silent = word.lower() in ("", "null", "none", "unknown") or word.lower().endswith("unspecified")
-    return [] if silent else [f"of an unknown end ({word!r}) and taken for whole"]
 
 
 def _text(content: Any) -> str:

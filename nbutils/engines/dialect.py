@@ -2,13 +2,14 @@
 
 A request is made of parts. Where a server refuses it, the parts that the refusal names are left out and the rest is
 asked again; a part is left out from then on when it has been refused several times and never been taken in between. A
-part that the server has taken before takes many refusals that name it, and is tried again now and then. What a request
-went without stands in the notes of its reply.
+part that the server has taken before takes many refusals that name it, and is tried again now and then. Of parts that
+are refused without a name as few as can be are left out. What a request went without stands in the notes of its reply.
 """
 
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from itertools import combinations
 from typing import Any
 
 from nbutils.engines.protocol import Request
@@ -52,12 +53,10 @@ _LOOSELY = {
 # a refusal in such words is about the request itself: nothing is gained by leaving parts out
 _ITSELF = re.compile(
     r"content.?(?:filter|policy|management|moderation)|safety|moderat|flagged|context|too (?:long|large|many tokens)"
-    r"|\bmodel\b.{0,60}\b(?:not|unknown|exist|found|support|invalid|no such|available)"
-    r"|\b(?:no such|unknown|invalid|unsupported)\b.{0,20}\bmodel\b"
 )
-# What may be left out on no more than a guess, where a refusal names nothing.
-_GUESSED = ("neutral", "response_format", "logprobs", "seed")
-_EXTRA = {"neutral", "seed"}  # what a server that knows the plain request only does not know together
+PLAIN = {"max_tokens"}  # of a request that any server takes
+# What may be left out on no more than a guess, where a refusal names nothing; those first that go together.
+_GUESSED = ("neutral", "seed", "response_format", "logprobs")
 _FAILS = ("response_format", "logprobs")  # what a server that takes it may fail at for one request
 # statuses that speak of the request's size or of the law
 _ITS_OWN = (413, 414, 431, 451)
@@ -71,6 +70,7 @@ class Dialect:
         self._taken: set[str] = set()
         self._votes: Counter[str] = Counter()
         self._since: dict[str, int] = {}  # requests since a part that was taken once is left out
+        self._helped = set[str]()  # what was left out on a guess, and the request was answered
 
     def begin(self, whole: set[str]) -> "Trial":
         """Return how to ask for a request of these parts: without what is refused, but for what is tried again."""
@@ -90,6 +90,7 @@ class Dialect:
             What is refused from now on, and what no longer is.
         """
         self._taken |= wanted - without
+        self._helped = without - named or self._helped
         new = []
         for part in wanted & without:
             known = part in self._taken
@@ -107,19 +108,18 @@ class Dialect:
         return sorted(new), sorted(back)
 
     def guesses(self, parts: set[str]) -> Iterator[set[str]]:
-        """Yield what else to ask with where a refusal names no part: without one of the doubtful parts, without all.
+        """Yield what to ask with where a refusal names no part: without one doubtful part, without two, without all.
 
         Doubtful is what the server never took; if it took everything, a schema or log-probabilities may have failed
-        this once.
+        this once. What helped another request comes first.
         """
         doubtful = [p for p in _GUESSED if p in parts and p not in self._taken]
         doubtful = doubtful or [p for p in _FAILS if p in parts]
-        for part in doubtful:
-            yield parts - {part}
-        if set(doubtful) > _EXTRA:
-            yield parts - _EXTRA
-        if len(doubtful) > 1:
-            yield parts - set(doubtful)
+        if self._helped <= set(doubtful):
+            yield parts - self._helped
+        for count in range(1, len(doubtful) + 1):
+            for some in combinations(doubtful, count):
+                yield parts - set(some)
 
 
 class Trial:
@@ -135,13 +135,18 @@ class Trial:
         """Tell whether the request was refused before."""
         return len(self._tried) > 1
 
+    @property
+    def guessed(self) -> bool:
+        """Tell whether something is left out that no refusal named."""
+        return self.parts != self._base
+
     def refused(self, status: int, said: str) -> bool:
         """Choose the parts to ask with after a refusal; return whether there is anything left to try."""
         if not 400 <= status < 500:
             return False
         if found := named(said, self.parts):
             self._named |= found
-            self._base = self.parts = self.parts - found
+            self._base = self.parts = self._base - found  # what was guessed before may be innocent
         elif again := self._base & self._again:  # as the requests before this one were asked
             self._base = self.parts = self._base - again
         else:
@@ -169,22 +174,37 @@ def parts_of(request: Request, *, neutral: bool) -> set[str]:
 
 
 def named(refusal: str, parts: set[str]) -> set[str]:
-    """Return the parts that a refusal names.
+    """Return the part that a refusal names; of several the first: the others may be those that are taken.
 
     >>> named("Unknown name min_p in this JSON payload", {"neutral", "response_format"})
     {'neutral'}
+    >>> named("No seed here. Supported are temperature and top_p.", {"seed", "temperature", "top_p"})
+    {'seed'}
     """
     text = refusal.lower()
     for words in (_WORDS, _LOOSELY):
-        if found := {part for part in parts & words.keys() if words[part].search(text)}:
-            # "temperature and top_p cannot both be specified"
-            return found - {"temperature"} if {"temperature", "top_p"} <= found and "both" in text else found
+        if found := {part: match.start() for part in parts & words.keys() if (match := words[part].search(text))}:
+            if {"temperature", "top_p"} <= found.keys() and "both" in text:  # they cannot both be specified
+                return {"top_p"}
+            return {min(found, key=lambda part: found[part])}
     return set()
 
 
 def about_itself(refusal: str) -> bool:
-    """Tell whether a refusal is about the request or the model as a whole, not about a part."""
+    """Tell whether a refusal is about the request as a whole, not about a part."""
     return bool(_ITSELF.search(refusal.lower()))
+
+
+def identity(server: str, model: str, chat_template_kwargs: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return what a server's replies hang on beside the request, whether it is asked now or by batch."""
+    extra = {"chat_template_kwargs": dict(chat_template_kwargs)} if chat_template_kwargs else {}
+    return {"engine": "api", "server": server, "model": model, **extra}
+
+
+def body(request: Request, identity: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what is sent for a request."""
+    extra = {name: value for name, value in identity.items() if name not in ("engine", "server", "model")}
+    return {"model": identity["model"], "messages": list(request.messages), **options, **extra}
 
 
 def options(request: Request, seed: int, parts: set[str]) -> dict[str, Any]:

@@ -55,6 +55,7 @@ class Round:
     held: list[tuple[int, RefusedError]] = field(default_factory=list)  # refused since the last answer
     answered: bool = False
     looking: asyncio.Lock = field(default_factory=asyncio.Lock)
+    turn: asyncio.Lock = field(default_factory=asyncio.Lock)  # of a call to begin
 
     def __post_init__(self) -> None:
         self.todo = iter(enumerate(self.requests))

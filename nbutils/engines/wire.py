@@ -1,10 +1,13 @@
 """What a server sends, read within bounds: so many bytes, unpacked, and not one more; the rest is never taken in."""
 
 import zlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import openai
+
+from nbutils.core import keys
+from nbutils.engines.protocol import Request
 
 # An answer is read to `allowed` bytes, a refusal, of which a sentence is shown, to so many.
 REFUSAL = 64 * 1024
@@ -48,6 +51,13 @@ class Client(openai.DefaultAsyncHttpxClient):
                 raise GarbledReplyError(f"expected a chat completion, got no UTF-8: {body[:80]!r}") from None
         kept = {name: response.headers[name] for name in ("retry-after", "x-request-id") if name in response.headers}
         return type(response)(response.status_code, headers=kept, content=body[:limit], request=request)
+
+
+def client(server: str, key: str, timeout: float, requests: Sequence[Request]) -> openai.AsyncOpenAI:
+    """Return a client that asks a server once and reads no more than these requests can be answered with."""
+    http = Client(**keys.alone(server, key))
+    http.most = max((allowed(r.sampling.max_tokens, logprobs=r.logprobs) for r in requests), default=LEAST)
+    return openai.AsyncOpenAI(base_url=server, api_key=key, max_retries=0, timeout=timeout, http_client=http)
 
 
 async def _unpacked(response: Any, limit: int) -> AsyncIterator[bytes]:

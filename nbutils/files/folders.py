@@ -21,9 +21,8 @@ log = logging.getLogger(__name__)
 # of several kinds in a folder without a card the first is taken
 TYPES = (".parquet", ".jsonl", ".csv", ".json", *(f".{t}{e}" for t in tables.TEXTS for e in unpacked.ENDINGS))
 ANY = "*"  # the split of a dataset that has none
-# JSON that describes a folder and is no data
+# JSON that describes a folder, where others hold the data
 _ABOUT = {"dataset_info.json", "dataset_infos.json", "params.json", "metrics.json", "run.json", owned.NAME}
-_MEASURED = ("metrics.json", "figures/*")  # in the folder of a stage
 _SHARD = re.compile(r"(?:^|.*/)([\w.]+)-\d{5}-of-\d{5}[^/]*")
 _WORDS = re.compile(
     r"(?:^|[^a-z])(?:(train(?:ing)?)|(valid(?:ation)?|val|dev)|(test(?:ing)?|eval(?:uation)?))(?=[^a-z]|$)",
@@ -58,6 +57,12 @@ def splits(folder: Path, config: str) -> dict[str, list[Path]]:
         raise InputError(
             f"{folder} holds no data that can be read: it has {owned.some(listing)}; expected files that end in "
             f"{', '.join(TYPES[: len(tables.TEXTS) + 1])}, the last three also packed ({', '.join(unpacked.ENDINGS)})"
+        )
+    about = [name for name in disk.entries(folder) if name.endswith(TYPES) and not _is_hidden(name)]
+    if about and not config:
+        raise InputError(
+            f"{folder} holds no data beside what describes a folder: {owned.some(about)}; if that is the data, name "
+            f"the file, as in {disk.plain(folder / about[0])}"
         )
     raise InputError(f"{folder} is no stage folder with a dataset {config!r} (it has: none); run that stage first")
 
@@ -94,11 +99,24 @@ def inside(folder: Path, name: str) -> Path:
     return path
 
 
+def measured(folder: Path) -> tuple[str, ...]:
+    """Return patterns of what a stage measured, its hours for instance, if it wrote the folder.
+
+    That is no data and no input of the next stage. In another's folder files of these names are like any other.
+    """
+    return ("metrics.json", "figures/*.png") if "metrics.json" in (owned.listed(folder) or {}) else ()
+
+
 def _is_aside(folder: Path, name: str) -> bool:
     """Tell whether a fingerprint of the folder (`sources.fingerprint`) passes over a file: its rows could change."""
     plain = PurePosixPath(name)
-    aside = identity.ASIDE + (_MEASURED if (folder / "metrics.json").exists() else ())
+    aside = identity.ASIDE + (measured(folder) if plain.suffix in {".json", ".png"} else ())
     return any(fnmatch(plain.as_posix(), pattern) or fnmatch(plain.name, pattern) for pattern in aside)
+
+
+def _is_about(folder: Path, name: str) -> bool:
+    """Tell whether a file describes the folder, by its name, or may change unseen."""
+    return name.rpartition("/")[2] in _ABOUT or _is_aside(folder, name)
 
 
 def _saved(folder: Path) -> dict[str, list[str]]:
@@ -186,8 +204,8 @@ def _matching(folder: Path, config: str, listing: list[str], pattern: str) -> li
         raise InputError(f"{folder}: its card names {shown(pattern)}, a pattern with too many wildcards")
     form = re.compile(glob_translate(pattern))
     if found := [name for name in listing if name.endswith((*TYPES, ".arrow")) and form.match(name)]:
-        # as for `datasets`, a star stands for nothing hidden; what is hidden alone is refused by its name
-        return [name for name in found if not (_is_hidden(name) and _is_aside(folder, name))] or found
+        # a star stands for no file that describes the folder or may change unseen; one that is alone is meant
+        return _told(folder, found) or found
     raise InputError(
         f"{folder} is no stage folder with a dataset {config!r}: its card names {pattern}, and no file that can be "
         "read is named so; copy the folder again"
@@ -198,10 +216,18 @@ def _is_hidden(name: str) -> bool:
     return any(part.startswith((".", "__")) for part in name.split("/"))
 
 
+def _told(folder: Path, names: Sequence[str]) -> list[str]:
+    """Return the names of those that do not describe the folder, and tell which do, where they could be data."""
+    plain = [name for name in names if not _is_about(folder, name)]
+    left = [n for n in set(names) - set(plain) if n.endswith(TYPES) and not _is_hidden(n) and "dataset_info" not in n]
+    if plain and left:
+        log.warning("%s: not read, since by their names they describe the folder: %s", folder, owned.some(left))
+    return plain
+
+
 def _visible(folder: Path) -> list[str]:
     """Return the names in a folder that may be those of data: neither hidden nor about the folder."""
-    names = [name for name in disk.entries(folder) if not _is_hidden(name) and not _is_aside(folder, name)]
-    plain = [name for name in names if name.rpartition("/")[2] not in _ABOUT]
+    plain = _told(folder, [name for name in disk.entries(folder) if not _is_hidden(name)])
     return [name for name in plain if not re.match(r"(?i)(readme|licen[cs]e)(\.|$)", name.rpartition("/")[2])]
 
 

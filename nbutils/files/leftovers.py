@@ -11,25 +11,28 @@ import shutil
 import subprocess
 import sys
 import time
+from collections import deque
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from nbutils.core import secrets
 from nbutils.core.errors import InputError
-from nbutils.files import documents
+from nbutils.files import disk, documents
 
 PATIENCE = 600  # seconds to wait for papermill's end
 AFTER = 5.0  # seconds in which papermill writes its output once more after the kernel's end
 BEFORE = 60  # seconds before the token was seen, in which papermill began to write
+MOST_NAMES = 200_000  # in a folder and below it, the nearest first, that are looked at
 INJECTED = "injected-parameters"
 
 
 def clear() -> None:
     """Have the tokens in the output of the papermill above this kernel replaced, once that has ended.
 
-    A command names its output among its words. A program that calls papermill does not: what it left since now beside
-    itself and beside this kernel is looked at.
+    A command names its output among its words. A program that calls papermill does not: what it left since now where it
+    and this kernel work, and in the folders below, is looked at.
     """
     above = Path(f"/proc/{os.getppid()}")
     try:
@@ -37,7 +40,8 @@ def clear() -> None:
         folder = (above / "cwd").readlink()
     except OSError:  # no such system, or another user's process
         return
-    paths = [str(folder / word) for word in words if word and not word.startswith("-")]
+    named = [part for word in words for part in (word, word.partition("=")[2]) if part and not part.startswith("-")]
+    paths = [str(folder / name) for name in named]
     pids = map(str, (os.getpid(), os.getppid()))
     command = [sys.executable, "-m", "nbutils.files.leftovers", *pids, str(folder), str(Path.cwd()), *paths]
     # not in its group: whatever ends papermill is not to end this
@@ -72,6 +76,23 @@ def _hidden(value: Any) -> Any:
     return secrets.hidden(value) if isinstance(value, str) else value
 
 
+def _notebooks(path: Path) -> Iterator[Path]:
+    """Yield what may be a notebook: a path, all that lies in a folder, and below it what is called so."""
+    if not path.is_dir():
+        yield path
+        return
+    places, names = deque([str(path)]), 0
+    while places and names < MOST_NAMES:
+        place = places.popleft()
+        with suppress(OSError), os.scandir(place) as entries:
+            for entry in entries:
+                names += 1
+                if entry.is_dir(follow_symlinks=False):
+                    places.append(entry.path)
+                elif place == str(path) or entry.name.endswith(".ipynb"):
+                    yield Path(entry.path)
+
+
 def main(kernel: str, above: str, *paths: str) -> None:
     """Replace in these files, and in the notebooks of these folders, when the kernel has ended and when papermill has.
 
@@ -85,8 +106,8 @@ def main(kernel: str, above: str, *paths: str) -> None:
         time.sleep(after)
         for path in map(Path, dict.fromkeys(paths)):
             with suppress(OSError, ValueError):  # what a word names need be no path
-                for file in path.glob("*") if path.is_dir() else [path]:
-                    if file.is_file() and not file.is_symlink() and file.stat().st_mtime > started - BEFORE:
+                for file in _notebooks(path):
+                    if disk.is_regular(file) and file.stat().st_mtime > started - BEFORE:
                         replace(file)
 
 

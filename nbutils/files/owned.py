@@ -16,6 +16,7 @@ import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO
 
 from nbutils.core.errors import InputError
 from nbutils.files import disk, documents
@@ -25,29 +26,62 @@ log = logging.getLogger(__name__)
 NAME = "manifest.json"
 MAKER = "nbutils"  # another program's manifest.json has other keys
 LARGEST = 2**26  # bytes of a manifest
-UNFINISHED = ".unfinished"  # beside a draft of which all is ours
+MARK = ".draft"  # beside a draft: names the kit and it, and is locked as long as the process lives that makes it
+WHOLE = ".whole"  # beside a draft that is to take the folder's place, or what the folder held
+_held: dict[Path, IO[str]] = {}  # the marks of this process
 
 
 def draft(folder: Path, place: Path) -> Path:
     """Return an empty folder in which the next version of `folder` is to be made, in a holder of its own in `place`."""
-    made = Path(tempfile.mkdtemp(prefix=f"{folder.name}.draft-", dir=place)) / folder.name
-    (made.parent / UNFINISHED).touch()
+    made = _holder(folder, place) / folder.name
     made.mkdir()
     return made
 
 
+def _holder(folder: Path, place: Path) -> Path:
+    new = Path(tempfile.mkdtemp(prefix=".draft-", dir=place))
+    holder = place / f"{folder.name}{new.name}"
+    try:
+        mark = disk.locked(new / MARK)
+        mark.write(json.dumps(_mark(holder)))
+        mark.flush()
+    except OSError:
+        shutil.rmtree(new, ignore_errors=True)
+        raise
+    os.rename(new, holder)  # nobody finds it without its lock
+    _held[holder] = mark
+    return holder
+
+
+def _mark(holder: Path) -> dict[str, str]:
+    return {"written_by": MAKER, "draft": holder.name}
+
+
+def _is_marked(holder: Path) -> bool:
+    with suppress(InputError):
+        return bool(documents.read_json(holder / MARK) == _mark(holder))
+    return False
+
+
 def finish(made: Path, folder: Path) -> None:
     """Put a draft into its folder's place in one step; what is not ours in the folder is carried over."""
-    place = made.parent.parent
     record(made)
-    (made.parent / UNFINISHED).unlink()  # not inside: what the folder held takes the draft's place
+    (made.parent / WHOLE).touch()
     if os.path.lexists(folder):
-        _swap(made, folder, place)
+        _swap(made, folder)
+    _settle(made, folder)
+    if mark := _held.pop(made.parent, None):
+        mark.close()
+
+
+def _settle(made: Path, folder: Path) -> None:
+    """Bring what a whole draft holds to its folder; what cannot be moved stays in it, and was told."""
+    if os.path.lexists(folder):
         carry(made, folder)
-    else:
+    elif os.path.lexists(made):
         os.rename(made, folder)
-    with suppress(OSError):  # what could not be moved is in it, and was told
-        made.parent.rmdir()
+    if not os.path.lexists(made):
+        shutil.rmtree(made.parent, ignore_errors=True)
 
 
 @contextmanager
@@ -65,37 +99,34 @@ def renewed(folder: Path) -> Iterator[Path]:
 
 
 def abandon(made: Path) -> None:
-    """Remove a draft that was not finished."""
-    if (made.parent / UNFINISHED).is_file():
-        shutil.rmtree(made.parent, ignore_errors=True)
+    """Let go of a draft, and remove it unless it was finished."""
+    if mark := _held.pop(made.parent, None):
+        if not (made.parent / WHOLE).exists():
+            shutil.rmtree(made.parent, ignore_errors=True)
+        mark.close()
 
 
-def clear(folder: Path, place: Path, *, unfinished: bool = True) -> None:
+def clear(folder: Path, place: Path) -> None:
     """Remove the drafts of processes that were killed; what is not ours in them goes to the folder.
 
-    Args:
-        unfinished: whether no other process can be at work on a draft that is not finished.
+    A draft that a process is at work on stays, and so does a folder that is only named like one.
     """
     for holder in place.glob(f"{glob.escape(folder.name)}.draft-*"):
         made = holder / folder.name
-        if holder.is_symlink() or made.is_symlink():
-            pass
-        elif (holder / UNFINISHED).is_file():
-            if unfinished:
-                shutil.rmtree(holder)
-            continue
-        elif listed(made) is not None:  # whole: killed between two renamings, or before all was carried over
-            if os.path.lexists(folder):
-                carry(made, folder)
-            else:
-                os.rename(made, folder)
-        try:
-            with suppress(FileNotFoundError):
-                made.rmdir()
-            with suppress(FileNotFoundError):
+        if holder.is_symlink() or made.is_symlink() or not _is_marked(holder):
+            try:
+                made.rmdir() if made.is_dir() else None
                 holder.rmdir()
-        except OSError:
-            log.warning("%s is no draft that the kit can tell from your files; look there and delete it", holder)
+            except OSError:
+                log.warning("%s is not known as a draft of the kit and stays; delete it if nothing is yours", holder)
+            continue
+        with suppress(OSError), disk.locked(holder / MARK):  # locked by another process, or gone since
+            if not _is_marked(holder):
+                continue
+            if (holder / WHOLE).exists():  # killed between two renamings, or before all was carried over
+                _settle(made, folder)
+            else:
+                shutil.rmtree(holder)
 
 
 def record(folder: Path, hashes: Mapping[str, str] | None = None) -> None:
@@ -127,7 +158,7 @@ def unchanged(path: Path, value: str | None) -> bool:
         return False
 
 
-def _swap(draft: Path, folder: Path, place: Path) -> None:
+def _swap(draft: Path, folder: Path) -> None:
     """Exchange a folder and a draft, so that a reader always sees one of the two."""
     paths = (-100, os.fsencode(draft), -100, os.fsencode(folder))  # AT_FDCWD
     try:
@@ -135,11 +166,13 @@ def _swap(draft: Path, folder: Path, place: Path) -> None:
             return
     except AttributeError:  # not this system's library
         pass
-    old = Path(tempfile.mkdtemp(prefix=f"{folder.name}.draft-", dir=place)) / folder.name
-    os.rename(folder, old)
+    holder = _holder(folder, draft.parent.parent)
+    (holder / WHOLE).touch()
+    os.rename(folder, holder / folder.name)
     os.rename(draft, folder)
-    os.rename(old, draft)
-    old.parent.rmdir()
+    os.rename(holder / folder.name, draft)
+    abandon(holder / folder.name)
+    shutil.rmtree(holder, ignore_errors=True)
 
 
 def carry(old: Path, new: Path) -> None:
@@ -176,16 +209,22 @@ def carry(old: Path, new: Path) -> None:
 
 def place(draft: Path, folder: Path, name: str) -> None:
     """Put one more whole file into a folder of ours, in one step; one of this name that is not ours is kept."""
-    known = listed(folder) or {}
-    if os.path.lexists(folder / NAME) and listed(folder) is None:
-        _moved(folder / NAME, folder / _free(folder) / NAME)
-    if os.path.lexists(folder / name) and not unchanged(folder / name, known.get(name)):
-        aside = folder / _free(folder) / name
-        _moved(folder / name, aside)
-        log.warning("%s is not the file that the kit wrote; it is kept as %s", folder / name, aside)
-    known |= {name: disk.sha256(draft)}
-    os.replace(draft, folder / name)
-    record(folder, known)
+    place_all({name: draft}, folder)
+
+
+def place_all(drafts: Mapping[str, Path], folder: Path) -> None:
+    """Put files into a folder of ours under their names, as `place` does; what is not ours is kept in one place."""
+    known, aside = listed(folder), folder / _free(folder)
+    if known is None and os.path.lexists(folder / NAME):
+        _moved(folder / NAME, aside / NAME)
+    known = known or {}
+    for name, draft in drafts.items():
+        if os.path.lexists(folder / name) and not unchanged(folder / name, known.get(name)):
+            _moved(folder / name, aside / name)
+            log.warning("%s is not the file that the kit wrote; it is kept as %s", folder / name, aside / name)
+        known[name] = disk.sha256(draft)
+        os.replace(draft, folder / name)
+        record(folder, known)
 
 
 def _free(*folders: Path) -> str:

@@ -186,7 +186,7 @@ def judged_prompts(names: Iterable[str], *, run_dir: Path) -> list[Row]:
     for path in (find(name, run_dir=run_dir) for name in names if name):
         with suppress(InputError):  # no such dataset
             parts = folders.splits(path, "judged").get("train", []) if path and path.is_dir() else []
-            whole = (row for file in parts for row in tables.rows(file) if row.keys() >= wanted)
+            whole = (row for row in tables.all_rows(parts) if row.keys() >= wanted)
             result += ({key: row[key] for key in wanted} for row in whole)
     return result
 
@@ -211,10 +211,7 @@ def fingerprint(name: str, kind: str = "dataset", *, run_dir: Path | None = None
     path = find(name, run_dir=run_dir)
     if path is None:
         return name if kind == "file" else identity.of_hub(name, kind=kind)
-    if path.is_dir():
-        # what a stage measured, its hours for instance, is no input of the next
-        return identity.of_folder(path, aside=("metrics.json", "figures/*") if (path / "metrics.json").exists() else ())
-    return identity.of_file(path)
+    return identity.of_folder(path, aside=folders.measured(path)) if path.is_dir() else identity.of_file(path)
 
 
 def _from_folder(path: Path, config: str, split: str) -> Iterable[Row]:
@@ -222,11 +219,11 @@ def _from_folder(path: Path, config: str, split: str) -> Iterable[Row]:
     there = folders.splits(path, config)
     there = {split: there[folders.ANY]} if folders.ANY in there and split.isidentifier() else there
     if split in there:
-        return itertools.chain.from_iterable(map(tables.rows, there[split]))
+        return tables.all_rows(there[split])
     names = [name for name in there if re.search(rf"(?:^|\+)\s*{re.escape(name)}\s*(?:\[|\+|$)", split)]
     if folders.ANY in there:
         names, there = ["train"], {"train": there[folders.ANY]}
-    whole = {name: [row for part in there[name] for row in tables.rows(part)] for name in names}
+    whole = {name: list(tables.all_rows(there[name])) for name in names}
     try:
         wanted = ReadInstruction.from_spec(split).to_absolute({name: len(rows) for name, rows in whole.items()})
     except (ValueError, AssertionError, KeyError):

@@ -13,7 +13,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +35,19 @@ _SPACE = re.compile(r"[ \t\r\n]*")
 csv.field_size_limit(LARGEST)
 
 
-def rows(path: Path, kind: str = "") -> Iterator[Row]:
+def all_rows(paths: Iterable[Path]) -> Iterator[Row]:
+    """Yield the rows of one file after another, as `rows` does: what all take is bounded together."""
+    account = unpacked.Account()
+    for path in paths:
+        yield from rows(path, account=account)
+
+
+def rows(path: Path, kind: str = "", *, account: unpacked.Account | None = None) -> Iterator[Row]:
     """Yield the rows of a file; nothing is read before the first is asked for, and nothing behind the last.
 
     Args:
         kind: of the file, where its own name does not end in it.
+        account: of the files read with it.
 
     Raises:
         InputError: if it is no regular file, of another kind than its name says, more than a tenth of its rows are
@@ -50,11 +58,12 @@ def rows(path: Path, kind: str = "") -> Iterator[Row]:
     where = f"{disk.plain(path)} cannot be read as {kind}"
     if kind not in _READERS or (packed and kind not in TEXTS):
         raise InputError(f"{where}: expected one of {', '.join(_READERS)}; unpack it first")
+    account = account or unpacked.Account()
     try:
         with disk.opened(path) as file:
-            size = os.fstat(file.fileno()).st_size
-            stream = unpacked.unpacked(file, packed, size) if packed else file
-            yield from _sound(_READERS[kind](stream), disk.plain(path), where, unpacked.Account(size))
+            account.opened(os.fstat(file.fileno()).st_size)
+            stream = unpacked.unpacked(file, packed, account) if packed else file
+            yield from _sound(_READERS[kind](stream), disk.plain(path), where, account)
     except InputError:
         raise
     except UnicodeDecodeError as error:
@@ -72,7 +81,7 @@ def _sound(read: Iterator[Row | Odd], path: str, where: str, account: unpacked.A
         for row in read:
             if not isinstance(row, Odd):
                 good += 1
-                account.add(unpacked.weight(row))
+                account.keep(row)
                 yield row
                 continue
             odd, first = odd + 1, first or f"row {good + 1}: {row}"

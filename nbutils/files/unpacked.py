@@ -1,7 +1,8 @@
-"""What a file unpacks to, counted while it is read: a file of some kilobytes can stand for any amount of memory.
+"""What files unpack to, counted while they are read: some kilobytes can stand for any amount of memory.
 
 Used by `tables`. Honest data, a text in every row that is another, packs to a tenth, at times to a thirtieth; what
-packs to less than a hundredth is one thing repeated. Below `HELD` bytes nobody minds.
+packs to less than a hundredth is one thing repeated. That may be meant, a system prompt in every row say: such a text
+is held once, and counts for less. Below `HELD` bytes nobody minds.
 """
 
 import bz2
@@ -17,7 +18,9 @@ import pyarrow as pa
 
 from nbutils.core import bounded
 
-HELD, RATIO = 2**29, 100  # bytes that may stand behind any file, and behind each byte of a larger one
+HELD, RATIO = 2**29, 100  # bytes that may stand behind what is read, and behind each byte of it if that is more
+SHORT, LONG, TEXTS = 64, 2**15, 1000  # characters of a text that may repeat, and how many texts are remembered
+REPEATED, PASSING = 8, 4  # which part of a byte counts that is held already, or that is unpacked and not held: its time
 LINE = 50  # bytes that a line counts for beside its own
 ROOM = 2**30  # bytes that an unpacker may take for itself, whatever the file says that it needs
 
@@ -31,52 +34,80 @@ ENDINGS = tuple(_OPENERS)
 
 
 class TooMuchError(ValueError):
-    """A file unpacks to more than its size can honestly hold."""
+    """Files unpack to more than their size can honestly hold."""
 
 
 class Account:
-    """What a file of some size has unpacked to so far."""
+    """What a file, or those of a folder, have unpacked to so far."""
 
-    def __init__(self, size: int):
-        self._most, self._size, self._held = max(HELD, RATIO * size), size, 0
+    def __init__(self) -> None:
+        self._files = self._size = self._held = self._passed = 0
+        self._texts: dict[str, str] = {}
 
-    def add(self, size: int) -> None:
-        """Count so many bytes more.
+    def opened(self, size: int) -> None:
+        """Count one file more, of so many bytes."""
+        self._files, self._size = self._files + 1, self._size + size
+
+    def keep(self, row: Any) -> None:
+        """Count a row that is kept; a text that has come before is put in place of its own copy in it.
 
         Raises:
-            TooMuchError: if that is more than the file can honestly hold.
+            TooMuchError: if all rows are more than the files can honestly hold.
         """
-        self._held += size
-        if self._held > self._most:
+        if len(self._texts) > TEXTS:
+            self._texts.clear()
+        self._held += weight(row, self._texts)
+        self._insist(self._held)
+
+    def passed(self, part: bytes) -> None:
+        """Count what was unpacked; a line that is empty takes its time, and one that is none its memory.
+
+        Raises:
+            TooMuchError: as `keep`.
+        """
+        self._passed += len(part) // PASSING + LINE * (part.count(b"\n") + part.count(b"\r"))
+        self._insist(self._passed)
+
+    def _insist(self, size: int) -> None:
+        most = max(HELD, RATIO * self._size)
+        if size > most:
+            whose = "its" if self._files == 1 else f"its and {self._files - 1} other files'"
             raise TooMuchError(
-                f"its {max(self._size / 2**20, 0.1):,.1f} MiB unpack to more than {self._most / 2**20:,.0f} MiB of "
+                f"{whose} {max(self._size / 2**20, 0.1):,.1f} MiB unpack to more than {most / 2**20:,.0f} MiB of "
                 "rows, as only one thing repeated does; if it is meant so, write it as plain .jsonl"
             )
 
 
-def weight(row: Any) -> int:
-    """Return about how many bytes of memory a row of plain values takes; names of columns are not counted."""
-    total, left = 0, [row]
+def weight(row: Any, texts: dict[str, str] | None = None) -> int:
+    """Return about how many bytes of memory a row of plain values takes; names of columns are not counted.
+
+    Args:
+        texts: that came before, and get those of this row; one that did replaces its copy in the row.
+    """
+    texts = {} if texts is None else texts
+    total, left = sys.getsizeof(row), [row]
     while left:
         value = left.pop()
-        if value is None or value == "":  # there is one of each
-            continue
-        total += sys.getsizeof(value)
-        if isinstance(value, dict):
-            left.extend(value.values())
-        elif isinstance(value, list | tuple):
-            left.extend(value)
+        for place, part in value.items() if isinstance(value, dict) else enumerate(value):
+            if part is None or part == "":  # there is one of each
+                continue
+            size = sys.getsizeof(part)
+            if isinstance(part, dict | list | tuple):
+                left.append(part)
+            may_repeat = isinstance(part, str) and SHORT < len(part) <= LONG and not isinstance(value, tuple)
+            if may_repeat and (known := texts.setdefault(part, part)) is not part:
+                value[place], size = known, size // REPEATED
+            total += size
     return total
 
 
-def unpacked(stream: io.BufferedReader, ending: str, size: int) -> io.BufferedReader:
+def unpacked(stream: io.BufferedReader, ending: str, account: Account) -> io.BufferedReader:
     """Return what a packed file holds, as a stream that ends in `TooMuchError` where it is more than honest data.
 
     Args:
         ending: of the file's name, one of `ENDINGS`.
-        size: of the file, in bytes.
     """
-    return io.BufferedReader(_Unpacked(stream, ending, Account(size)), 2**17)
+    return io.BufferedReader(_Unpacked(stream, ending, account), 2**17)
 
 
 class _Unpacked(io.RawIOBase):
@@ -94,7 +125,6 @@ class _Unpacked(io.RawIOBase):
                 part = self._source.read(len(buffer))
         except (zlib.error, lzma.LZMAError, EOFError) as error:
             raise ValueError(f"it cannot be unpacked ({error})") from None
-        # a line that is empty takes its time, and one that is none its memory
-        self._account.add(len(part) + LINE * (part.count(b"\n") + part.count(b"\r")))
+        self._account.passed(part)
         buffer[: len(part)] = part
         return len(part)

@@ -9,6 +9,7 @@ import html
 import json
 import math
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,7 +26,9 @@ VERDICTS = {"A>>B": (1.0, 0.0), "A>B": (0.75, 0.25), "A=B": (0.5, 0.5), "B>A": (
 
 # how a thought begins and ends; where the chat template has opened it, a reply holds the end only
 _OPENED = [(re.compile(rf"\A\s*(?:{opened})", re.IGNORECASE), closed) for opened, closed in THOUGHTS]
-_CLOSED = re.compile("|".join(f"(?:{closed})" for _, closed in THOUGHTS), re.IGNORECASE)
+_ENDS = "|".join(f"(?:{closed})" for _, closed in THOUGHTS)
+_QUOTES = "`'\"«»“”‘’„"  # between two of these a judge speaks of an end
+_CLOSED = re.compile(rf"(?<![{_QUOTES}])(?:{_ENDS})|(?:{_ENDS})(?![{_QUOTES}])", re.IGNORECASE)
 # possessive: a reply that is all opening brackets or spaces is searched once
 _BRACKETS = re.compile(r"\[\[\s*+([^\[\]]*+)\]\]")
 _NUMBER = re.compile(r"-?\d+(?:[.,]\d+)?")
@@ -33,12 +36,14 @@ _KEY = re.compile(r"""(score(?:_\d+)?)["']?\s*:""")
 _OBJECT = re.compile(r"""\{[^{}]*score(?:_\d+)?["']?\s*:""")
 # a score as a response may have it to be quoted: no "final score: 3" in a report on a match
 _PLANTED = re.compile(r"""score_\d|["'{]\s*score["']?\s*:""")
-_ESCAPES = re.compile(r"\\+(?:u([0-9a-fA-F]{4})|x([0-9a-fA-F]{2}))")
+_ESCAPES = re.compile(
+    r"(?<!\\)\\++(?:u\{(H{1,6})\}|u(H{4})|U(H{8})|x(H{2})|([^a-zA-Z0-9\s\\]))|%(H{2})".replace("H", "[0-9a-fA-F]")
+)
 _JSON_FENCE = re.compile(r"\A\s*```(?:json)?\s*|\s*```\s*\Z")
 _SCORE = re.compile(r"""(score(?:_\d+)?)["']?\s*:\s*["']?(\d+(?:\.\d+)?)\s*(?=[;}\n"']|,(?!\d))""")
 # What a judge says beside its thoughts is shorter than this, and what of it is worth a repair than that.
 LONGEST, REPAIRED = 1_000_000, 50_000
-_LAYERS = 4  # of escapes that are undone
+_LAYERS = 4  # of escapes that are undone, and ends of thoughts behind which an answer is looked for
 # Probability that must lie on the scale's levels for their mean to stand for the judge's opinion.
 _MASS = 0.5
 # Servers round: a log-probability may lie this far above 0.
@@ -106,17 +111,24 @@ def quotes(reply: str, shown: Sequence[str], template: Template) -> bool:
 
 
 def _plain(text: str) -> str:
-    r"""Return a text as it reads once every escape of JSON, of Python and of HTML in it is undone, and as it looks.
+    r"""Return a text as it reads once every escape in it is undone (JSON's, Python's, HTML's, Markdown's), as it looks.
 
     >>> _plain(r'{"sc\u006fre_1": 5, "f\\u0065edback": "a &gt; b"}')
     '{"score_1": 5, "feedback": "a > b"}'
     """
     for _ in range(_LAYERS):  # an escape may hide another
-        undone = visible(html.unescape(_ESCAPES.sub(lambda escape: chr(int(escape[1] or escape[2], 16)), text)))
+        undone = visible(html.unescape(_ESCAPES.sub(_undone, text)))
         if undone == text:
             break
         text = undone
     return visible(encodable(text))  # an emoji is two escapes
+
+
+def _undone(escape: re.Match[str]) -> str:
+    if escape[5]:  # Markdown's, of a sign
+        return escape[5]
+    number = int(escape[escape.lastindex or 0], 16)
+    return chr(number) if number <= sys.maxunicode else ""
 
 
 def _reads_as_verdict(text: str, template: Template) -> bool:
@@ -141,19 +153,25 @@ def _letters(text: str) -> str:
 def _answer_at(text: str, template: Template) -> int:
     """Return where a reply's answer begins, after what a reasoning model thought aloud; -1 where that cannot be told.
 
-    It cannot if a thought does not end, or if it is closed more than once, or closed without having been opened, and
-    what stands before the last end could be the verdict: a response can hold such an end, and a judge repeat it.
+    It begins where the last thought ends; an end in quotes or inside the JSON object of an answer is one that the judge
+    speaks of. It cannot be told if a thought does not end, or if what stands behind a first end, or before an end that
+    nothing opened, could be the verdict, too: a response can hold such an end, and a judge repeat it.
     """
-    if template.reply == "json" and _is_object(text):
-        return 0
-    ends = list(_CLOSED.finditer(text))
-    opened = next((mark for mark, _ in _OPENED if mark.match(text)), None)
-    if not ends:
-        return -1 if opened else 0
-    doubtful = text[ends[0].end() if opened else 0 : ends[-1].start()]
-    if (_OBJECT if template.reply == "json" else _BRACKETS).search(_plain(doubtful)):
+    opened = any(mark.match(text) for mark, _ in _OPENED)
+    starts = [] if opened else [0]
+    starts += [end.end() for end in _CLOSED.finditer(text)]
+    if not starts:
         return -1
-    return ends[-1].end()
+    whole = (s for s in starts[:_LAYERS] if template.reply == "json" and _holds_object(text[s:]))
+    start = next(whole, starts[-1])
+    could_be = _OBJECT if template.reply == "json" else _BRACKETS
+    return -1 if could_be.search(_plain(text[starts[0] : start])) else start
+
+
+def _holds_object(text: str) -> bool:
+    """Tell whether a text is one JSON object, with words around it that end no thought."""
+    start, end = text.find("{"), text.rfind("}") + 1
+    return 0 <= start < end and _is_object(text[start:end]) and not _CLOSED.search(text[:start] + " " + text[end:])
 
 
 def expected_score(options: Mapping[str, float], rest: str, template: Template) -> float | None:

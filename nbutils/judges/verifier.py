@@ -12,14 +12,14 @@ import re
 import signal
 import threading
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import langdetect
 from if_verifiable.common import evaluate_instructions
 from if_verifiable.ifeval.instructions_registry import INSTRUCTION_DICT
 
+from nbutils.core import bounded
 from nbutils.core.errors import InputError, first_line, shown
 from nbutils.core.records import Row
 from nbutils.judges.files import VerifierFile
@@ -106,30 +106,30 @@ def check(checks: str, response: str) -> list[tuple[str, bool]]:
     """Return (instruction id, passed) for every check of a row; an empty response passes none.
 
     Raises:
-        TimeoutError: if the rules take longer than SECONDS.
+        TimeoutError: if the rules take longer than SECONDS; outside the main thread an InputError.
     """
     parsed = parse_checks(checks)
-    with _within(SECONDS):
-        results, _ = evaluate_instructions(
-            response, [n for n, _ in parsed], [o for _, o in parsed], "", INSTRUCTION_DICT
-        )
-    return [(r.instruction_id, r.strict_pass) for r in results] or [(name, False) for name, _ in parsed]
+    names, options = [name for name, _ in parsed], [given for _, given in parsed]
+
+    def passed() -> list[tuple[str, bool]]:
+        results, _ = evaluate_instructions(response, names, options, "", INSTRUCTION_DICT)
+        return [(r.instruction_id, r.strict_pass) for r in results]
+
+    return _within_time(passed) or [(name, False) for name in names]
 
 
-@contextmanager
-def _within(seconds: float) -> Iterator[None]:
-    """Raise TimeoutError after so many seconds of this process's time; Python's patterns heed it, too."""
+def _within_time(work: Callable[[], Any]) -> Any:
+    """Return what work gives, or raise an error after SECONDS of this process's time; patterns heed it, too."""
     if threading.current_thread() is not threading.main_thread():  # where signals arrive
-        yield
-        return
+        return bounded.within(work, "a check", seconds=SECONDS)
 
     def late(*_: object) -> None:
-        raise TimeoutError(f"not checked within {seconds} seconds")
+        raise TimeoutError(f"not checked within {SECONDS} seconds")
 
     before = signal.signal(signal.SIGVTALRM, late)
-    signal.setitimer(signal.ITIMER_VIRTUAL, seconds)
+    signal.setitimer(signal.ITIMER_VIRTUAL, SECONDS)
     try:
-        yield
+        return work()
     finally:
         signal.setitimer(signal.ITIMER_VIRTUAL, 0)
         signal.signal(signal.SIGVTALRM, before)
@@ -151,12 +151,15 @@ def _fault(name: str, options: dict[str, Any], language: str) -> str:  # noqa: P
     for option, value in options.items():
         if not _is_sound(value, pattern=option in PATTERNS):
             return f"{name} ({shown(option)[1:-1]} is {shown(value, 60)})"
+
+    def goes() -> dict[str, Any]:
+        evaluate_instructions("a", [name], [options], "", INSTRUCTION_DICT)
+        taken = INSTRUCTION_DICT[name](name)
+        taken.build_description(**options)
+        return taken.get_instruction_args() or {}
+
     try:
-        with _within(SECONDS):
-            evaluate_instructions("a", [name], [options], "", INSTRUCTION_DICT)
-            taken = INSTRUCTION_DICT[name](name)
-            taken.build_description(**options)
-            goes_by = taken.get_instruction_args() or {}
+        goes_by = _within_time(goes)
         if options.get("nth_paragraph", 0) > options.get("num_paragraphs", 0):  # it might draw the very number
             raise ValueError(f"nth_paragraph is {shown(options['nth_paragraph'], 60)}")
     except Exception as error:  # each rule refuses options it cannot use in its own way

@@ -4,6 +4,7 @@
 
 import functools
 import re
+from contextlib import suppress
 from typing import Any, cast
 
 import torch
@@ -25,6 +26,8 @@ _FRAME = re.compile(
     r"|</?(?i:bos|eos|pad|unk|mask|cls|sep|sop|eop|eod|eot|mid|suf|pre|think|thinking|tools|function|escape|role)>"
     r"|\[[/@]?[a-z]?[A-Z]{2,}[A-Z_]{0,40}@?\]|\[[A-Za-z]{2,20}_?\d{1,5}\]"
 )
+
+_SIGN = re.compile(r"(?=.*[^\W\d_]).*[^\w\s'\u2019.,:;!?-]", re.DOTALL)  # a word with a sign that no sentence has
 
 
 def render(tokenizer: PreTrainedTokenizerBase, prompt: Messages, chat_template_kwargs: dict[str, Any]) -> list[int]:
@@ -68,15 +71,24 @@ def greedy(path: str, ids: list[int], *, steps: int, adapter: str = "") -> tuple
 def special_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
     """Return the texts that become control tokens when a message holds them.
 
-    Beside the declared ones the added tokens that occur in the chat template or look like what frames a turn: others
-    are words, runs of spaces or HTML.
+    Beside the declared ones the added tokens that the chat template writes around turns, or that look like what frames
+    one: others are words, the names of roles too, runs of spaces or HTML.
     """
-    added, template = tokenizer.added_tokens_decoder.values(), str(tokenizer.chat_template)
+    emitted = _emitted(tokenizer)
     return tuple(
         t.content
-        for t in added
-        if t.special or (t.content.strip() and t.content in template) or _FRAME.fullmatch(t.content)
+        for i, t in tokenizer.added_tokens_decoder.items()
+        if t.special or (i in emitted and _SIGN.search(t.content)) or _FRAME.fullmatch(t.content)
     )
+
+
+def _emitted(tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """Return the tokens of a short conversation as the chat template renders it; none where it renders nothing."""
+    turns = [{"role": role, "content": "1"} for role in ("system", "user", "assistant", "user")]
+    for shape in (turns, turns[1:], turns[1:2]):
+        with suppress(Exception):  # whatever a template raises: it is a program of the model's makers
+            return set(render(tokenizer, shape, {}))
+    return set()
 
 
 def spelled(tokenizer: PreTrainedTokenizerBase, text: str, *, thoughts: bool = False) -> str:

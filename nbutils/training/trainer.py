@@ -25,7 +25,7 @@ from nbutils.models.preflight import Device
 from nbutils.training.checkpoints import take_checkpoints
 from nbutils.training.job import write_job
 from nbutils.training.patches import Trainer, answers_only
-from nbutils.training.settings import CHANGE, OURS, apart, of_trainer
+from nbutils.training.settings import CHANGE, OURS, apart, of_trainer, try_out
 
 log = logging.getLogger(__name__)
 
@@ -114,6 +114,7 @@ def check(given: params.Dpo, options: Mapping[str, Any], path: str, pairs: int, 
         InputError: if the pairs are fewer than one batch, a setting waits for more steps than there are or for
             held-out pairs that there are not, or the adapter's modules are not in the model.
     """
+    try_out(options, f"trying the training file with learning_rate {given.learning_rate}", **_of_notebook(given))
     batch = options["per_device_train_batch_size"] * options["gradient_accumulation_steps"]
     if pairs < batch:
         raise InputError(
@@ -241,6 +242,11 @@ def _name(given: params.Dpo, options: Mapping[str, Any], pairs: Sequence[Row], s
     )
 
 
+def _of_notebook(given: params.Dpo) -> dict[str, Any]:
+    rates = {"learning_rate": given.learning_rate, "num_train_epochs": given.epochs}
+    return rates | {"beta": given.beta, "seed": given.seed}
+
+
 def _has_experts(path: str) -> bool:
     return hasattr(models.config(path).get_text_config(), "output_router_logits")
 
@@ -262,10 +268,7 @@ def _config(
     with telling("reading the settings of the training", CHANGE):
         config = DPOConfig(
             output_dir=str(work),
-            learning_rate=given.learning_rate,
-            num_train_epochs=given.epochs,
-            beta=given.beta,
-            seed=given.seed,
+            **_of_notebook(given),
             use_cpu=device.name == "cpu",
             dataloader_pin_memory=device.name != "cpu",
             report_to="none",

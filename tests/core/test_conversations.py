@@ -429,6 +429,53 @@ def test_a_prompt_that_was_printed_in_another_way_is_read_without_its_answer(tex
     assert read_pair(prompt=text, chosen="A", rejected="B") == (prompt, ["A", "B"], "")
 
 
+ALPACA = "Below is an instruction that describes a task. Write a response that completes it.\n\n"
+VICUNA = "A chat between a curious user and an artificial intelligence assistant. The assistant is polite. "
+
+
+@pytest.mark.parametrize(
+    ("text", "prompt"),
+    [
+        ("### User:\nChi sei?\n### Assistant:\nUn fiume.\n\nLungo.", ["u:Chi sei?"]),
+        ("### Instruction:\nName a river.\n\n### Response:\nThe Po.\n\nIt is long.", ["u:Name a river."]),
+        (f"{ALPACA}### Instruction:\nName a river.\n\n### Input:\nItaly\n\n### Response:\nThe Po.",
+         ["u:Name a river.\n\n### Input:\nItaly"]),
+        ("### Istruzione:\nNomina un fiume.\n\n### Risposta:\nIl Po.", ["u:Nomina un fiume."]),
+        ("## System\nSii breve.\n## Utente\nChi sei?\n## Assistente\nUn fiume.", ["s:Sii breve.", "u:Chi sei?"]),
+        ("### Human: Chi sei?### Assistant: Un fiume.### Human: Quale?### Assistant: Il Po.", short(TWO)),
+        ("Human: Chi sei?\n\nAssistant: Un fiume.\n\nHuman: Quale?\n\nAssistant: Il Po.", short(TWO)),
+        ("Utente: Chi sei?\nAssistente: Un fiume.", ["u:Chi sei?"]),
+        ("Utente: Chi sei? Assistente: Un fiume. Utente: Quale? Assistente: Il Po.", short(TWO)),
+        ("User: Chi sei?\n\nAI: Un fiume.\n\nUser: Quale?\n\nAI: Il Po.\n", short(TWO)),
+        ("system: Be brief.\nuser: Who?\nassistant: A river.", ["s:Be brief.", "u:Who?"]),
+        ("**User:** Who?\n**Assistant:** A river.", ["u:Who?"]),
+        ("Utente:\nChi sei?\n\nAssistente:\nUn fiume.\n\nLungo.", ["u:Chi sei?"]),
+        (f"{VICUNA}USER: Who? ASSISTANT: A river.</s>USER: Which?\nAnd why? ASSISTANT: The Po.\n\nIt is long.</s>",
+         ["u:Who?", "a:A river.", "u:Which?\nAnd why?"]),
+        ("<|im_start|>system\nSii breve.<|im_end|>\n<|im_start|>user\nCiao?<|im_end|>\n<|im_start|>assistant\nSalve.\n\nDimmi.<|im_end|>\n",
+         ["s:Sii breve.", "u:Ciao?"]),
+        ("<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\nHi?<|eot_id|><|start_header_id|>assistant"
+         "<|end_header_id|>\n\nYes.\n\nSure.<|eot_id|>", ["u:Hi?"]),
+        ("<bos><start_of_turn>user\nHi?<end_of_turn>\n<start_of_turn>model\nYes.<end_of_turn>\n", ["u:Hi?"]),
+        ("<|user|>\nHi?<|end|>\n<|assistant|>\nYes.<|end|>\n<|user|>\nWho?<|end|>\n<|assistant|>\nA river.<|end|>",
+         ["u:Hi?", "a:Yes.", "u:Who?"]),
+        ("<|system|>\nBe brief.</s>\n<|user|>\nHi?</s>\n<|assistant|>\nYes.</s>", ["s:Be brief.", "u:Hi?"]),
+        ("<\uff5cUser\uff5c>Ciao?<\uff5cAssistant\uff5c>Salve.", ["u:Ciao?"]),
+        ("[|user|]Ciao?\n[|assistant|]Salve.[|endofturn|]", ["u:Ciao?"]),
+        ("<|start|>user<|message|>Hi?<|end|><|start|>assistant<|channel|>final<|message|>Yes.<|return|>", ["u:Hi?"]),
+        ("<|start_of_role|>user<|end_of_role|>Hi<|end_of_text|>\n<|start_of_role|>assistant<|end_of_role|>Yes<|end_of_text|>", ["u:Hi"]),
+        ("<s>[INST] Ciao? [/INST] Salve.</s>", ["u:Ciao?"]),
+        ("<s>[INST] <<SYS>>\nSii breve.\n<</SYS>>\n\nCiao? [/INST] Salve. </s><s>[INST] Chi? [/INST] Io.\n\nE tu? </s>",
+         ["s:Sii breve.", "u:Ciao?", "a:Salve.", "u:Chi?"]),
+    ],
+)  # fmt: skip
+def test_a_text_that_is_turns_alone_is_read_without_its_answer(text, prompt, caplog):
+    assert prompts_of(text) == prompt
+    assert "1 of 1 rows: a transcript" in caplog.text
+    assert "1 of 1 rows: what the assistant says last is left out of the prompt" in caplog.text
+    assert read_pair(prompt=text, chosen="A", rejected="B") == (prompt, ["A", "B"], "")
+
+
 WRAPPED = [
     json.dumps([{"from": "human", "value": "Che tempo fa?"}, {"from": "function_call", "value": "{}"},
                 {"from": "observation", "value": "7"}, {"from": "gpt", "value": "GOLD"}]),
@@ -449,6 +496,17 @@ WRAPPED = [
     '[["user", "Q"], ["assistant", "GOLD"]]',
     "[Message(role='user', content='Q'), Message(role='assistant', content='GOLD')]",
     "[HumanMessage(content='Q'), AIMessage(content='GOLD')]",
+    '[["user", "What is the capital of France"], ["assistant", "Paris"]]',
+    json.dumps({"data": {"messages": GOLD}}),
+    repr({"riga": {"conversazione": GOLD, "lingua": "it"}}),
+    json.dumps({"rows": [{"id": 1, "conversations": GOLD}]}),
+    json.dumps([{"row": {"data": {"turns": GOLD}}}]),
+    "messages=[Message(role='user', content='Q'), Message(role='assistant', content='GOLD')]",
+    "Conversation(messages=[Message(role=<Role.USER: 'user'>, content='Q'), Message(role=<Role.AI: 'ai'>, content='GOLD')])",
+    "[ChatMessage(content='Q', role='user'), ChatMessage(content='GOLD', role='assistant')]",
+    "[Turn(speaker='utente', text='Q'), Turn(speaker='assistente', text='GOLD')]",
+    "turns=[Message('user', 'Q'), Message('assistant', 'GOLD')]",
+    "[SystemMessage(content='Be brief.'), HumanMessage(content='Q'), AIMessage(content='GOLD', id='1')]",
 ]  # fmt: skip
 
 
@@ -484,6 +542,16 @@ def test_turns_that_are_wrapped_or_of_an_unknown_role_are_refused_as_their_list_
         "[('user', 3)]",
         "[('user', 'x') is a tuple",
         "[Message] is what I read on the screen",
+        '[["human", "umano"], ["model", "modello"]]',
+        "[('user', 'utente'), ('assistant', 'aiutante di campo'), ('tool', 'arnese')]",
+        '[["User", "Utente"], ["Assistant", "Assistente"], ["System", "Sistema"]]',
+        "[Turn(90), Move(10)]",
+        "[Turn(role='left', value='90')]",
+        "[Message(text='Ciao'), Move(10)]",
+        "turtle=[Turn(90), Move(10)]",
+        "messages = [\n    HumanMessage(content='Hi'),\n    AIMessage(content='Yes'),\n]",
+        "print(Message(role='user', content='Hi'))",
+        '{"data": {"cast": [{"role": "user", "text": "Hi"}]}}',
         '{"role": "editor", "content": ["a", "b"]}',
         '{"a": 1}\n' * 50_000,
         "[('user'," * 50_000,
@@ -504,8 +572,30 @@ def test_a_text_that_holds_such_things_among_others_is_a_text(text, caplog):
         "Human: hi\n\nAssistant: hello\n\nTranslate this into Italian.",
         "Human: Vorrei un rimborso.\n\nAssistant: No.\nL'assistente è stato cortese?",
         "### Human: Hi\n### Assistant: Hello\n\nRate the answer above 1 to 5.",
-        "Human: Chi sei?\n\nAssistant: Un fiume.\n\nHuman: Quale?\n\nAssistant: Il Po.",
-        "### Human: Chi sei?### Assistant: Un fiume.### Human: Quale?### Assistant: Il Po.",
+        "Continua questo dialogo:\nUtente: Ciao.\nAssistente: Salve.",
+        "Continue this dialogue: User: Hi. Assistant: Hello.",
+        "Alla frase \u00abUtente: Ciao. Assistente: Salve.\u00bb che cosa manca?",
+        "Utente: Ciao.\nAssistente: Salve.\nUtente: Chi sei?",
+        "User: Hi.\nAssistant: Hello.\nWas that polite?",
+        "User: how do I write 'Assistant: yes' in YAML?",
+        "ANNA: Chi sei?\nMARCO: Un fiume.",
+        "ROMEO: Who is there?\nJULIET: A river.",
+        "Client: Rossi\nModel: Panda",
+        "User: root\nHost: po",
+        "Question: Is the Po a river?\nAnswer: Let's think step by step.",
+        "Domanda: Il Po \u00e8 un fiume?\nRisposta: rispondi con una parola.",
+        "User: Hi.\nAssistant:",
+        "### Instruction:\nName a river.\n\n### Response:\n",
+        "## Instruction: be brief\n## Notes: none",
+        "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nHello<|im_end|>\nRate this answer.",
+        "Che cosa segue?\n<|im_start|>user\nCiao<|im_end|>\n<|im_start|>assistant\nSalve<|im_end|>",
+        "<|im_start|>user\nHi<|im_end|>",
+        "<b>User</b>: Hi. <b>Assistant</b>: Hello.",
+        "What are [INST] and [/INST] for?",
+        "User: " + " " * 200_000 + "x",
+        "User:" * 100_000,
+        "<|user|>" * 50_000,
+        "<|im_start|>user" + "<|im_end|>" * 50_000,
     ],
 )
 def test_a_dialogue_that_a_person_quotes_stays_whole(text, caplog):
@@ -564,11 +654,47 @@ def test_a_transcript_as_an_answer_is_read_as_its_list_is_and_that_is_said(row, 
         ("Chi sei?", "Assistant: Io.\n\nHuman: E poi?\n\nAssistant: A", "Assistant: Tu.\n\nHuman: E?\n\nAssistant: B"),
         ("Chi sei?", "Un fiume.\n\nHuman: Chi sei?\n\nAssistant: Io.", "B"),
         ("Chi sei?", "Human: Chi sei?", "B"),
+        # a speaker's name before what is said, in both
+        ("Chi sei?", "Assistant: Un fiume.\n\nAssistant: Il Po.", "Assistant: Un fiume.\n\nAssistant: Il Reno."),
+        ("Chi sei?", "### Assistant: Io.### Assistant: A", "### Assistant: Io.### Assistant: B"),
+        (
+            "Chi sei?",
+            "Assistant: Io.\n\nHuman: E poi?\n\nAssistant: A",
+            "Assistant: Io.\n\nHuman: E poi?\n\nAssistant: B",
+        ),
+        ("Who?", "Assistant: A river.", "Assistant: A lake."),
+        ("Chi sei?", "Risposta: Un fiume.", "Risposta: Un lago."),
+        (
+            "Chi sei?",
+            "Assistente: Io.\nUtente: E poi?\nAssistente: A",
+            "Assistente: Io.\nUtente: E poi?\nAssistente: B",
+        ),
+        # as JSON, as Python, cut off
+        ("Write a dialogue as JSON.", json.dumps(GOLD), json.dumps(talk("u:Hi", "a:Yes."))),
+        ("Scrivi un dialogo fra un cliente e un assistente, in JSON.", json.dumps(GOLD, indent=1), "No."),
+        ("Invent a conversation with keys role and content.", json.dumps({"messages": GOLD}), json.dumps(GOLD)[:-9]),
+        (
+            "Mostrami dei messaggi di LangChain in Python.",
+            "[HumanMessage(content='Hi'), AIMessage(content='Yes')]",
+            "No.",
+        ),
+        ("Show one chat message as JSON.", '{"role": "user", "content": "Hi"}', "No."),
     ],
 )
 def test_an_answer_that_only_looks_like_a_transcript_is_text(prompt, chosen, rejected, caplog):
     assert read_pair(prompt=prompt, chosen=chosen, rejected=rejected) == ([f"u:{prompt}"], [chosen, rejected], "")
     assert not caplog.text
+
+
+@pytest.mark.parametrize("prompt", ["Write a dialogue as JSON.", 'Dimmi in JSON: "Chi \u00e8?"\nE poi?'])
+@pytest.mark.parametrize("printer", [json.dumps, repr, lambda turns: json.dumps({"messages": turns})])
+def test_an_answer_behind_its_own_prompt_was_not_asked_for(prompt, printer):
+    sides = [printer([*talk(f"u:{prompt}"), *talk(f"a:{side}")]) for side in "AB"]
+    found = read_pair(prompt=prompt, chosen=sides[0], rejected=sides[1]) if printer in (json.dumps, repr) else ()
+    assert not found or found == ([f"u:{prompt}"], ["A", "B"], "")
+    assert found or verdict_of(prompt=prompt, chosen=sides[0], rejected="B") == "filtered:shape"
+    alone = [printer(talk(f"a:{side}")) for side in "AB"]
+    assert not found or read_pair(prompt=prompt, chosen=alone[0], rejected=alone[1])[1] == ["A", "B"]
 
 
 def test_transcripts_that_go_apart_after_the_question_are_counted_as_such():
@@ -583,7 +709,7 @@ def test_transcripts_that_go_apart_after_the_question_are_counted_as_such():
     "history",
     ['[["Chi sei?", "Un fiume."]]', "[['Chi sei?', 'Un fiume.']]", "[('Chi sei?', 'Un fiume.')]",
      json.dumps(json.dumps([["Chi sei?", "Un fiume."]])), np.array([["Chi sei?", "Un fiume."]], dtype=object),
-     "\n\nHuman: Chi sei?\n\nAssistant: Un fiume."],
+     "\n\nHuman: Chi sei?\n\nAssistant: Un fiume.", "Utente: Chi sei?\nAssistente: Un fiume.", "User: Chi sei? Bot: Un fiume."],
 )  # fmt: skip
 def test_a_history_that_became_text_is_read_as_its_list_is(history, caplog):
     assert prompts_of("Quale?", history=history) == short(TWO)
@@ -614,7 +740,7 @@ def test_an_empty_history_is_none(history, caplog):
     assert not caplog.text
 
 
-@pytest.mark.parametrize("history", ["Storia antica", "Roman history", "User: Hi Bot: Yes?"])
+@pytest.mark.parametrize("history", ["Storia antica", "Roman history", "Said by User: Hi Bot: Yes?"])
 def test_a_history_in_words_is_left_out_and_that_is_said(history, caplog):
     assert prompts_of("Quale?", history=history) == ["u:Quale?"]
     assert "1 of 1 rows: the text of the column 'history' is no list of turns and is left out" in caplog.text

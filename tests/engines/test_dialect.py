@@ -170,7 +170,7 @@ def test_a_refusal_of_a_part_marks_no_row_as_refused_whatever_its_status_and_wor
 @pytest.mark.parametrize("good", [0, 3])
 def test_a_server_that_refuses_what_all_requests_hold_ends_the_run_and_marks_no_row(store, good):
     # at temperature 0 it answers anything: a part without a name and out of reach
-    script = lambda body: Answer(echo(body), status=400 if body["temperature"] else 200, error="Bad request")  # noqa: E731
+    script = lambda body: Answer(echo(body), status=400 if body.get("temperature") else 200, error="Bad request")  # noqa: E731
     with ChatServer(script) as server:
         judge = engine(server)
         answer(store, judge, ask(*"abc"[:good], temperature=0.0))
@@ -179,24 +179,103 @@ def test_a_server_that_refuses_what_all_requests_hold_ends_the_run_and_marks_no_
     assert len(store) == good
 
 
-@pytest.mark.parametrize("concurrency", [1, 4])
+@pytest.mark.parametrize("concurrency", [1, 4, 8])
 @pytest.mark.parametrize(
-    ("status", "error", "each"),
+    ("status", "error"),
     [
-        (404, "The model `juge` does not exist", 1),
-        (404, "Not Found", 6),
-        (404, "Modello inesistente", 6),
-        (403, "You must accept the terms of this model", 6),
+        (404, "The model `juge` does not exist"),
+        (404, "Not Found"),
+        (404, "Modello inesistente"),
+        (403, "You must accept the terms of this model"),
+        (400, "unknown engine"),
+        (400, "The deployment does not exist"),
+        (422, "Il modello non esiste"),
+        (400, '{"detail": {"error": {"code": "model_not_found"}}}'),
+        (400, "nessun endpoint con questo nome"),
+        (400, "no schema registry entry for this deployment"),  # it seems to name a part
     ],
 )
-def test_a_wrong_model_ends_the_run_within_a_few_calls_of_what_all_requests_hold(
-    store, status, error, each, concurrency
-):
+def test_a_wrong_model_ends_the_run_within_a_few_calls_of_what_all_requests_hold(store, status, error, concurrency):
     with ChatServer([Answer(status=status, error=error)]) as server:
         with pytest.raises(InputError, match=f"answered {status}: "):
             answer(store, engine(server, concurrency=concurrency), ask_all(*numbers(300), temperature=0.8))
-        assert len(server.calls) <= each * (2 * concurrency + 1)
+        # those that were sent at once, one of next to nothing, and a part that was seemingly named
+        assert len(server.calls) <= concurrency * (2 if "schema" in error else 1) + 1
     assert len(store) == 0
+
+
+@pytest.mark.parametrize("concurrency", [1, 8])
+def test_a_first_row_that_is_refused_for_itself_ends_no_run(store, concurrency):
+    script = lambda body: Answer(echo(body), status=400 if echo(body) == "0" else 200, error="Richiesta non valida")  # noqa: E731
+    with ChatServer(script) as server:
+        replies = answer(store, engine(server, concurrency=concurrency), ask_all(*numbers(20), temperature=0.8))
+    assert [i for i, r in enumerate(replies) if r.refused] == [0]
+    assert not any(r.notes for r in replies)
+
+
+# several parts that are refused, together or by turns
+
+
+@pytest.mark.parametrize("concurrency", [1, 8])
+@pytest.mark.parametrize(
+    ("refused", "error"),
+    [
+        ({"seed", "response_format"}, "Richiesta non valida"),
+        ({"seed", "logprobs"}, "Bad request"),
+        ({"response_format", "logprobs"}, ""),
+        ({"top_k", "logprobs"}, "Parametro sconosciuto"),
+        ({"seed", "response_format", "logprobs"}, "Invalid request"),
+        ({"seed", "temperature"}, "Unsupported: {}. Supported are response_format, logprobs and top_p."),
+        ({"seed", "temperature", "response_format"}, "Non ammesso: {}"),
+        ({"logprobs", "top_p"}, "{} and the like are not supported, unlike temperature and seed"),
+        ({"seed", "response_format"}, "{?}"),  # one is named and the other is not
+        ({"temperature", "logprobs", "seed"}, "{?}"),
+    ],
+)
+def test_of_several_parts_that_are_refused_no_other_is_left_out(store, caplog, refused, error, concurrency):
+    def script(body):
+        wrong = sorted(refused & body.keys())
+        said = error.format(*wrong) if wrong and error != "{?}" else ""
+        if wrong and error == "{?}":
+            said = "Bad request" if wrong[-1] == max(refused - {"temperature"}) else f"no {wrong[0]}"
+        return Answer(echo(body), status=400 if wrong else 200, error=said)
+
+    with ChatServer(script) as server:
+        judge = engine(server, concurrency=concurrency)
+        replies = answer(store, judge, ask_all(*numbers(40), temperature=0.8))
+        calls = len(server.calls)
+        answer(store, judge, ask_all("ultima", temperature=0.8))
+        assert len(server.calls) - calls == 1  # all is learnt
+    assert [r.samples[0].text for r in replies] == numbers(40)
+    assert calls <= 40 + 16 * (1 + concurrency)
+    whole = {"temperature", "top_p", "seed", "max_tokens", "top_k", "response_format", "logprobs"}
+    assert whole - server.calls[-1].keys() == refused
+    assert len([r for r in caplog.records if "from now on" in r.message]) == len(refused)
+
+
+def test_parts_that_are_refused_by_turns_are_left_out_of_those_requests_only(store, caplog):
+    turns = itertools.cycle(["seed", "", "temperature", "", "response_format", ""])
+
+    def script(body):
+        wrong = next(turns)
+        return Answer(echo(body), status=400 if wrong in body else 200, error=f"{wrong}: non disponibile")
+
+    with ChatServer(script) as server:
+        replies = answer(store, engine(server), ask_all(*numbers(90), temperature=0.8))
+    assert all(len(r.notes) <= 1 for r in replies)
+    assert "from now on" not in caplog.text
+
+
+def test_a_part_that_was_guessed_at_before_another_was_named_stays(store):
+    def script(body):
+        if "response_format" in body:
+            return Answer(status=400, error="seed not allowed" if "top_k" not in body and "seed" in body else "Boh")
+        return Answer(echo(body), status=400 if "seed" in body else 200, error="seed not allowed")
+
+    with ChatServer(script) as server:
+        replies = answer(store, engine(server, concurrency=8), ask_all(*numbers(60), temperature=0.8))
+    assert not without(replies[-20:], "own top_k")
+    assert server.calls[-1].keys() >= {"top_k", "logprobs", "temperature"}
 
 
 @pytest.mark.parametrize(("status", "error"), [(403, "Forbidden"), (404, "Non trovato"), (422, EXTRA), (413, "Big")])
@@ -222,6 +301,8 @@ def test_a_row_that_is_refused_for_itself_is_that_rows_outcome_and_drops_nothing
         ("repetition-penalty unknown", {"neutral"}),
         ("maxOutputTokens: out of range", {"max_tokens"}),
         ("Richiesta non valida", set()),
+        ("seed e top_p non sono ammessi", {"seed"}),  # the next refusal names the next
+        ("`temperature` and `top_p` cannot both be specified", {"top_p"}),
     ],
 )
 def test_how_a_part_is_named(said, parts):

@@ -176,27 +176,32 @@ def test_an_absurd_time_to_come_back_is_no_more_than_a_wait(monkeypatch, value):
 @pytest.mark.parametrize(
     ("said", "reason"),
     [
-        ("stop", "stop"), ("STOP", "stop"), ("eos", "stop"), ("eos_token", "stop"), ("end_turn", "stop"),
-        ("stop_sequence", "stop"), ("COMPLETE", "stop"), ("length", "length"), ("MAX_TOKENS", "length"),
-        ("max_tokens", "length"), ("model_length", "length"), ("FinishReason.MAX_TOKENS", "length"),
-        ("max_output_tokens", "length"), ("token_limit", "length"), ("incomplete", "length"), ("error", "length"),
-        ("content_filter", "filter"), ("SAFETY", "filter"), ("safety", "filter"), ("ContentFilter", "filter"),
-        ("RECITATION", "filter"), ("PROHIBITED_CONTENT", "filter"), ("blocklist", "filter"), ("refusal", "filter"),
-        (None, "unknown"), ("", "unknown"), (7, "unknown"), (["stop"], "unknown"), ("tool_calls", "unknown"),
-        ("model_context_window_exceeded", "length"), ("context_window_exceeded", "length"),
-        ("REASON_MAX_LEN", "length"),
-        ("context_overflow", "length"), ("not_finished", "length"), ("time_limit", "length"), ("pause_turn", "length"),
-        ("out_of_tokens", "length"), ("network_error", "length"), ("insufficient_system_resource", "length"),
-        ("MALFORMED_FUNCTION_CALL", "length"), ("malformed_model_output", "length"), ("repetition", "length"),
-        ("USER_CANCEL", "length"), ("ERROR_LIMIT", "length"), ("ERROR", "length"), ("REASON_INVALID", "length"),
-        ("FINISH_REASON_MAX_TOKENS", "length"), ("abandoned", "length"), ("compaction", "length"),
-        ("sensitive", "filter"), ("guardrail_intervened", "filter"), ("unsafe", "filter"), ("moderation", "filter"),
-        ("flagged", "filter"), ("content_filtered", "filter"), ("ERROR_TOXIC", "filter"), ("OTHER", "filter"),
-        ("IMAGE_SAFETY", "filter"), ("MODEL_ARMOR", "filter"), ("LANGUAGE", "filter"), ("SPII", "filter"),
-        ("FINISH_REASON_OTHER", "filter"), ("data_inspection_failed", "filter"), ("censored", "filter"),
-        ("FINISH_REASON_STOP", "stop"), ("FinishReason.STOP", "stop"), ("stop_reason: end_turn", "stop"),
-        ("normal", "stop"), ("<|im_end|>", "stop"), ("done", "stop"), ("REASON_STOP", "stop"), ("<|eot_id|>", "stop"),
-        ("FINISH_REASON_UNSPECIFIED", "unknown"), ("null", "unknown"), ("boh", "unknown"), ("word", "unknown"),
+        *((said, "stop") for said in (
+            "stop", "STOP", "eos", "eos_token", "end_turn", "stop_sequence", "COMPLETE", "FINISH_REASON_STOP",
+            "FinishReason.STOP", "stop_reason: end_turn", "normal", "<|im_end|>", "done", "REASON_STOP", "<|eot_id|>",
+            "word", "endoftext", "EndTurn", "eosFound", "stopStringFound", "stop_sequence_reached", "END_ID",
+            "STOP_WORDS", "end of text", "completed", "message-end", "response.completed", "natural_stop",
+        )),
+        *((said, "length") for said in (
+            "length", "MAX_TOKENS", "max_tokens", "model_length", "FinishReason.MAX_TOKENS", "max_output_tokens",
+            "token_limit", "model_context_window_exceeded", "context_window_exceeded", "REASON_MAX_LEN",
+            "context_overflow", "time_limit", "out_of_tokens", "ERROR_LIMIT", "FINISH_REASON_MAX_TOKENS",
+            "maxPredictedTokensReached", "budget_exhausted",
+        )),
+        *((said, "other") for said in (
+            "content_filter", "SAFETY", "safety", "ContentFilter", "RECITATION", "PROHIBITED_CONTENT", "blocklist",
+            "refusal", "sensitive", "guardrail_intervened", "unsafe", "moderation", "flagged", "content_filtered",
+            "ERROR_TOXIC", "OTHER", "IMAGE_SAFETY", "MODEL_ARMOR", "LANGUAGE", "SPII", "FINISH_REASON_OTHER",
+            "data_inspection_failed", "censored", "incomplete", "error", "not_finished", "pause_turn", "network_error",
+            "insufficient_system_resource", "MALFORMED_FUNCTION_CALL", "malformed_model_output", "repetition",
+            "USER_CANCEL", "ERROR", "REASON_INVALID", "abandoned", "compaction",
+            "blacklist", "user_stop", "pending", "userStopped", "stopped_by_user", "early_stop", "force_end",
+            "unfinished", "tool_calls", "function_call", "boh", "interrotto dall'utente", "lista nera", "in attesa",
+            "load", "filter",
+        )),
+        *((said, "unknown") for said in (
+            None, "", 7, ["stop"], "FINISH_REASON_UNSPECIFIED", "null", "None", "unknown", "\x00", "--", "1",
+        )),
     ],
 )  # fmt: skip
 def test_why_an_answer_ended_is_understood_in_the_words_of_any_server(said, reason):
@@ -206,7 +211,7 @@ def test_why_an_answer_ended_is_understood_in_the_words_of_any_server(said, reas
 @pytest.mark.parametrize(
     ("finish", "tokens", "expected"),
     [(None, 50, "length"), (None, 49, "stop"), (None, None, "stop"), ("", 60, "length"), ("MAX_TOKENS", 3, "length"),
-     ("stop", 50, "stop"), ("content_filter", 3, "filter"), ("tool_calls", 3, "stop"), (17, 50, "length")],
+     ("stop", 50, "stop"), ("content_filter", 3, "other"), ("tool_calls", 3, "other"), (17, 50, "length")],
 )  # fmt: skip
 def test_without_a_reason_an_answer_at_the_limit_was_cut_off(finish, tokens, expected):
     reply = read(completion(finish_reason=finish, usage={"prompt_tokens": 7, "completion_tokens": tokens}))
@@ -215,13 +220,24 @@ def test_without_a_reason_an_answer_at_the_limit_was_cut_off(finish, tokens, exp
 
 @pytest.mark.parametrize(
     ("said", "noted"),
-    [("boh", True), ("tool_calls", True), (None, False), ("", False), ("null", False), (7, False), ("stop", False),
-     ("FINISH_REASON_UNSPECIFIED", False), ("banana" * 1000, True), ("length", False), ("\ud800", True)],
+    [("boh", True), ("tool_calls", True), ("user_stop", True), ("in attesa", True),
+     (None, False), ("", False), ("null", False), (7, False), ("stop", False),
+     ("FINISH_REASON_UNSPECIFIED", False), ("banana" * 10, True),
+     ("banana" * 1000, False), ("['stop']", False), ("length", False), ("\ud800", False)],
 )  # fmt: skip
-def test_an_end_in_unknown_words_is_taken_for_whole_and_noted(said, noted):
+def test_an_end_that_is_no_whole_answers_and_no_limit_is_noted(said, noted):
     reply = read(completion(finish_reason=said))
-    assert [note.startswith("of an unknown end (") and len(note) < 100 for note in reply.notes] == [True] * noted
-    assert reply.samples[0].finish_reason == ("length" if said == "length" else "stop")
+    assert [note.startswith("not whole (ended by '") for note in reply.notes] == [True] * noted
+    assert all(len(note) < 200 and note.isprintable() for note in reply.notes)
+    assert reply.samples[0].finish_reason == ("other" if noted else "length" if said == "length" else "stop")
+
+
+def test_what_else_ended_answers_is_said_once(store, caplog):
+    with ChatServer([Answer(finish_reason="user_stop")]) as server:
+        replies = answer(store, engine(server), ask(*"abcdef"))
+    assert {r.samples[0].finish_reason for r in replies} == {"other"}
+    assert [len(r.notes) for r in replies] == [1] * 6
+    assert caplog.text.count("user_stop") == 1
 
 
 @pytest.mark.parametrize(
@@ -333,6 +349,25 @@ def test_of_thousands_of_alternatives_a_few_are_kept():
         ("model-1024", "model-2048", False), ("gpt-4-0613", "gpt-4-1106", False), ("model-1024", "model", True),
         ("gpt-4o-2024-08-06", "gpt-4o-2024-05-13", False), ("m@20240806", "m-2024-08-06", True),
         ("Qwen/Qwen3-4B", "Qwen/Qwen3-0.6B", False), ("giudice", "un-altro", False), ("Qwen3-32B", "Qwen3-3B", False),
+        # packaging, wherever it stands
+        *(("Qwen/Qwen3-8B", f"x/Qwen3-8B-{packed}", True) for packed in (
+            "bnb-4bit",
+            "unsloth-bnb-4bit", "FP8-dynamic", "quantized.w8a8", "AWQ", "GGUF", "GPTQ-Int4", "UD-Q4_K_XL", "8bit",
+            "f16.gguf", "W4A16-G128", "NVFP4", "exl2-4.0bpw", "i1-IQ4_XS.gguf", "INT8-2507", "2507-FP8", "bf16",
+        )),
+        ("hf.co/unsloth/Qwen3-8B-GGUF:Q4_K_M", "Qwen3-8B", True), ("Qwen3-4B-FP8-Instruct", "Qwen3-4B-Instruct", True),
+        ("gpt-oss-20b", "gpt-oss-20b-MXFP4.gguf", True), ("nesso-4b-istruito", "nesso-4b-istruito-AWQ-4bit", True),
+        ("kimi-k2-0905-preview", "kimi-k2-preview", True), ("command-r-08-2024", "command-r", True),
+        ("gemini-2.5-pro-preview-05-06", "gemini-2.5-pro-preview", True),
+        ("claude-3.5-sonnet", "claude-3-5-sonnet", True),
+        # variants
+        ("Qwen3-4B-Instruct-2507", "Qwen3-4B-Thinking-2507", False), ("Qwen3-8B", "Qwen3-8B-Base", False),
+        ("qwen3:8b-thinking", "qwen3:8b-instruct", False), ("a:8b-thinking", "a-8b-instruct", False),
+        ("qwen2.5:7b-coder", "qwen2.5:7b-math", False), ("llama3:8b-text", "llama3:8b", False),
+        ("llama3.2:11b", "llama3.2:11b-vision", False), ("Qwen2.5-Coder-7B", "Qwen2.5-7B-AWQ", False),
+        ("nesso-4b-istruito", "nesso-4b-base-AWQ", False), ("Qwen2.5-VL-7B", "Qwen2.5-7B", False),
+        ("qwen3:8b-thinking-q4_K_M", "qwen3:8b-thinking", True), ("qwen3:8b", "qwen3:8b-instruct-q4_0", True),
+        ("anthropic/claude-3.7-sonnet:thinking", "claude-3.7-sonnet", True), ("gemma3:4b-it", "gemma-3-4b-it", True),
     ],
 )  # fmt: skip
 def test_a_model_that_answers_under_another_name_is_told_from_another_spelling(asked, said, same):
@@ -389,7 +424,7 @@ def test_whatever_a_server_says_is_a_reply_that_can_be_kept_or_garbled(tmp_path_
         return
     [sample] = reply.samples
     assert isinstance(sample.text, str)
-    assert sample.finish_reason in ("stop", "length", "filter")
+    assert sample.finish_reason in ("stop", "length", "other")
     assert all(type(n) is int and -1 <= n < 2**31 for n in (reply.prompt_tokens, reply.completion_tokens))
     assert all(math.isfinite(p) for options in sample.numbers.values() for p in options.values())
     sample.text.encode()

@@ -12,7 +12,7 @@ from datasets import DatasetDict
 
 from nbutils.core.errors import InputError
 from nbutils.core.records import PROMPTS, dataset
-from nbutils.files import identity
+from nbutils.files import identity, owned
 from nbutils.files.sources import fingerprint, read
 
 CARD = "---\nconfigs:\n- config_name: default\n  data_files: {}\n---\n"
@@ -34,20 +34,18 @@ ASIDE = [
     ".cache/x.jsonl", ".git/x.jsonl", "__pycache__/x.jsonl", ".cache/deep/x.jsonl", "./.cache/x.jsonl",
     ".cache//x.jsonl", "././.git/x.jsonl", "run.json", "data/run.json", "manifest.json", "data/manifest.json",
     "x.jsonl.lock", "x.draft",
-    "data/x.seal", ".cache/*.jsonl", "__pycache__/*", ".git/**", "figures/x.jsonl", "figures/deep/x.jsonl",
-    "figures/*.jsonl", "./figures//x.jsonl", "**/x.jsonl",
+    "data/x.seal", ".cache/*.jsonl", "__pycache__/*", ".git/**", "metrics.json", "./metrics.json", "figures/x.png",
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize("pattern", ASIDE)
 def test_a_card_names_no_data_that_a_fingerprint_passes_over(tmp_path, pattern):
     (tmp_path / "README.md").write_text(CARD.format(f"'{pattern}'"))
-    name = (
-        "figures/x.jsonl" if pattern == "**/x.jsonl" else pattern.replace("**", "x.jsonl").replace("*.jsonl", "x.jsonl")
-    )
-    name = name.replace("/*", "/x.jsonl")
+    name = pattern.replace("**", "x.jsonl").replace("*.jsonl", "x.jsonl").replace("/*", "/x.jsonl")
     put(tmp_path, "metrics.json", "{}")
     put(tmp_path, name, row("old"))
+    if pattern.endswith(("metrics.json", ".png")):  # of a stage
+        owned.record(tmp_path)
     before = fingerprint(str(tmp_path))
     with pytest.raises(InputError, match="is no place for data: a change of it would not be seen") as caught:
         read(str(tmp_path))
@@ -68,7 +66,13 @@ def test_nothing_that_is_set_aside_is_read(tmp_path, pattern):
 @pytest.mark.parametrize(
     ("names", "pattern"),
     [
-        (["figures/x.jsonl"], "figures/*.jsonl"),  # of no stage
+        (["figures/x.jsonl"], "figures/*.jsonl"),
+        (["figures/x.jsonl", "metrics.json"], "figures/*.jsonl"),
+        (["figures/deep/x.jsonl", "metrics.json", "params.json"], "**/x.jsonl"),
+        (["grafici.json", "run.json", "manifest.json"], "*.json"),
+        (["dati/uno.json", "dati/manifest.json", "metrics.json"], "**/*.json"),
+        (["metrics.json"], "*.json"),  # of no stage
+        (["params.json"], "params.json"),
         (["data/x.jsonl", ".cache/y.jsonl", ".git/z.jsonl"], "**/*.jsonl"),
         (["data/x.jsonl", "__pycache__/y.jsonl"], "**"),
         ([".data/x.jsonl"], ".data/x.jsonl"),
@@ -79,19 +83,48 @@ def test_nothing_that_is_set_aside_is_read(tmp_path, pattern):
 def test_what_a_fingerprint_sees_is_read(tmp_path, names, pattern):
     (tmp_path / "README.md").write_text(CARD.format(f"'{pattern}'"))
     for name in names:
-        put(tmp_path, name, row(name))
+        put(tmp_path, name, f"[{row(name)}]" if name.endswith(".json") else row(name))
     assert read(str(tmp_path)) == [{"text": names[0]}]
     before = fingerprint(str(tmp_path))
     put(tmp_path, names[0], row("new"))
     assert fingerprint(str(tmp_path)) != before
 
 
-def test_a_folder_without_a_card_holds_no_data_in_its_figures(tmp_path):
+@pytest.mark.parametrize("stage", [False, True])
+def test_a_folder_without_a_card_may_hold_its_data_in_its_figures(tmp_path, stage):
+    put(tmp_path, "metrics.json", "{}")
+    put(tmp_path, "figures/a.png", "p")
+    if stage:
+        owned.record(tmp_path)
     put(tmp_path, "figures/x.jsonl", row("old"))
     assert read(str(tmp_path)) == [{"text": "old"}]
-    put(tmp_path, "metrics.json", "{}")
-    with pytest.raises(InputError, match="is no stage folder with a dataset ''"):
+    before = fingerprint(str(tmp_path))
+    put(tmp_path, "figures/a.png", "another")
+    put(tmp_path, "metrics.json", '{"hours": 2}')
+    assert (fingerprint(str(tmp_path)) == before) == stage
+    put(tmp_path, "figures/x.jsonl", row("new"))
+    assert fingerprint(str(tmp_path)) != before
+    assert read(str(tmp_path)) == [{"text": "new"}]
+
+
+@pytest.mark.parametrize("about", ["run.json", "manifest.json", "metrics.json", "params.json"])
+@pytest.mark.parametrize("card", ["", CARD.format("'*.json'")])
+def test_json_that_describes_a_folder_is_left_out_and_told(tmp_path, caplog, about, card):
+    put(tmp_path, "corsa.json", json.dumps([{"text": "uno"}]))
+    put(tmp_path, about, json.dumps({"text": "di che cosa si tratta"}))
+    if card:
+        put(tmp_path, "README.md", card)
+    assert read(str(tmp_path)) == [{"text": "uno"}]
+    assert caplog.messages == [f"{tmp_path}: not read, since by their names they describe the folder: {about}"]
+
+
+@pytest.mark.parametrize("names", [["run.json"], ["manifest.json", "notes.lock"], ["dati/metrics.json", "README.md"]])
+def test_data_that_is_called_like_a_description_is_read_by_its_own_name(tmp_path, names):
+    for name in names:
+        put(tmp_path, name, json.dumps([{"text": "uno"}]))
+    with pytest.raises(InputError, match=r"holds no data beside what describes a folder: .*; if that is the data, na"):
         read(str(tmp_path))
+    assert read(str(tmp_path / names[0])) == [{"text": "uno"}]
 
 
 @pytest.mark.parametrize("name", [".cache/data-00000-of-00001.arrow", "__pycache__/d.arrow", "x.draft"])

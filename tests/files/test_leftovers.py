@@ -1,6 +1,7 @@
 """leftovers: a token given to papermill by mistake does not stay in the notebook that papermill writes."""
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -54,6 +55,34 @@ def test_any_other_file_stays_as_it_is(tmp_path, content):
     assert path.read_text() == content
 
 
+@pytest.mark.parametrize("place", ["out.ipynb", "out.nb", "made/out.ipynb", "runs/mine/più/a fondo/out.ipynb",
+                                   ".hidden/out.ipynb", "[1]*/out.ipynb"])  # fmt: skip
+def test_what_a_program_left_where_it_works_or_below_is_found(tmp_path, monkeypatch, place):
+    monkeypatch.setattr(leftovers, "AFTER", 0)
+    text = json.dumps(executed({"dataset": TOKEN}, f'dataset = "{TOKEN}"'))
+    for name in (place, "old/earlier.ipynb", "away/out.ipynb"):
+        (tmp_path / "home" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "home" / name).write_text(text)
+    os.utime(tmp_path / "home/old/earlier.ipynb", (1, 1))
+    (tmp_path / "home/away").rename(tmp_path / "away")
+    (tmp_path / "home/away").symlink_to(tmp_path / "away")
+    (tmp_path / "home/circle").symlink_to(tmp_path / "home")
+    leftovers.main("none", "none", str(tmp_path / "home"), str(tmp_path / "no such"))
+    assert TOKEN not in (tmp_path / "home" / place).read_text()
+    assert (tmp_path / "home/old/earlier.ipynb").read_text() == text
+    assert (tmp_path / "away/out.ipynb").read_text() == text, "no link is followed"
+
+
+def test_of_a_folder_without_end_the_nearest_is_looked_at(tmp_path, monkeypatch):
+    monkeypatch.setattr(leftovers, "MOST_NAMES", 24)
+    for name in ("a/out.ipynb", *(f"b/{n}/x.ipynb" for n in range(20))):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    found = list(leftovers._notebooks(tmp_path))
+    assert tmp_path / "a/out.ipynb" in found
+    assert len(found) < 20
+
+
 GIVEN = "-p dataset {token} -p run_dir runs/mine -k python3"
 COMMANDS = {
     "a command": "-m papermill {source} out.ipynb " + GIVEN,
@@ -64,7 +93,7 @@ COMMANDS = {
 PROGRAM = """
 import papermill, sys, time
 try:
-    papermill.execute_notebook(sys.argv[1], "out.ipynb", {"dataset": sys.argv[2], "run_dir": "runs/mine"}, kernel_name="python3")
+    papermill.execute_notebook(sys.argv[1], sys.argv[3], {"dataset": sys.argv[2], "run_dir": "runs/mine"}, kernel_name="python3")
 except papermill.PapermillExecutionError as error:
     print(error, file=sys.stderr)
 time.sleep(20)  # it goes on with something else
@@ -73,12 +102,14 @@ sys.exit(1)
 
 
 @pytest.mark.nightly
-@pytest.mark.parametrize("form", [*COMMANDS, "a program"])
+@pytest.mark.parametrize("form", [*COMMANDS, "out.ipynb", "made/out.ipynb", "runs/mine/out.ipynb"])
 def test_after_papermill_nothing_of_the_token_is_left(tmp_path, form):
     source = CHECKOUT / "notebooks" / "01_rerank.ipynb"
     (tmp_path / "made").mkdir()
+    (tmp_path / "runs/mine").mkdir(parents=True)
     command = [word.format(source=source, token=TOKEN) for word in COMMANDS.get(form, "").split()]
-    command = command or ["-c", PROGRAM, str(source), TOKEN]
+    # a program that names its output nowhere but in itself
+    command = command or ["-c", PROGRAM.replace("sys.argv[3]", repr(form)), str(source), TOKEN]
     done = subprocess.run(
         [sys.executable, *command], cwd=tmp_path, capture_output=True, text=True, timeout=200, check=False
     )

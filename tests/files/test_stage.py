@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 import types
 from pathlib import Path
 
@@ -442,7 +443,18 @@ def test_a_stage_killed_while_it_replaces_its_folder_loses_nothing_of_the_users(
     assert leftovers(tmp_path) == []
 
 
-@pytest.mark.parametrize("content", [{"01_rerank/thesis.tex": "years"}, {"thesis.tex": "years"}, {"a/b": "c"}])
+A_STAGE = {"written_by": "nbutils", "files": {"a": hashlib.sha256(b"b").hexdigest()}}
+
+
+@pytest.mark.parametrize("content", [
+    {"01_rerank/thesis.tex": "years"}, {"thesis.tex": "years"}, {"a/b": "c"},
+    {".unfinished": "", "01_rerank/tesi.tex": "anni"}, {".unfinished": "da finire: capitolo 3", "tesi.tex": "anni"},
+    {".unfinished": '{"written_by": "nbutils"}', "01_rerank/a": "b"}, {".draft": "", ".whole": "", "a": "b"},
+    {".draft": '{"written_by": "nbutils"}', "a": "b"}, {".draft": "[1]", "01_rerank/a": "b"},
+    {".draft": '{"written_by": "nbutils", "draft": "01_rerank.draft-x1y2z3"}', "01_rerank/a": "b"},  # a copy of one
+    {".draft": '{"written_by": "someone", "draft": "01_rerank.draft-thesis"}', "01_rerank/a": "b"},
+    {"01_rerank/manifest.json": json.dumps(A_STAGE), "01_rerank/a": "b"},  # a copy of a stage, kept by hand
+])  # fmt: skip
 def test_a_folder_that_is_named_like_a_draft_stays_unless_it_is_one(tmp_path, caplog, content):
     put(tmp_path / "work/01_rerank.draft-thesis", content)
     put(tmp_path / "other/01_rerank", {".unfinished": "", "thesis.tex": "years"})
@@ -450,7 +462,68 @@ def test_a_folder_that_is_named_like_a_draft_stays_unless_it_is_one(tmp_path, ca
     write(Stage("01_rerank", tmp_path))
     assert listed(tmp_path / "work/01_rerank.draft-thesis") == content
     assert listed(tmp_path / "other/01_rerank") == {".unfinished": "", "thesis.tex": "years"}
-    assert "look there and delete it" in caplog.text
+    assert "work/01_rerank.draft-thesis is not known as a draft of the kit and stays" in caplog.text
+
+
+def test_a_draft_stays_while_its_process_lives_and_no_longer(tmp_path):
+    def work(end):
+        (owned.draft(tmp_path / "models/a", tmp_path) / "weights").write_text("w")
+        os.kill(os.getpid(), 9) if end else time.sleep(60)
+
+    live, dead = child(lambda: work(False)), child(lambda: work(True))
+    dead.join(20)
+    ends = time.monotonic() + 20
+    while len(list(tmp_path.glob("a.draft-*/a/weights"))) < 2 and time.monotonic() < ends:
+        time.sleep(0.05)
+    mine = owned.draft(tmp_path / "a", tmp_path)
+    owned.clear(tmp_path / "a", tmp_path)
+    there = set(tmp_path.glob("a.draft-*"))
+    assert len(there) == 2
+    assert mine.parent in there
+    owned.abandon(mine)
+    live.kill()
+    live.join(20)
+    (tmp_path / "a").symlink_to(tmp_path)  # nothing of this is looked at: the draft was not whole
+    owned.clear(tmp_path / "a", tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]
+
+
+def test_a_process_that_puts_its_draft_in_place_is_not_helped(tmp_path, monkeypatch):
+    folder = tmp_path / "01_rerank"
+    put(folder, {"tesi.txt": "anni"})
+    made = owned.draft(folder, tmp_path)
+    (made / "new").write_text("n")
+
+    def meanwhile(*_):
+        owned.clear(folder, tmp_path)
+        assert (made / "new").exists()
+        swap(*_)
+        owned.clear(folder, tmp_path)
+        assert (made / "tesi.txt").exists()
+
+    swap = owned._swap
+    monkeypatch.setattr(owned, "_swap", meanwhile)
+    owned.finish(made, folder)
+    assert listed(folder).keys() == {"tesi.txt", "new", "manifest.json"}
+    assert [p.name for p in tmp_path.iterdir()] == ["01_rerank"]
+
+
+@pytest.mark.parametrize("manifest", [None, '{"name": "app"}'], ids=["ours", "another program's"])
+def test_what_one_replacement_keeps_lies_in_one_place(tmp_path, manifest):
+    folder, texts = tmp_path / "report", {"it/uno.md": "primo", "due.csv": "1,2", "tre.png": "p"}
+
+    def renew(n):
+        put(tmp_path / f"new{n}", {name: f"{text} {n}" for name, text in texts.items()})
+        owned.place_all({name: tmp_path / f"new{n}" / name for name in texts}, folder)
+
+    put(folder, {"it/uno.md": "mio"} | ({"manifest.json": manifest} if manifest else {}))
+    renew(1)
+    assert listed(folder / "kept-1") == {"it/uno.md": "mio"} | ({"manifest.json": manifest} if manifest else {})
+    put(folder, {"it/uno.md": "note", "tre.png": "mio"})
+    renew(2)
+    assert listed(folder / "kept-2") == {"it/uno.md": "note", "tre.png": "mio"}
+    renew(3)
+    assert {p.name for p in folder.iterdir()} == {"it", "due.csv", "tre.png", "manifest.json", "kept-1", "kept-2"}
 
 
 @pytest.mark.parametrize("make", [Path.write_text, Path.symlink_to])

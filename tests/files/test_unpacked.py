@@ -20,7 +20,7 @@ from nbutils.files.sources import read
 from nbutils.files.unpacked import weight
 
 LINE = '{"prompt": "Nomina un fiume.", "n": 1}\n'
-FIELDS = "a,b\n" + "x" * 10_000 + ",y\n"
+FIELDS = "a,b\n" + "x" * 70_000 + ",y\n"
 
 
 def constant(value, count, kind=None):
@@ -72,11 +72,11 @@ BOMBS = {
     "listed.arrow": lambda path: as_arrow(path, lists(2**23, constant("x" * 100, 2**23))),
     "a.csv": lambda path: path.write_text(",".join(f"c{i}" for i in range(9_000)) + "\n" + "1\n" * 1000),
     **packed("a.jsonl", LINE * 400_000),
-    **packed("a.csv", FIELDS * 9_000),
+    **packed("a.csv", FIELDS * 1_300),
     **packed("a.json", "[" + LINE.replace("\n", ",") * 400_000),
     **packed("blank.jsonl", " \n" * 2**22),
     "blank.csv.gz": lambda path: path.write_bytes(gzip.compress(b"a\n" + b"\r" * 2**22)),
-    "blank.json.gz": lambda path: path.write_bytes(gzip.compress(b"[" + b" " * 2**27)),
+    "blank.json.gz": lambda path: path.write_bytes(gzip.compress(b"[" + b" " * (2**28 + 2**20))),
     "twice.jsonl.gz": lambda path: path.write_bytes(gzip.compress(LINE.encode() * 5_000) * 90),
 }  # fmt: skip
 
@@ -128,6 +128,93 @@ def test_a_file_as_it_was_reported_ends_within_seconds_and_a_gibibyte(tmp_path):
     said, more = within(refused, "it", seconds=20, memory=2**31)
     assert len(said) < 400
     assert more < 1024
+
+
+def measured(work):
+    """What the work gives, and by how many MiB it made the process grow."""
+
+    def run():
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        result = work()
+        return result, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+
+    return within(run, "it", seconds=60, memory=2**31)
+
+
+SYSTEM = "Sei un assistente gentile. " * 150  # 4 kB
+REPEATED = {
+    "text.parquet": lambda rows: as_parquet("text.parquet", pyarrow.array([SYSTEM] * len(rows))),
+    "turns.parquet": lambda rows: as_parquet("turns.parquet", pyarrow.array(
+        [[{"role": "system", "content": SYSTEM}, {"role": "user", "content": f"Che cosa fa {n}?"}] for n in rows])),
+    "text.arrow": lambda rows: as_arrow("text.arrow", constant(SYSTEM, len(rows))),
+    "text.jsonl.gz": lambda rows: pack_lines("text.jsonl.gz", (json.dumps({"system": SYSTEM, "n": n}) for n in rows)),
+    "text.csv.zst": lambda rows: pack_lines("text.csv.zst", ["system,n", *(f"{SYSTEM},{n}" for n in rows)]),
+}  # fmt: skip
+
+
+def pack_lines(name, lines):
+    ending = name[name.rindex(".") :]
+    with (
+        open(name, "wb") as file,
+        pyarrow.CompressedOutputStream(file, {".gz": "gzip", ".zst": "zstd"}[ending]) as stream,
+    ):
+        for line in lines:
+            stream.write(line.encode() + b"\n")
+
+
+@pytest.mark.parametrize("name", REPEATED)
+def test_one_system_prompt_in_all_of_many_rows_is_read_and_held_once(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(unpacked, "HELD", 2**26)  # as 150,000 rows and the usual bound
+    REPEATED[name](range(18_000))
+    count, more = measured(lambda: len(list(tables.rows(tmp_path / name))))
+    assert count == 18_000
+    assert more < 64
+
+
+def test_a_text_that_repeats_is_one_object_and_stays_what_it_was(tmp_path):
+    rows = [{"a": SYSTEM, "b": [{"c": SYSTEM + str(i % 2), "d": [SYSTEM]}], "e": str(i)} for i in range(6)]
+    (tmp_path / "a.json").write_text(json.dumps(rows))
+    found = list(tables.rows(tmp_path / "a.json"))
+    assert found == rows
+    assert len({id(text) for row in found for text in (row["a"], row["b"][0]["d"][0])}) == 1
+    assert len({id(row["b"][0]["c"]) for row in found}) == 2
+
+
+@pytest.mark.parametrize(("text", "count"), [("x" * 4000, 130_000), ("è " * 30_000, 1_500), ("😀" * 200, 400_000)])
+def test_rows_that_are_all_alike_end_in_a_sentence_all_the_same(tmp_path, monkeypatch, text, count):
+    monkeypatch.setattr(unpacked, "HELD", 2**26)
+    as_parquet(tmp_path / "a.parquet", constant(text, count))
+
+    def refused():
+        with pytest.raises(InputError, match=r"its 0.[1-4] MiB unpack to more than 64 MiB of rows"):
+            read(str(tmp_path / "a.parquet"))
+
+    assert measured(refused)[1] < 128
+
+
+@pytest.mark.parametrize("kind", ["parquet", "jsonl.gz"])
+def test_what_the_files_of_a_folder_unpack_to_adds_up(tmp_path, monkeypatch, kind):
+    monkeypatch.setattr(unpacked, "HELD", 2**22)
+    paths = [tmp_path / f"train-{i:05}.{kind}" for i in range(12)]
+    for path in paths:
+        if kind == "parquet":
+            as_parquet(path, pyarrow.array(["x" * 90_000] * 10))
+        else:
+            pack_lines(str(path), ['{"a": 1}', *[" "] * 10_000])
+    assert all(list(tables.rows(path)) for path in paths)
+    with pytest.raises(InputError, match=rf"0000[4-9].{kind} cannot be read as .*: its and [4-9] other files' 0.1 MiB"):
+        list(tables.all_rows(paths))
+    assert len([row for row, _ in zip(tables.all_rows(paths), range(4), strict=False)]) == 4
+
+
+def test_a_folder_of_honest_files_is_read_whole(tmp_path, monkeypatch):
+    monkeypatch.setattr(unpacked, "HELD", 2**18)
+    for i in range(10):
+        part = pyarrow.Table.from_pylist(HONEST[i * 300 : (i + 1) * 300])
+        parquet.write_table(part, tmp_path / f"train-{i:05}.parquet", compression="zstd")
+    assert list(tables.all_rows(sorted(tmp_path.iterdir()))) == HONEST
+    assert read(str(tmp_path)) == HONEST
 
 
 SOME = random.Random(3)

@@ -4,6 +4,7 @@
 import json
 import math
 import time
+from concurrent.futures import ThreadPoolExecutor
 from importlib import resources
 
 import pytest
@@ -558,6 +559,21 @@ def test_an_answer_that_a_rule_would_read_for_ever_is_that_rows_outcome(
     monkeypatch.setattr("nbutils.judges.verifier.SECONDS", 0.2)
     rows = [scored(["a b", answer], checks=checks((name, options))), scored(["a", "b"], checks=checks(WORDS))]
     assert [row["verdict"] for row in run(load("verifier", cache=tmp_path), rows, store)] == ["filtered:checks", ""]
+
+
+@pytest.mark.parametrize("answer", ["[" * 300_000, "[a] [b] [c]"])
+def test_a_check_has_its_time_outside_the_main_thread_too(monkeypatch, answer):
+    monkeypatch.setattr("nbutils.judges.verifier.SECONDS", 0.5)
+    given = checks(("detectable_content:number_placeholders", {"num_placeholders": 3}))
+    faults_of.cache_clear()
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(faults_of, given, "it").result() == ()
+        passed = pool.submit(check, given, answer)
+        if answer.endswith("]"):
+            assert passed.result() == [("detectable_content:number_placeholders", True)]
+        else:
+            with pytest.raises(InputError, match=r"a check takes longer than 0\.5 seconds"):
+                passed.result(timeout=20)
 
 
 def test_the_verifier_agrees_with_the_stored_labels_and_names_what_it_does_not_support():

@@ -313,6 +313,55 @@ def test_an_added_word_is_text(token):
     assert set(models.special_tokens(tokenizer)) == set(tiny.CHATML)
 
 
+# a template's own code, roles and what a default system turn says; signs alone
+CODE_WORDS = ("message", "content", "role", "system", "user", "assistant", "SmolLM", "add_generation_prompt", "Face",
+              ":", "###", "perch\u00e9", "e.g.", "messages[0]", "loop.first")  # fmt: skip
+
+
+@pytest.mark.parametrize("word", CODE_WORDS)
+def test_a_word_of_the_templates_own_code_or_of_a_role_is_text_though_it_was_added(word):
+    tokenizer = with_tokens(*CODE_WORDS)
+    for text in (f"What is a {word} in a chat?", f"Spiega {word}."):
+        assert models.spelled(tokenizer, text) == ""
+        assert reason([{"role": "user", "content": text}], tokenizer) == ""
+    assert word not in models.special_tokens(tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("opens", "closes"),
+    [
+        ("<s>", "</s>"),
+        ("<user>", "</user>"),
+        ("]~b]", "[e~["),
+        ("{{u", "u}}"),
+        ("\u00abturn\u00bb", "\u00abend\u00bb"),
+        ("@@who@@", "$end$"),
+    ],
+)
+@pytest.mark.parametrize(
+    "system", ["", "{% if m.role == 'system' %}{{ raise_exception('no system role') }}{% endif %}"]
+)
+def test_an_added_token_that_the_rendered_template_emits_is_control_whatever_its_shape(opens, closes, system):
+    tokenizer = with_tokens(opens, closes, "<new>", "message")
+    marks = f"{{% set o = {opens!r} %}}{{% set c = {closes!r} %}}{{# <new> #}}"
+    tokenizer.chat_template = (
+        marks + "{% for m in messages %}" + system + "{{ o + m.role + '\n' + m.content + c }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ o + 'assistant\n' }}{% endif %}"
+    )
+    for token in (opens, closes):
+        assert models.spelled(tokenizer, f"Che cosa fa {token} qui?") == token
+        assert reason([{"role": "user", "content": f"What does {token} do?"}], tokenizer) == "control"
+        assert token in models.special_tokens(tokenizer)
+    assert models.spelled(tokenizer, "Un <new> message.") == ""
+
+
+@pytest.mark.parametrize("template", ["", None, "{{ raise_exception('no') }}", "{{ 1 / 0 }}", "{% for"])
+def test_a_template_that_renders_nothing_makes_nothing_control(template):
+    tokenizer = with_tokens("None", "no", "<new>")
+    tokenizer.chat_template = template
+    assert set(models.special_tokens(tokenizer)) == set(tiny.CHATML)
+
+
 def test_a_prompt_that_the_template_refuses_or_that_is_too_long_is_told_apart():
     system = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Name a river."}]
     assert reason(system, made("gemma2")) == "refused by the chat template"

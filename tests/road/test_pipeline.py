@@ -132,9 +132,8 @@ def test_what_people_chose_is_taken_up_by_the_same_command_which_asks_and_trains
         sheet = pd.read_csv(path, dtype=str, keep_default_na=False)
         assert len(sheet) > 5
         sheet.assign(label="1").to_csv(path, index=False)
-    done = run_profile(
-        italian[0].parents[1] / "profile", run_dir, HF_TOKEN=HUB, JUDGE_API_KEY=KEY
-    )  # its server is gone
+    # the judge's server is gone
+    done = run_profile(italian[0].parents[1] / "profile", run_dir, HF_TOKEN=HUB, JUDGE_API_KEY=KEY)
     assert done.returncode == 0, done.stderr
     assert re.findall(r"^(\w+)  \d+ s, since inputs changed$", done.stdout, re.MULTILINE) == ["03_judge", "04_dpo"]
     judged = metrics(run_dir, "03_judge")["people"]

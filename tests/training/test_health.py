@@ -344,8 +344,42 @@ def test_a_training_after_which_no_answer_has_moved_has_learnt_nothing(changed, 
 @pytest.mark.parametrize("every", [1, 2, 25])
 def test_a_whole_training_of_a_few_rows_is_told_to_have_stood_still_and_the_beginning_of_one_is_not(every):
     unmoved = [log_of(n, every=every, rewards__rejected=0.0) for n in range(1, 7)]
-    assert ["still" in found(log) for log in unmoved] == [False, True, True, True, True, True]
-    assert not any("still" in found(log, steps=1000) for log in unmoved)
+    single = {1: {"unseen": 1}, 2: {"unseen": 2}, 25: {"still": 25}}
+    assert [found(log) for log in unmoved] == [single[every], *({"still": n * every} for n in range(2, 7))]
+    assert not any(found(log, steps=1000) for log in unmoved)
+
+
+@pytest.mark.parametrize(
+    ("every", "moved", "held_out", "expected"),
+    [
+        (1, 0.0, None, "unseen"),
+        (4, 0.002, None, "unseen"),
+        (4, 0.003, None, ""),  # half of it is more than 0.05 nats at the end
+        (5, 0.002, None, "still"),
+        (100, 0.0, None, "still"),
+        (100, 0.01, None, ""),
+        (1, 0.0, 0.0, "still"),
+        (1, 0.0, 0.01, ""),
+        (4, 0.0, -0.01, ""),
+        (100, 0.0, 0.001, "still"),
+    ],
+)
+def test_a_log_of_one_row_tells_what_it_can_or_that_it_cannot(every, moved, held_out, expected):
+    log = log_of(1, every=every, rewards__chosen=moved, rewards__rejected=0.0)
+    if held_out is not None:  # after the last row that was logged
+        end = {"step": every + 1, "eval_rewards/chosen": held_out, "eval_rewards/rejected": 0.0}
+        log = pd.concat([log, pd.DataFrame([end])], ignore_index=True)
+    assert list(found(log)) == ([expected] if expected else [])
+    assert "unseen" not in found(log, steps=every)  # what is held out may come yet
+
+
+def test_a_log_that_cannot_tell_says_what_would():
+    [finding] = check(log_of(1, every=2, rewards__rejected=0.0), beta=0.1)
+    assert finding.sentence == (
+        "the log ends at step 2 and shows no step behind the first updates, so it cannot be told whether "
+        "anything was learnt; lower logging_steps, or train on more pairs"
+    )
+    assert not finding.serious
 
 
 WARM = {"learning_rate": [0.0, 1e-5]}  # the first update is of nothing, and no row shows the second

@@ -132,7 +132,7 @@ def test_every_setting_that_is_refused_or_ruled_on_is_one_of_trls_or_ours():
         ({"lr_scheduler_type": "reduce_lr_on_plateau", "lr_scheduler_kwargs": {"patience": "x"}}, "reading .*: Type"),
         (
             {"lr_scheduler_type": "polynomial", "lr_scheduler_kwargs": {"lr_end": -5}},
-            "with lr_scheduler_kwargs {'lr_end': -5} the learning rate becomes -0.05.* at step 11 of 100; expected",
+            "with lr_scheduler_kwargs {'lr_end': -5} the learning rate becomes -0.0.* at step 2. of 100; expected",
         ),
         ({"torch_compile_mode": "bar"}, "reading the training file .*: Unrecognized mode=bar, should be one of"),
         ({"torch_compile_backend": "foo"}, "reading the training file .*: Invalid backend: 'foo'"),
@@ -154,6 +154,8 @@ def test_a_setting_that_cannot_be_is_named_with_what_was_expected(given, sentenc
         {"lr_scheduler_type": "warmup_stable_decay", "lr_scheduler_kwargs": {"num_decay_steps": 5000}},
         {"lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": {"min_lr_rate": 0.1}},
         {"lr_scheduler_type": "reduce_lr_on_plateau", "lr_scheduler_kwargs": {"factor": 0.5, "patience": 2}},
+        {"lr_scheduler_type": "polynomial", "lr_scheduler_kwargs": {"lr_end": 1e-5, "power": 2.0}},
+        {"lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": {"min_lr": 1e-4}},
         {"save_strategy": "best", "metric_for_best_model": "rewards/margins"},
         {"save_strategy": "best", "load_best_model_at_end": True},
         {"torch_compile_backend": "eager"},
@@ -223,6 +225,26 @@ def test_what_does_not_go_with_pairs_or_model_is_told_before_weights_are_loaded(
         building.check(dpo_params(tiny_llama), checked(options), str(tiny_llama), 10, 0)
     with pytest.raises(InputError, match=sentence):
         small_trainer(tiny_llama, tmp_path, some_pairs(10), [], options=checked(options))
+
+
+@pytest.mark.parametrize(
+    ("rate", "kind", "rules", "sentence"),
+    [
+        (1e-5, "polynomial", {"lr_end": 5e-6}, ""),
+        (2e-4, "polynomial", {"lr_end": 1e-4}, ""),
+        (1e-5, "polynomial", None, ""),  # ends at 1e-7
+        (5e-8, "polynomial", None, "lr_end .1e-07. must be smaller than initial lr .5e-08."),
+        (5e-7, "polynomial", {"lr_end": 6e-7}, "lr_end .6e-07. must be smaller than initial lr .5e-07."),
+        (1e-5, "cosine_with_min_lr", {"min_lr": 1e-6}, ""),
+    ],
+)
+def test_a_schedule_is_tried_at_the_rate_of_the_notebook_and_not_at_trls(rate, kind, rules, sentence, tiny_llama):
+    options = checked({"lr_scheduler_type": kind, "lr_scheduler_kwargs": rules})
+    given = dpo_params(tiny_llama, learning_rate=rate)
+    if not sentence:
+        return building.check(given, options, str(tiny_llama), 100, 10)
+    with pytest.raises(InputError, match=f"while trying the training file with learning_rate {rate}: .*{sentence}"):
+        building.check(given, options, str(tiny_llama), 100, 10)
 
 
 def test_what_a_cpu_cannot_do_is_told_before_weights_are_loaded(tiny_llama, tmp_path, monkeypatch):
