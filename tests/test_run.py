@@ -18,7 +18,7 @@ from nbutils import judges, run
 from nbutils.core import records
 from nbutils.core.errors import InputError
 from nbutils.core.markup import say
-from nbutils.files import hub, sources
+from nbutils.files import hub, owned, sources
 from nbutils.files.sources import CHECKOUT, fingerprint
 from nbutils.files.stage import Stage
 
@@ -299,12 +299,21 @@ def test_what_a_stage_measured_is_no_input_of_the_next_but_its_rows_are(tmp_path
     (tmp_path / "pairs").mkdir()
     (tmp_path / "pairs/train.parquet").write_bytes(b"rows")
     (tmp_path / "metrics.json").write_text('{"seconds": 1}')
+    owned.record(tmp_path)
     first = fingerprint(str(tmp_path))
     (tmp_path / "metrics.json").write_text('{"seconds": 2}')
-    for name in ("run.json", "manifest.json"):
-        (tmp_path / name).write_text("{}")
+    (tmp_path / "run.json").write_text("{}")
+    owned.record(tmp_path)
     assert fingerprint(str(tmp_path)) == first
     (tmp_path / "pairs/train.parquet").write_bytes(b"swor")
+    assert fingerprint(str(tmp_path)) != first
+
+
+def test_in_a_folder_of_somebody_else_a_file_of_that_name_is_content(tmp_path):
+    (tmp_path / "train.jsonl").write_text('{"prompt": "a"}')
+    (tmp_path / "metrics.json").write_text('{"seconds": 1}')
+    first = fingerprint(str(tmp_path))
+    (tmp_path / "metrics.json").write_text('{"seconds": 2}')
     assert fingerprint(str(tmp_path)) != first
 
 
