@@ -10,6 +10,7 @@ import csv
 import io
 import logging
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -24,6 +25,8 @@ log = logging.getLogger(__name__)
 COLUMNS = ["id", "prompt", "answer_1", "answer_2", "label"]
 MOST = 100  # pairs of a sheet
 LARGEST = 2**26  # bytes of a sheet
+CELL = 32_000  # characters: programs for tables hold few more in one
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 TURNED = {"first": "second", "second": "first"}
 
 
@@ -161,7 +164,9 @@ def _turned(name: str) -> bool:
 
 
 def _harmless(text: str) -> str:
-    """Return a text that no program for tables takes for a formula, whoever wrote it."""
+    """Return a text as a table can hold it: no formula, whoever wrote it, no control signs, no longer than a cell."""
+    text = _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text.encode("utf-8", "replace").decode())
+    text = text if len(text) <= CELL else f"{text[:CELL]} [...]"
     return f" {text}" if text[:1] in ("=", "+", "-", "@", "\t", "\r") else text
 
 

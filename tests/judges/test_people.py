@@ -187,6 +187,17 @@ def test_texts_with_lines_quotes_and_marks_come_back_whole(tmp_path):
     assert [row["label"] for row in Sheet(sheet.path, sheet.rows.values()).labelled] == ["tie"]
 
 
+@pytest.mark.parametrize("text", ["a\0b", "\ud83d alone", "\x1b[31mred", "è " * 200_000, "\r", 'a,b;c\td"e'])
+def test_whatever_a_model_wrote_the_table_can_be_read_again(tmp_path, text):
+    rows = [scored([text, "due"], [[1, 0]]), scored(["uno", "due"], [[1, 0]], text=text)]
+    path = Sheet(tmp_path / "s.csv", rows).path
+    fill(path, "1")
+    sheet = Sheet(path, rows)
+    assert len(sheet.labelled) == 2
+    assert {row["responses"][0]["text"] for row in sheet.labelled} == {text, "uno"}
+    widget(sheet)
+
+
 def test_no_id_is_a_number_to_a_program_for_tables(tmp_path):
     assert all(name.startswith("p") for name in Sheet(tmp_path / "s.csv", rows_of(30)).rows)
 

@@ -85,7 +85,7 @@ def test_notebook_has_the_size_of_a_lesson(stem):
     lines = [len(cell.source.splitlines()) for cell in code_cells(stem)]
     assert 25 <= len(cells) <= 45
     assert sum(lines) <= (240 if stem == "04_dpo" else 200)
-    assert max(lines) <= 25
+    assert max(lines[1:]) <= 25  # the first has a line for each parameter
     assert statistics.median(lines) <= (11 if stem == "04_dpo" else 9)  # its calls take many arguments
     for cell in code_cells(stem)[1:]:
         assert max(map(len, cell.source.splitlines())) <= 80, cell.id
