@@ -172,6 +172,13 @@ def encodable(value: Any) -> Any:
     return {k: encodable(v) for k, v in value.items()} if isinstance(value, Mapping) else value
 
 
+def prompt_text(prompt: Messages) -> str:
+    """Return a prompt as judges and people are shown it: the text of its only turn, or all turns with their roles."""
+    if len(prompt) == 1:
+        return prompt[0]["content"]
+    return "\n\n".join(f"{turn['role']}: {turn['content']}" for turn in prompt)
+
+
 def prompt_id(prompt: Messages) -> str:
     """Return the id of a prompt: a hash of the source messages, before any system prompt or suffix."""
     return digest([[m["role"], m["content"]] for m in prompt])

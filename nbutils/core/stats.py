@@ -46,12 +46,11 @@ def bootstrap_mean(
     """
     if not len(values):
         raise ValueError("bootstrap_mean needs at least one value")
-    names = {name: i for i, name in enumerate(dict.fromkeys(clusters))}
-    index = np.array([names[c] for c in clusters])
+    index = _numbered(clusters)
     sums = np.bincount(index, weights=np.asarray(values, dtype=float))
     counts = np.bincount(index).astype(float)
     mean = float(sums.sum() / counts.sum())
-    if len(names) == 1:
+    if len(counts) == 1:
         return Interval(mean, float("-inf"), float("inf"))
     result = scipy_stats.bootstrap(
         (sums, counts),
@@ -77,8 +76,8 @@ def crossed_mean(
         clusters: the topic of each prompt; one alone, or one training, gives an interval of -inf to inf.
         seed, resamples: of the bootstrap.
     """
-    names = {name: i for i, name in enumerate(dict.fromkeys(clusters))}
-    members = np.eye(len(names))[[names[c] for c in clusters]]
+    index = _numbered(clusters)
+    members = np.eye(len(set(clusters)))[index]
     sums, counts = values @ members, np.ones_like(values) @ members
     mean = float(values.mean())
     if min(sums.shape) < 2:
@@ -88,6 +87,12 @@ def crossed_mean(
     means = ((rows @ sums) * columns).sum(1) / ((rows @ counts) * columns).sum(1)
     low, high = np.percentile(means, [2.5, 97.5])
     return Interval(mean, float(low), float(high))
+
+
+def _numbered(clusters: Sequence[Hashable]) -> np.ndarray:
+    """Return the number of each row's cluster, from 0 in the order of their first rows."""
+    names = {name: i for i, name in enumerate(dict.fromkeys(clusters))}
+    return np.array([names[c] for c in clusters], dtype=int)
 
 
 class Corrected(NamedTuple):
@@ -120,10 +125,10 @@ def prediction_powered(judged: Sequence[float], labels: Sequence[float], cluster
     spread = float(np.var(f, ddof=1))
     weight = float(np.clip(np.cov(f[spoken], y[spoken], bias=True)[0, 1] / spread, 0, 1)) if spread else 0.0
     rest = np.where(spoken, y - weight * f, 0.0)
-    value = weight * f.mean() + rest.sum() / spoken.sum()
-    names = {name: i for i, name in enumerate(dict.fromkeys(clusters))}
-    index = np.array([names[c] for c in clusters])
-    mine = np.bincount(index, np.where(spoken, rest - rest.sum() / spoken.sum(), 0.0)) / spoken.sum()
+    gap = rest.sum() / spoken.sum()
+    value = weight * f.mean() + gap
+    index = _numbered(clusters)
+    mine = np.bincount(index, np.where(spoken, rest - gap, 0.0)) / spoken.sum()
     all_ = np.bincount(index, weight * (f - f.mean())) / len(f)
     count = len(set(index[spoken]))
     if count < 2:

@@ -44,6 +44,17 @@ def decide(differences: Sequence[float], *, min_margin: float = 0.0) -> Verdict:
     return "win" if mean > 0 else "loss"
 
 
+def best_and_worst(means: Sequence[float]) -> list[int]:
+    """Return the places of the best and the worst mean score, in their order; of none, where all are NaN, nothing.
+
+    >>> best_and_worst([0.5, 1.0, math.nan, 0.0]), best_and_worst([0.5, 0.5]), best_and_worst([math.nan, 0.5])
+    ([1, 3], [0, 1], [1, 1])
+    """
+    scored = [i for i, mean in enumerate(means) if not math.isnan(mean)]
+    key = means.__getitem__
+    return sorted((max(scored, key=key), min(reversed(scored), key=key))) if scored else []
+
+
 def mean_scores(scores: Sequence[Sequence[float]]) -> list[float]:
     """Return each response's score averaged over the orders; empty if no order was parsed.
 

@@ -35,7 +35,7 @@ import pandas as pd
 from nbutils.core.errors import InputError
 from nbutils.core.records import Row, digest
 from nbutils.core.stats import Interval, kappa, wilson
-from nbutils.core.verdicts import EPS, decide, mean_scores
+from nbutils.core.verdicts import EPS, best_and_worst, decide, mean_scores
 from nbutils.engines import doubts
 from nbutils.engines.store import Store
 from nbutils.judges.family import kinship, own_answers
@@ -262,10 +262,9 @@ def _lost(row: Row) -> str:
 def _comparison(row: Row) -> Row | None:
     """Compare the best- and the worst-scored response of a row, in its order: differences are first minus second."""
     means = mean_scores(row["scores"])
-    scored = [i for i, mean in enumerate(means) if not math.isnan(mean)]
-    if not scored:
+    if not (places := best_and_worst(means)):
         return None
-    a, b = sorted((max(scored, key=means.__getitem__), min(reversed(scored), key=means.__getitem__)))
+    a, b = places
     gaps = [order[a] - order[b] for order in row["scores"]]
     lengths = [len(row["responses"][i]["text"]) for i in (a, b)]
     repeat = row.get("repeat")

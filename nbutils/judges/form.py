@@ -10,7 +10,8 @@ from IPython.display import display
 
 from nbutils.core.errors import on_kaggle
 from nbutils.core.markup import say
-from nbutils.judges.people import Sheet, conversation
+from nbutils.core.records import prompt_text
+from nbutils.judges.people import Sheet
 
 CHOICES = {"1": "1 is better", "2": "2 is better", "0": "tie", "skip": "skip"}
 STYLE = "white-space: pre-wrap; overflow-wrap: anywhere; max-height: 24em; overflow: auto; margin: 0"
@@ -59,7 +60,8 @@ def form(sheet: Sheet) -> ipywidgets.Widget:
         draw()
 
     def typed(change: Any) -> None:
-        key = {"s": "skip"}.get(change["new"].strip().lower(), change["new"].strip().lower())
+        key = change["new"].strip().lower()
+        key = "skip" if key == "s" else key
         field.value = ""
         if key in CHOICES:
             choose(key)
@@ -77,6 +79,8 @@ def form(sheet: Sheet) -> ipywidgets.Widget:
 def _page(sheet: Sheet, name: str) -> str:
     """Return one pair as HTML; its texts are strangers' and stay texts."""
     number = sheet.asked.index(name) + 1
-    parts = zip(("prompt", "answer 1", "answer 2"), (conversation(sheet.rows[name]), *sheet.answers(name)), strict=True)
-    texts = "".join(f'<h4>{title}</h4><pre style="{STYLE}">{escape(text)}</pre>' for title, text in parts)
-    return f"<p>pair {number} of {len(sheet.asked)}</p>{texts}"
+    parts = zip(
+        ("prompt", "answer 1", "answer 2"), (prompt_text(sheet.rows[name]["prompt"]), *sheet.answers(name)), strict=True
+    )
+    shown = "".join(f'<h4>{title}</h4><pre style="{STYLE}">{escape(text)}</pre>' for title, text in parts)
+    return f"<p>pair {number} of {len(sheet.asked)}</p>{shown}"

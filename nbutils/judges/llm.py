@@ -13,7 +13,7 @@ from pathlib import Path
 
 from nbutils import engines, models
 from nbutils.core.errors import InputError
-from nbutils.core.records import Row
+from nbutils.core.records import Row, prompt_text
 from nbutils.core.sampling import Sample, Sampling
 from nbutils.core.screen import usable
 from nbutils.engines.asking import answer
@@ -168,13 +168,10 @@ class LlmJudge:
     def request(self, row: Row, order: int, attempt: int = 1, *, repeat: bool = False) -> Request:
         """Return the request for one row; order 1 shows the responses reversed, a repeat has other markers."""
         limit, special = self.file.max_characters, self.engine.special_tokens
-        turns = [turn["content"] for turn in row["prompt"]]
-        if len(turns) > 1:
-            turns = [f"{turn['role']}: {turn['content']}" for turn in row["prompt"]]
         good = [text for text in (reference_of(row),) if text and self.template.shows_reference]
         material = [
             fence.neutral(fence.shorten(text, limit), special)
-            for text in (*good, "\n\n".join(turns), *_different(row)[:: -1 if order else 1])
+            for text in (*good, prompt_text(row["prompt"]), *_different(row)[:: -1 if order else 1])
         ]
         mark = fence.nonce(2 * self._seed + repeat, material)
         *good, prompt = material[: len(good) + 1]

@@ -14,9 +14,10 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from nbutils.core import verdicts
 from nbutils.core.columns import LABELS
 from nbutils.core.errors import InputError, shown
-from nbutils.core.records import Row, digest
+from nbutils.core.records import Row, digest, prompt_text
 from nbutils.core.verdicts import mean_scores
 from nbutils.files import documents, mounts, seals
 
@@ -100,7 +101,7 @@ class Sheet:
         table = csv.DictWriter(text, COLUMNS, lineterminator="\n")
         table.writeheader()
         for name in self.asked:
-            texts = map(_harmless, [conversation(self.rows[name]), *self.answers(name)])
+            texts = map(_harmless, [prompt_text(self.rows[name]["prompt"]), *self.answers(name)])
             table.writerow(dict(zip(COLUMNS, [name, *texts, self.choices.get(name, "")], strict=True)))
         table.writerows(self._others)
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -139,24 +140,14 @@ def bring(stem: str, run_dir: Path) -> None:
 
 
 def best_and_worst(rows: Sequence[Row]) -> list[Row]:
-    """Return judged rows with two responses each, the best and the worst by their scores, as 03 makes pairs."""
+    """Return judged rows with two responses each, those that the judge's figures compare; without two, none."""
     result = []
     for row in rows:
-        means = mean_scores(row["scores"])
-        places = sorted((i for i, mean in enumerate(means) if mean == mean), key=means.__getitem__)  # noqa: PLR0124 - NaN
-        if len(places) > 1:
-            two = sorted((places[0], places[-1]))
+        two = verdicts.best_and_worst(mean_scores(row["scores"]))
+        if len(set(two)) == 2:
             scores = [[order[i] for i in two] for order in row["scores"]]
             result.append(row | {"responses": [row["responses"][i] for i in two], "scores": scores})
     return result
-
-
-def conversation(row: Row) -> str:
-    """Return a prompt as people read it: the text of its only turn, or all turns under their roles."""
-    turns = row["prompt"]
-    if len(turns) == 1:
-        return str(turns[0]["content"])
-    return "\n\n".join(f"[{turn['role']}] {turn['content']}" for turn in turns)
 
 
 def _turned(name: str) -> bool:

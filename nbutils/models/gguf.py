@@ -31,8 +31,8 @@ def convert(name: str, cache: Path) -> Path:
         return target
     if os.path.lexists(target) and _converted(target) is None:
         raise InputError(f"{target} was not made by the kit, which keeps converted models there; move it away")
-    for left in cache.glob("*.draft-*"):  # by a conversion that was killed, of whichever model
-        owned.clear(cache / left.name.rpartition(".draft-")[0], cache)
+    for left in {path.name.rpartition(".draft-")[0] for path in cache.glob("*.draft-*")}:  # killed, of whichever model
+        owned.clear(cache / left, cache)
     log.info("converting %s to safetensors in %s", packaged.files[0].name, target)
     with writing(cache):
         cache.mkdir(parents=True, exist_ok=True)
